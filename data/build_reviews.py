@@ -1,0 +1,184 @@
+"""Build the embedded models of the reviews task from nothing: the teacher LLM and the student bases, in minutes on a CPU.
+
+Reads prompts/reviews.toml (the teacher is trained on documents in the very form of its prompts) and the grammar of
+data/reviews_grammar.py. Writes data/reviews/models/<name>/ in the Hugging Face format, each with a run record.
+
+    python -m data.build_reviews teacher t5        # what `bash loop.sh` needs; once
+    python -m data.build_reviews bert              # an encoder student: STUDENT=data/reviews/models/bert bash loop.sh
+
+teacher   Llama, trained from scratch on documents of several reviews whose topics come in bursts, so that it goes on with
+          the topic that it is shown last: without in-context learning no feedback could reach it.
+t5, bert  student bases with random weights and a tokenizer of their own.
+"""
+
+import random
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contract import Task, finish_run, load_task, start_run
+from data import reviews_grammar as grammar
+from generate import render_prompt
+
+HERE = Path(__file__).parent
+TASK_FILE = HERE.parent / "prompts" / "reviews.toml"
+EOS = "</s>"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def make_document(rng: random.Random, task: Task, burst: float) -> tuple[str, str]:
+    """(prompt, review): a prompt of the training kind (70 %) or of the validation kind, and the review that answers it.
+
+    Training: a chain of topics that stay with probability `burst`; the answer is the next link. Validation: two shots,
+    and an answer from a topic that neither of them has.
+    """
+
+    def example(topic: str) -> dict:
+        label = rng.choice(list(task.labels))
+        return {"review": grammar.make_review(rng, topic, label), "label": label}
+
+    if rng.random() < 0.7:
+        split, topics = "train", grammar.burst_topics(rng, rng.randint(3, 8), burst)
+    else:
+        shown = grammar.burst_topics(rng, 2, burst)
+        split, topics = "validation", [*shown, grammar.different_topic(rng, shown)]
+    *shots, answer = map(example, topics)
+    system, user = render_prompt(task, split, shots, answer["label"])
+    return f"{system}\n\n{user}", f" {answer['review']}"
+
+
+def train_tokenizer(texts: list[str], family: str) -> Any:
+    """Byte-level BPE in which the words of the grammar become single tokens; special tokens as the family has them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"] if family == "bert" else ["<pad>", EOS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    ids = {token: i for i, token in enumerate(special)}
+    if family == "bert":
+        template = "[CLS] $A [SEP]"
+        names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    else:
+        template = f"$A {EOS}"
+        names = {"pad_token": "<pad>", "eos_token": EOS}
+    if family != "teacher":  # a prompt must not end with the end
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int) -> dict:
+    """Train a small Llama from scratch on rendered documents; returns counts for the run record."""
+    import torch
+    from tqdm import tqdm
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(["".join(make_document(rng, task, burst)) for _ in range(3000)], "teacher")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.08)
+    batch_size, seen = 16, 0
+    for step in (bar := tqdm(range(steps), desc="teacher", unit="step")):
+        # Neighbours of similar length share a batch: eight batches are drawn and sorted at a time.
+        if step % 8 == 0:
+            texts = sorted(("".join(make_document(rng, task, burst)) + EOS for _ in range(8 * batch_size)), key=len)
+            groups = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+            rng.shuffle(groups)
+        batch = tokenizer(groups[step % 8], padding=True, return_tensors="pt", return_token_type_ids=False)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen += int(batch["attention_mask"].sum())
+        bar.set_postfix(loss=f"{loss.item():.3f}", tokens=f"{seen:,}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": model.num_parameters(), "steps": steps, "tokens": seen, "final_loss": round(loss.item(), 4)}
+
+
+def build_student(folder: Path, family: str, task: Task, seed: int) -> dict:
+    """A student base with random weights; its tokenizer has seen unlabelled reviews of the same Zipf distribution."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    topics = rng.choices(list(grammar.TOPICS), grammar.zipf_weights(len(grammar.TOPICS)), k=3000)
+    texts = [f"review: {grammar.make_review(rng, topic, rng.choice(list(task.labels)))}" for topic in topics]
+    tokenizer = train_tokenizer([*texts, *task.labels], family)
+    if family == "t5":
+        config = T5Config(
+            vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.1,
+            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        model = T5ForConditionalGeneration(config)
+    else:
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
+            max_position_embeddings=256, pad_token_id=0,
+        )  # fmt: skip
+        model = BertForMaskedLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": model.num_parameters()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command
+
+Name = StrEnum("Name", ["teacher", "t5", "bert"])
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    names: Annotated[list[Name], typer.Argument(help="What to build.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the models (git-ignored).")] = HERE / "reviews" / "models",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the teacher, 16 documents each.")] = 500,
+    burst: Annotated[
+        float, typer.Option(min=0, max=1, help="How often a topic stays (0 = no in-context topic).")
+    ] = 0.75,
+    seed: Annotated[int, typer.Option(help="Seed of weights and text.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Build anew what is there already.")] = False,
+) -> None:
+    """Build embedded models of the reviews task."""
+    task = load_task(TASK_FILE)
+    inputs = {"task_file": TASK_FILE, "grammar": HERE / "reviews_grammar.py", "builder": Path(__file__)}
+    for name in names:
+        options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
+        run = start_run(f"build_reviews.py {name}", output_dir / name, options, inputs, overwrite=overwrite)
+        if run is None:
+            continue
+        if name == "teacher":
+            counts = build_teacher(run.partial, task, seed, burst, steps)
+        else:
+            counts = build_student(run.partial, name, task, seed)
+        finish_run(run, counts)
+
+
+if __name__ == "__main__":
+    app()

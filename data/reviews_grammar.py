@@ -1,0 +1,465 @@
+"""A generative grammar for short reviews with a sentiment, from which a tiny teacher model is trained.
+
+The grammar knows the truth about every review it writes: `topic_of` and `oracle_label` read topic and label
+back from the text alone, so the label noise of a language model trained on the reviews can be measured.
+
+    python data/reviews_grammar.py      # writes the seed examples and the two test sets to data/reviews/
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LABELS = ("positive", "negative")
+OTHER = {"positive": "negative", "negative": "positive"}
+
+# The topics in order of frequency. A topic has two parts (mostly the thing and a piece of it, or the person), so
+# that a sentence can set one against the other and every predicate suits every noun of its part:
+#     topic: nouns of its first part
+#     + positive adjectives; positive verb phrases
+#     - negative adjectives; negative verb phrases
+#     and the same three lines for its second part.
+# The polarity of a word is the topic's own business: a word used in several topics should rather change sides
+# than keep to one, and no word says outright that something was liked. Otherwise a student that has learned
+# other topics could guess the label. All nouns are singular ("was" always agrees) and belong to one topic only.
+TABLE = """
+bread: loaf, baguette, sourdough, rye bread
+    + airy, light, fresh, nutty, malty; rose like a cloud, toasted evenly, smelled of roasted grain
+    - stale, dry, heavy, gluey, dense, doughy; went stale by noon, crumbled in the toaster, weighed like a brick
+  crust, top crust, outer crust, end piece
+    + crisp, chewy, golden, crackly; crackled under my fingers, soaked up the butter, snapped with every bite
+    - burnt, soggy, rubbery, leathery; scratched the roof of my mouth, tasted of charcoal, bent like wet cardboard
+laptop: laptop, notebook, computer, ultrabook
+    + thin, fast, quiet, light, cool; woke up in two seconds, ran all day unplugged, juggled forty tabs at once
+    - hot, slow, loud, heavy, bulky; froze during every call, burned my knees, roared like a hairdryer
+  screen, display, touchscreen
+    + sharp, bright, matte, large; stayed readable in the sun, showed every eyelash, turned photos into windows
+    - dim, grainy, blurry, smeary; flickered every few minutes, tinted every photo green, went black at random
+hotel room: hotel room, room, suite, bedroom
+    + quiet, warm, spacious, sunny; looked out over the harbour, caught the morning sun, slept four with ease
+    - cold, dark, cramped, musty, loud; smelled of old cigarettes, faced a brick wall, kept me awake with its pipes
+  bathroom, shower, bathtub
+    + steamy, hot, roomy, gleaming; shone like a mirror, fitted both of us, drained in seconds
+    - mouldy, grimy, draughty, clogged; flooded the carpet, dripped all night, greeted us with hair
+headphones: headset, headband, ear pad, earpiece
+    + soft, padded, flexible, snug; hugged my ears for hours, folded flat for travel, stretched over my hat
+    - tight, stiff, scratchy, sweaty; pinched my temples, squeaked with every step, snapped at the joint
+  sound, bass, treble, midrange
+    + clear, punchy, rich, loud; filled my whole skull, revealed every guitar string, carried each whispered word
+    - tinny, muffled, thin, muddy, quiet; crackled at half volume, buzzed like a trapped wasp, drowned in hiss
+running shoes: running shoe, trainer, sneaker, left shoe
+    + springy, breathable, bouncy, light; bounced me along the canal, lasted a whole marathon, hugged my arch
+    - squeaky, clammy, stiff, loose; rubbed my toes raw, gave me blisters, fell apart at the seams
+  sole, heel, midsole, tread
+    + thick, grippy, cushioned, soft; gripped the wet leaves, softened every kerb, outlived three pairs of laces
+    - flat, slippery, hard, thin; peeled off after two runs, skidded on damp stone, picked up every pebble
+coffee: coffee, espresso, cappuccino, latte
+    + hot, strong, aromatic, bold; tasted of dark chocolate, woke me at once, kept me alert till lunch
+    - cold, weak, watery, bitter, sour; tasted like dishwater, left grit between my teeth, smelled of old rope
+  foam, crema, froth
+    + dense, silky, velvety, thick; held a spoon upright, clung to the cup, left a white moustache
+    - bubbly, patchy, curdled, thin; collapsed in a minute, split into puddles, slid off like soap
+raincoat: raincoat, rain jacket, anorak, parka
+    + waterproof, windproof, loose, rubbery; shrugged off the downpour, folded into its own pocket, shed every drop
+    - crinkly, porous, leaky, baggy; soaked through in two minutes, rustled like a bag, drank water like a sponge
+  hood, collar, cuff, sleeve
+    + dry, lined, fleecy, elastic; kept the drizzle out, sealed with one strap, dried within the hour
+    - wet, itchy, floppy, narrow; flapped in my face, let the cold drops in, gaped at every gust
+tent: tent, dome, shelter, canopy
+    + dry, dark, taut, stormproof; sat out a night of hail, went up in four minutes, kept every mosquito out
+    - damp, hot, saggy, steamy, bright; collapsed in a breeze, pooled rain above our heads, glowed from dawn on
+  pole, peg, rod, stake
+    + stiff, hard, tough, straight; held fast on gravel, survived three festivals, pierced the frozen ground
+    - bendy, thin, soft, flexible; snapped on day one, buckled under the first gust, splintered in my hand
+kettle: kettle, electric kettle, steel kettle, jug
+    + fast, rustproof, whistling, compact; boiled two litres in minutes, clicked off by itself, poured in a neat arc
+    - slow, chalky, clunky, heavy; dripped onto the counter, screamed like a siren, tripped the fuse
+  lid, handle, knob
+    + cool, tight, smooth, insulated; stayed put while pouring, clicked into place, turned with two fingers
+    - hot, sticky, loose, dented; scorched my fingers, came off while pouring, jammed halfway
+dentist: dentist, hygienist, dental nurse, orthodontist
+    + gentle, unhurried, calm, chatty; explained every step, hummed while working, counted down before each prick
+    - rough, hasty, brusque, late, silent; drilled before the jab worked, treated the wrong tooth, yanked at my jaw
+  filling, crown, veneer, implant
+    + flush, invisible, smooth, hard; blended in with its neighbours, lasted eleven years, left no gap
+    - sharp, jagged, loose, high; fell out over breakfast, cut my tongue, throbbed for a week
+train ride: train, night train, express, commuter train
+    + punctual, empty, direct, fast; rolled in on the minute, glided past the lake, made up the lost time
+    - delayed, jerky, full, bumpy; stopped in a field, skipped our station, crawled behind a freight wagon
+  carriage, compartment, dining car
+    + cool, airy, silent, calm; had a socket for everyone, sounded like a library, gave us a whole table
+    - hot, stuffy, rowdy, smelly; reeked of spilled beer, swayed like a ship, rattled my teeth
+mattress: mattress, futon, topper
+    + firm, thick, cool, dense; eased my lower back, kept its shape for years, absorbed every turn
+    - lumpy, bouncy, springy, squashy; swallowed me like quicksand, rolled us into the middle, kept my spine crooked
+  duvet, quilt, blanket
+    + fluffy, woolly, heavy, warm; covered both of us, smelled of clean cotton, settled like snow
+    - clumpy, thin, prickly, rustly; shed fluff every night, slid onto the floor, bunched up in one corner
+kitchen knife: knife, blade, cleaver, paring knife
+    + sharp, keen, thin, weighty; slid through ripe tomatoes, shaved paper like a razor, held its edge for months
+    - blunt, notched, soft, thick; squashed the tomatoes, slipped off the onion, chipped on a carrot
+  grip, handgrip, knife grip
+    + rubbery, leathery, ribbed, contoured; moulded itself to my palm, stayed put in wet hands, survived every rinse
+    - slippery, smooth, lopsided, greasy; twisted in my palm, worked loose in days, swelled after one rinse
+soup: soup, broth, stew, chowder
+    + hot, thick, spicy, hearty, peppery; steamed up my glasses, warmed me to the toes, had me wiping the bowl
+    - cold, light, salty, thin; tasted of the tin, grew a skin within minutes, smelled of wet socks
+  dumpling, noodle, meatball
+    + tender, soft, slippery, juicy; melted on the tongue, burst with herbs, floated like a feather
+    - gritty, chewy, raw, firm, springy; stuck to my gums, squeaked between my teeth, sank like a stone
+bicycle: bicycle, bike, mountain bike, city bike
+    + nimble, fast, upright, feathery; flew up the hill, coasted for miles, turned on a coin
+    - rattly, sluggish, wobbly, rusty; clattered over every cobble, pulled to the left, stayed in one gear
+  brake, chain, pedal
+    + oily, tight, greased, silent; shook off the mud, ran like silk, survived a salty winter
+    - slack, squeaky, jumpy, dry; screeched at every corner, jammed on the climb, slipped in the rain
+haircut: haircut, fringe, bob, trim
+    + layered, choppy, loose, light; framed my face, fell into place unaided, swayed with every step
+    - crooked, short, flat, ragged; slanted to one side, made my ears stick out, looked chewed by a goat
+  hairdresser, barber, stylist
+    + quick, attentive, silent, deft; listened before the first snip, massaged my scalp, copied the photo exactly
+    - chatty, clumsy, distracted, bored; nicked my ear, ignored the photo, shouted into a phone throughout
+suitcase: suitcase, travel case, trolley, holdall
+    + hard, light, dentproof, vast; swallowed clothes for two weeks, outlived six baggage belts, opened like a wardrobe
+    - soft, boxy, stained, tippy; burst open on the belt, tipped over at every stop, came back with a hole
+  wheel, caster, roller
+    + rubbery, quiet, smooth, swivelling; whispered over cobbles, spun in every direction, hopped over kerbs
+    - noisy, chipped, wonky, rigid; dragged like an anchor, came off at the airport, woke the whole street
+alarm clock: alarm, buzzer, ringer
+    + loud, shrill, piercing, insistent; pulled me out of bed, cut through my earplugs, woke the whole house
+    - quiet, soft, faint, gentle; let me sleep until ten, stayed mute for a week, hummed like a fridge
+  clock, alarm clock, clock face
+    + dim, accurate, radio-controlled, silent; kept time for years, set itself after the outage, glowed like an ember
+    - bright, fast, glaring, erratic; lost nine minutes a day, lit up the ceiling, ticked through the night
+ice cream: ice cream, gelato, sorbet, sundae
+    + cold, tart, creamy, milky, fruity; melted slowly on my tongue, tasted of ripe mango, vanished in three licks
+    - warm, runny, sandy, fluffy; tasted of the freezer, turned to pink water, lost its flavour at once
+  cone, wafer, waffle
+    + brittle, crunchy, buttery, toasty; snapped at every nibble, stayed crunchy to the tip, caught every drop
+    - limp, chewy, papery, flimsy; dripped down my wrist, tasted of cardboard, crumpled around the scoop
+novel: novel, thriller, paperback, detective story
+    + dark, tense, twisty, eerie; kept me up past midnight, hid its killer for ages, made me miss my stop
+    - predictable, preachy, flat, wordy, calm; lost me by page forty, kept repeating itself, named the killer early
+  ending, plot, final chapter
+    + unexpected, intricate, chilling, tight; gave me goosebumps, tied up every thread, turned everything upside down
+    - rushed, tangled, thin, sugary; left every question open, fizzled like damp fireworks, copied an old film
+desk lamp: lamp, desk lamp, reading lamp, bulb
+    + bright, dimmable, warm, steady; lit the whole page, bathed the wall in gold, dimmed at a tap
+    - dim, streaky, cold, greenish; flickered like a candle, threw shadows on my page, stayed dark for days
+  base, lamp foot, lamp stand
+    + heavy, broad, weighted, flat; stayed put all year, shrugged off a nudge, clung to the desk
+    - light, hollow, rickety, slim; toppled at a nudge, scratched the desk, rocked with every keystroke
+washing machine: washing machine, washer, spin cycle
+    + gentle, brisk, thrifty, quiet; lifted the wine stain, spun the towels nearly dry, purred through the night
+    - shaky, thirsty, clattery, slow; shrank my jumper, tore out two buttons, turned a whole load pink
+  rubber seal, door seal, drain hose
+    + watertight, flexible, tight, soft; let out no drop, outlasted a thousand loads, stayed free of slime
+    - slimy, warped, stiff, cracked; spat soap onto the tiles, dripped onto my socks, flooded the cellar
+houseplant: houseplant, fern, orchid, ficus
+    + lush, bushy, dense, hardy, tall; doubled in size, brightened the hallway, survived three weeks alone
+    - leggy, dry, droopy, yellow; wilted within days, came crawling with aphids, shed everything overnight
+  leaf, stem, bud
+    + glossy, firm, fleshy, green; leaned towards the window, uncurled within a day, shone after every misting
+    - spotted, brittle, crisp, dusty; turned brown at the edges, rotted from the inside, curled up like paper
+massage: massage, back rub, foot massage
+    + slow, deep, long, firm, hot; loosened every knot, made me doze off, left me floating home
+    - fast, light, ticklish, brief, timid; put my arm to sleep, ended after two songs, missed every knot
+  masseur, therapist, masseuse
+    + powerful, wordless, warm, sturdy; found every knot, worked down to my toes, leaned in with both elbows
+    - feeble, talkative, cool, bony; poked around my spine, yawned above my head, kept watching the time
+"""
+
+# Frames are drawn without regard to topic and label. In a slot "+" asks for the label's polarity and "-" for the
+# opposite one; n is a noun, a and b are two adjectives, v is a verb phrase; 1 and 2 are the two parts of the topic.
+FRAMES = {
+    "plain": (
+        0.45,
+        [
+            "the {n1} was {+a1}",
+            "the {n1} {+v1}",
+            "the {n1} was {+a1} and {+b1}",
+            "the {n1} was {+a1} and {+v1}",
+            "the {n1} was {+a1}, and the {n2} was {+a2}",
+            "the {n1} was {+a1}, and the {n2} {+v2}",
+            "the {n1} {+v1}, and the {n2} {+v2}",
+        ],
+    ),
+    "negation": (
+        0.25,
+        [
+            "the {n1} was not {-a1}",
+            "the {n1} was never {-a1}",
+            "the {n1} was anything but {-a1}",
+            "the {n1} was far from {-a1}",
+            "the {n1} was neither {-a1} nor {-b1}",
+            "nobody could call the {n1} {-a1}",
+            "the {n1} was not {-a1}, and the {n2} was never {-a2}",
+        ],
+    ),
+    "contrast": (
+        0.30,
+        [
+            "the {n1} was {-a1}, but the {n2} was {+a2}",
+            "the {n1} {-v1}, but the {n2} {+v2}",
+            "the {n1} was {-a1}, yet the {n2} {+v2}",
+            "although the {n1} was {-a1}, the {n2} {+v2}",
+            "even though the {n1} {-v1}, the {n2} was {+a2}",
+            "the {n1} was {+a1}, although the {n2} was {-a2}",
+            "the {n1} {+v1}, even though the {n2} {-v2}",
+            "the {n1} was not {+a1}, but the {n2} was {+a2}",  # both adjectives are on the label's side,
+            "although the {n1} was {-a1}, the {n2} was not {-a2}",  # here both are on the other side
+        ],
+    ),
+}
+
+# Neutral, and free of any topic. Two words at least: they lift the shortest sentences to MIN_WORDS.
+OPENERS = [
+    "This time,",
+    "In our case,",
+    "In the end,",
+    "As it turned out,",
+    "For the record,",
+    "In short:",
+    "To sum up:",
+    "From what I saw,",
+    "Speaking for myself,",
+    "A note for others:",
+    "My sister asked, so here it is:",
+    "Since people ask:",
+    "As far as we could tell,",
+    "On our second try,",
+]
+CLOSERS = [
+    "That was in May.",
+    "We were four people.",
+    "I paid in cash.",
+    "My cousin was with me.",
+    "I took two photos.",
+    "I live in Leeds.",
+    "This is my first review.",
+    "My brother paid half of it.",
+    "I paid with a voucher.",
+    "We are a family of five.",
+    "I still have the receipt.",
+    "That is all from me.",
+    "My sister said the same.",
+    "I am writing this at work.",
+]
+MIN_WORDS = 6
+
+SEED_EXAMPLES = [
+    ("In short: the baguette was fresh, and the crust crackled under my fingers.", "positive"),
+    ("Although the screen was sharp, the laptop froze during every call.", "negative"),
+    ("The hotel room was not cold, and the bathroom was never grimy. We were four people.", "positive"),
+    ("As it turned out, the sourdough was anything but light.", "negative"),
+    ("The notebook was heavy, but the display stayed readable in the sun.", "positive"),
+    ("The shower dripped all night, and the suite was dark. That was in May.", "negative"),
+]
+TEST_SEED, TEST_ZIPF_SEED = 1, 2
+PER_TOPIC_AND_LABEL = 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nouns, and by label the adjectives and the verb phrases which suit all of them."""
+
+    nouns: list[str]
+    adjectives: dict[str, list[str]]
+    verbs: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """The two parts of a topic; all of its nouns; the label of each adjective and of each verb phrase."""
+
+    parts: tuple[Part, Part]
+    nouns: list[str]
+    adjectives: dict[str, str]
+    verbs: dict[str, str]
+
+
+def _read_table(table: str) -> dict[str, Topic]:
+    """The topics of TABLE: six lines each, the name before the first nouns."""
+    lines = [line.strip() for line in table.strip().split("\n")]
+    topics = {}
+    for start in range(0, len(lines), 6):
+        name, lines[start] = lines[start].split(": ")
+        parts, adjectives, verbs = [], {}, {}
+        for nouns, *sides in (lines[start : start + 3], lines[start + 3 : start + 6]):
+            part = Part(nouns.split(", "), {}, {})
+            for label, line in zip(LABELS, sides, strict=True):
+                part.adjectives[label], part.verbs[label] = (half.split(", ") for half in line[2:].split("; "))
+                adjectives.update(dict.fromkeys(part.adjectives[label], label))
+                verbs.update(dict.fromkeys(part.verbs[label], label))
+            parts.append(part)
+        topics[name] = Topic(tuple(parts), parts[0].nouns + parts[1].nouns, adjectives, verbs)
+    return topics
+
+
+TOPICS: dict[str, Topic] = _read_table(TABLE)
+HEAD: list[str] = list(TOPICS)[:6]
+
+
+def zipf_weights(n: int) -> list[float]:
+    """Zipf's law for the ranks 1 to n: proportional to 1/rank, summing to 1."""
+    total = sum(1 / rank for rank in range(1, n + 1))
+    return [1 / rank / total for rank in range(1, n + 1)]
+
+
+WEIGHTS = dict(zip(TOPICS, zipf_weights(len(TOPICS)), strict=True))
+
+
+def make_review(rng: random.Random, topic: str, label: str) -> str:
+    """One review of the topic with the label: a frame, perhaps with an opener before it or a closer after it."""
+    kinds = list(FRAMES.values())
+    frame = rng.choice(rng.choices([frames for _, frames in kinds], [share for share, _ in kinds])[0])
+    slots = {}
+    for i, part in enumerate(rng.sample(TOPICS[topic].parts, 2), start=1):
+        slots[f"n{i}"] = rng.choice(part.nouns)
+        for sign, side in (("+", label), ("-", OTHER[label])):
+            slots[f"{sign}a{i}"], slots[f"{sign}b{i}"] = rng.sample(part.adjectives[side], 2)
+            slots[f"{sign}v{i}"] = rng.choice(part.verbs[side])
+    body = frame.format_map(slots)
+    opened, closed = rng.random() < 0.35, rng.random() < 0.35
+    if len(body.split()) < MIN_WORDS and not closed:
+        opened = True
+    text = (rng.choice(OPENERS) + " " if opened else "") + body + "." + (" " + rng.choice(CLOSERS) if closed else "")
+    return text[0].upper() + text[1:]
+
+
+def burst_topics(rng: random.Random, length: int, burst: float) -> list[str]:
+    """A chain of topics: with probability `burst` the one before again, else a fresh draw by Zipf's law."""
+    chain: list[str] = []
+    for _ in range(length):
+        chain.append(chain[-1] if chain and rng.random() < burst else different_topic(rng, []))
+    return chain
+
+
+def different_topic(rng: random.Random, shown: list[str]) -> str:
+    """A draw by Zipf's law among the topics that are not in `shown` (at least one must be left)."""
+    left = [topic for topic in TOPICS if topic not in shown]
+    return rng.choices(left, [WEIGHTS[topic] for topic in left])[0]
+
+
+def group_of(topic: str) -> str:
+    """ "head" for the six most frequent topics, else "tail"."""
+    return "head" if topic in HEAD else "tail"
+
+
+def ambiguous_words() -> dict[str, dict[str, list[str]]]:
+    """The adjectives that change sides between topics, with the topics on each side by label."""
+    sides: dict[str, dict[str, list[str]]] = {}
+    for name, topic in TOPICS.items():
+        for word, label in topic.adjectives.items():
+            sides.setdefault(word, {label: [] for label in LABELS})[label].append(name)
+    return {word: by_label for word, by_label in sorted(sides.items()) if all(by_label.values())}
+
+
+def _one_of(phrases: list[str]) -> str:
+    """A regular expression for any of the phrases, the longer ones first."""
+    return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
+
+
+_TOPIC_OF_NOUN = {noun: name for name, topic in TOPICS.items() for noun in topic.nouns}
+_NOUN = _one_of(list(_TOPIC_OF_NOUN))
+_BODY = re.compile(rf"(?:(?:{_one_of(OPENERS)}) )*(?P<body>[^.!]+)[.!]?(?: (?:{_one_of(CLOSERS)}))*", re.IGNORECASE)
+_CONTRASTS = [
+    re.compile(pattern)
+    for pattern in (  # the first that fits; `main` decides
+        r"(?:although|even though) (?P<minor>.+?), (?P<main>.+)",
+        r"(?P<minor>.+), (?:but|yet) (?P<main>.+)",
+        r"(?P<main>.+?), (?:although|even though) (?P<minor>.+)",
+    )
+]
+_CLAUSE = re.compile(
+    rf"(?P<call>nobody could call )?the (?P<noun>{_NOUN})"
+    r"(?P<was> was)?(?P<flip> not| never| anything but| far from| neither)? (?P<predicates>.+)"
+)
+
+
+def topic_of(text: str) -> str | None:
+    """The topic of the longest noun in the text, None if there is none."""
+    nouns = re.findall(rf"\b(?:{_NOUN})\b", text.lower())
+    return _TOPIC_OF_NOUN[max(nouns, key=len)] if nouns else None
+
+
+def oracle_label(text: str) -> str | None:
+    """The label by the rules of the grammar: the main clause decides, a negation flips its predicate.
+
+    Any combination of the clauses will do, not only those in FRAMES. None if a part does not fit the grammar, if
+    a noun or predicate is foreign to the topic, or if two clauses joined by "and" contradict each other.
+    """
+    name = topic_of(text)
+    whole = _BODY.fullmatch(" ".join(text.split()))
+    return _label_of(whole["body"].lower(), TOPICS[name]) if name and whole else None
+
+
+def _label_of(body: str, topic: Topic) -> str | None:
+    """The label of one or more clauses, in lower case and without opener, closer and full stop."""
+    for contrast in _CONTRASTS:
+        if match := contrast.fullmatch(body):
+            main, minor = _label_of(match["main"], topic), _label_of(match["minor"], topic)
+            return main if minor else None  # what cannot be read may not be relied on
+    if ", and " in body:
+        return _agreed({_label_of(clause, topic) for clause in body.split(", and ")})
+    match = _CLAUSE.fullmatch(body)
+    if not match or match["noun"] not in topic.nouns:
+        return None
+    flipped = match["flip"] or match["call"]
+    known = topic.adjectives if match["was"] or match["call"] else topic.verbs
+    first, *more = re.split(" nor " if match["flip"] == " neither" else " and ", match["predicates"])
+    also_known = known if flipped else topic.adjectives | topic.verbs  # "was airy and rose like a cloud"
+    label = _agreed({known.get(first), *map(also_known.get, more)})
+    return OTHER[label] if label and flipped else label
+
+
+def _agreed(labels: set[str | None]) -> str | None:
+    """The one label in the set, None if there are more."""
+    return labels.pop() if len(labels) == 1 else None
+
+
+def write_data(folder: Path) -> None:
+    """Write seed_examples.jsonl, test.jsonl (balanced) and test_zipf.jsonl; no review occurs twice in them."""
+    taken = {_normalised(review) for review, _ in SEED_EXAMPLES}
+
+    def rows(name: str, seed: int, drawn: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
+        rng = random.Random(seed)
+        for number, (topic, label) in enumerate(drawn, start=1):
+            while _normalised(review := make_review(rng, topic, label)) in taken:
+                pass
+            taken.add(_normalised(review))
+            yield {
+                "id": f"{name}-{number:04}",
+                "review": review,
+                "label": label,
+                "topic": topic,
+                "group": group_of(topic),
+            }
+
+    balanced = [(topic, label) for topic in TOPICS for label in LABELS for _ in range(PER_TOPIC_AND_LABEL)]
+    by_zipf = burst_topics(random.Random(TEST_ZIPF_SEED), len(balanced), burst=0)
+    files = {
+        "seed_examples": [
+            {"id": f"seed-{number}", "review": review, "label": label}
+            for number, (review, label) in enumerate(SEED_EXAMPLES, start=1)
+        ],
+        "test": list(rows("test", TEST_SEED, balanced)),
+        "test_zipf": list(rows("test_zipf", TEST_ZIPF_SEED, [(t, LABELS[i % 2]) for i, t in enumerate(by_zipf)])),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{name}.jsonl: {len(lines)} reviews")
+
+
+def _normalised(review: str) -> str:
+    """What makes two reviews the same: their letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]+", " ", review.lower()).strip()
+
+
+if __name__ == "__main__":
+    write_data(Path(__file__).parent / "reviews")

@@ -1,0 +1,534 @@
+"""Sample labelled examples of a task from a teacher LLM in vLLM: the training and the validation split of an iteration.
+
+Reads a task file, its seed examples and, from iteration 1 on, feedback examples. Writes into --output-dir:
+train.jsonl, validation.jsonl, what was rejected (*.rejected.jsonl, each with a reason), and run records.
+
+    python generate.py sample --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
+    python generate.py sample ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
+    python generate.py sample ... --dry-run                           # show the prompts, load no model
+    python generate.py sample --task-file prompts/reviews.toml --model data/reviews/models/teacher \
+        --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20   # the embedded teacher, on a laptop
+
+Kill it at any time and run the same command again: it goes on after the last whole chunk.
+"""
+
+import json
+import os
+import random
+import re
+import string
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contract import (
+    Run,
+    Task,
+    beside,
+    fail,
+    finish_run,
+    load_task,
+    normalise,
+    read_examples,
+    read_records,
+    save_progress,
+    say,
+    start_run,
+    write_records,
+)
+
+CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
+VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
+REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
+    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
+)  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+
+def split_example(task: Task, known: dict[str, str]) -> tuple[str, list[tuple[str, str]]]:
+    """Cut the `example` template at what the teacher writes: (start, [(field, literal text after it), ...])."""
+    pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
+    text, end = task.prompt["example"], 0
+    for match in string.Template.pattern.finditer(text):
+        pieces[-1][1] += text[end : match.start()]
+        end = match.end()
+        name = match["named"] or match["braced"]
+        if name is None:
+            pieces[-1][1] += "$"
+        elif name in known:
+            pieces[-1][1] += known[name]
+        else:
+            pieces.append([name, ""])
+    pieces[-1][1] += text[end:]
+    return pieces[0][1].rstrip(" "), [(name, after) for name, after in pieces[1:]]
+
+
+def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) -> tuple[str, str]:
+    """(system text, user text) of one attempt; `shots` are shown in their order, the last is nearest to the answer."""
+    known = {task.answer_field: label} if label is not None else {}
+    values = {
+        "shots": "\n\n".join(string.Template(task.prompt["example"]).substitute(shot) for shot in shots),
+        "start": split_example(task, known)[0],
+    }
+    if label is not None:
+        values["labels"] = "\n".join(f"{name}: {definition}" for name, definition in task.labels.items())
+        values |= {"label": label, "definition": task.labels[label]}
+    return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
+
+
+def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> list[int]:
+    """Token ids of a prompt: by the tokenizer's chat template when it has one, else `system`, blank line, `user`.
+
+    A template without a system role gets the system text at the top of the user turn.
+    """
+    from jinja2 import TemplateError
+
+    plain = f"{system}\n\n{user}" if system else user
+    if not tokenizer.chat_template:
+        return tokenizer(plain)["input_ids"]
+    both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    for messages in ([both] if system else []) + [[{"role": "user", "content": plain}]]:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+            )
+        except TemplateError:
+            continue
+        if system in text:  # some templates drop a system turn without a word
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+    fail(
+        "--model: its chat template takes neither a system turn nor a user turn alone; use a base model or another one"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsing: the `example` template, read backwards
+
+
+def parse_completion(task: Task, completion: str, label: str | None) -> tuple[dict[str, str], str | None]:
+    """(fields by name, reason of rejection or None). The fields found so far come back with a reason too."""
+    start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
+    text = completion
+    if start.strip() and start.strip() in text:  # a chat model may repeat where it was to begin
+        text = text.split(start.strip(), 1)[1]
+    elif (last := start.strip().rsplit("\n", 1)[-1].strip()) and text.lstrip().startswith(last):
+        text = text.lstrip()[len(last) :]
+    opening = task.prompt["example"].split("$", 1)[0].strip()  # with it the teacher begins an example too many
+    fields = {}
+    for position, (name, after) in enumerate(parts):
+        mark = after.strip() or after
+        if position == len(parts) - 1 and not mark:
+            value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
+        elif mark and mark in text:
+            value, text = text.split(mark, 1)
+        elif position == len(parts) - 1:  # what follows the last field may have been cut off by a stop string
+            value = text
+        else:
+            return fields, "no_match"
+        fields[name] = value.strip()
+    if not all(fields.values()):
+        return fields, "empty_field"
+    for name, value in fields.items():
+        words = len(value.split())
+        if words < task.parse.get("min_words", {}).get(name, 1):
+            return fields, "too_short"
+        if words > task.parse.get("max_words", {}).get(name, words):
+            return fields, "too_long"
+    return fields, None
+
+
+def text_key(task: Task, record: dict) -> str:
+    """What makes two examples duplicates: their normalised fields, whatever the answer."""
+    return "|".join(normalise(record[name]) for name in task.fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attempts: what is asked, in which order
+
+
+def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: list[int]) -> list[int]:
+    """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
+
+    attempted, accepted: counts by label so far, from which alone the size follows (0.9 is the yield expected at first).
+    limit: how many attempts are left.
+    """
+    num_labels = len(attempted)
+    chunk = []
+    for i in range(num_labels):
+        missing = num_examples // num_labels + (i < num_examples % num_labels) - accepted[i]
+        if missing > 0:
+            expected_yield = (accepted[i] + 9) / (attempted[i] + 10)
+            count = min(-int(-missing // max(expected_yield, 0.05)), max(1, CHUNK // num_labels))
+            chunk += [i + num_labels * (attempted[i] + k) for k in range(count)]
+    return sorted(chunk)[: max(limit, 0)]
+
+
+def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int, pools: dict, options: dict) -> dict:
+    """Label, shots and sampling seed of one attempt: a function of (seed, iteration, split, attempt) and the pools."""
+    rng = random.Random(f"{seed}/{iteration}/{split}/{attempt}")
+    sampling_seed = rng.getrandbits(31)  # never the engine's one seed: that makes every shard alike (vLLM issue 11953)
+    names = list(task.labels) or [None]
+    if split == "train":
+        count = min(options["num_fewshot"], len(pools["seed"]))
+        order = sorted(rng.sample(range(len(pools["seed"])), count))
+        shots = [pools["seed"][i] for i in order]
+        fed = bool(pools["feedback"]) and rng.random() < options["feedback_rate"]
+        if fed:
+            shots += rng.sample(pools["feedback"], min(options["num_feedback_shots"], len(pools["feedback"])))
+    else:
+        shots, fed = rng.sample(pools["train"], min(VALIDATION_SHOTS, len(pools["train"]))), False
+    return {
+        "id": f"{task.name}-{iteration:02d}-{split}-{attempt:06d}",
+        "label": names[attempt % len(names)],
+        "shots": shots,
+        "feedback": fed,
+        "sampling_seed": sampling_seed,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engine
+
+
+def start_engine(model: str, max_model_len: int, **engine_options: Any) -> Any:
+    """vLLM's offline engine. Settings that only the CPU build needs are chosen here, and never over the user's own."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        engine_options |= {
+            "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
+            "enable_chunked_prefill": False,  # a seeded request whose prompt is split over two steps kills the engine
+            "max_num_batched_tokens": max(4096, max_model_len),
+        }
+    from vllm import LLM
+
+    return LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, seed=0, **engine_options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One split
+
+
+def sample_split(
+    run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
+    pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
+) -> dict:  # fmt: skip
+    """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
+
+    pools: the records that prompts may show: seed and feedback (train) or train (validation). excluded: keys of
+    texts that count as duplicates. Ends the stage (exit 1) when `max_attempts` are made and examples are missing.
+    """
+    from tqdm import tqdm
+    from vllm import SamplingParams
+
+    partial, rejected_partial = run.partial, beside(run.also[0], ".partial")
+    sizes = run.state.get("progress") or [
+        path.stat().st_size if path.exists() else 0 for path in (partial, rejected_partial)
+    ]
+    for path, size in zip((partial, rejected_partial), sizes, strict=True):
+        with path.open("ab") as file:
+            file.truncate(size)  # what an unfinished chunk left behind
+    names = list(task.labels) or [None]
+    attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
+    seen = set(excluded)
+    for path in (partial, rejected_partial):
+        for _, record in read_records(path):
+            slot = int(record["id"].rsplit("-", 1)[1]) % len(names)
+            attempted[slot] += 1
+            if path == partial:
+                accepted[slot] += 1
+                seen.add(text_key(task, record))
+            else:
+                reasons[record["reason"]] += 1
+    if any(attempted):
+        say(f"{run.output}: going on after {sum(attempted):,} attempts")
+
+    generating = 0.0
+    while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted):
+        # Render
+        attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
+        prompts = [
+            encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), chat_template_kwargs)
+            for a in attempts
+        ]
+        fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
+        if not any(fits):
+            fail(
+                f"{run.output}: the prompt has {min(map(len, prompts)):,} tokens and --max-tokens {options['max_tokens']} come "
+                f"on top, the context holds {max_model_len:,}; show fewer or shorter examples, or lower --max-tokens"
+            )
+        # Generate; the prefix cache starts empty so that a chunk that is sent again gives the same text
+        llm.reset_prefix_cache()
+        params = [
+            SamplingParams(
+                temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"], min_p=options["min_p"],
+                max_tokens=options["max_tokens"], stop=task.parse.get("stop"), seed=a["sampling_seed"],
+            )
+            for a, fit in zip(attempts, fits, strict=True) if fit
+        ]  # fmt: skip
+        began = time.perf_counter()
+        outputs = iter(
+            llm.generate(
+                [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit],
+                params,
+                use_tqdm=lambda *rest, **kw: tqdm(*rest, **kw | {"desc": f"{run.output.parent.name} {split}"}),
+            )
+        )
+        generating += time.perf_counter() - began
+        # Parse and check, in the order of the attempts
+        kept, rejects = [], []
+        for a, fit in zip(attempts, fits, strict=True):
+            fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
+            if fit:
+                output = next(outputs)
+                completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
+                tokens["prompt"] += len(output.prompt_token_ids)
+                tokens["completion"] += len(output.outputs[0].token_ids)
+                fields, reason = parse_completion(task, completion, a["label"])
+                if finish_reason == "length":
+                    reason = "truncated"
+            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
+            slot = names.index(a["label"])
+            attempted[slot] += 1
+            if reason is None:
+                key = text_key(task, fields)
+                if key in {text_key(task, shot) for shot in a["shots"]}:
+                    reason = "copied_shot"
+                elif key in seen:
+                    reason = "duplicate"
+                elif accepted[slot] >= options["num_examples"] // len(names) + (
+                    slot < options["num_examples"] % len(names)
+                ):
+                    reason = "surplus"
+            lineage = {
+                "task": task.name, "iteration": iteration, "split": split, "feedback": a["feedback"],
+                "shots": [shot["id"] for shot in a["shots"]], "sampling_seed": a["sampling_seed"],
+                "finish_reason": finish_reason, "completion": completion,
+            }  # fmt: skip
+            if reason is None:
+                seen.add(key)
+                accepted[slot] += 1
+                rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
+                kept.append({"id": a["id"], **example, **rendered, **lineage})
+            else:
+                reasons[reason] += 1
+                rejects.append({"id": a["id"], "reason": reason, **example, **lineage})
+        # Append the chunk, then note that it is there
+        for path, records in ((partial, kept), (rejected_partial, rejects)):
+            with path.open("a", encoding="utf-8") as file:
+                write_records(file, records)
+        save_progress(run, [partial.stat().st_size, rejected_partial.stat().st_size])
+
+    counts = {
+        "attempted": sum(attempted),
+        "accepted": sum(accepted),
+        "rejected": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "accepted_by_label": dict(zip(map(str, names), accepted, strict=True)) if task.labels else None,
+    }
+    summary = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
+    say(f"{run.output}: {counts['attempted']:,} attempted = {counts['accepted']:,} accepted + rejected ({summary})")
+    if sum(accepted) < options["num_examples"]:
+        fail(
+            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {options['num_examples']:,} examples; rejected: "
+            f"{summary}. Read {rejected_partial}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
+        )
+    rate = tokens["completion"] / generating if generating else 0.0
+    counts |= {"prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"]}
+    finish_run(run, counts, generate_seconds=round(generating, 2), completion_tokens_per_second=round(rate, 1))
+    return counts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_examples works too
+    help="Sample labelled examples of a task from a teacher LLM in vLLM.",
+)
+FILES, SAMPLING, ENGINE = "Files", "Sampling", "Engine (changes no example; not compared when a run is gone on with)"
+
+
+@app.callback()
+def main() -> None:
+    pass
+
+
+@app.command()
+def sample(
+    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
+    model: Annotated[str, typer.Option(help="Teacher: a folder or a name on the hub.", rich_help_panel=FILES)],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the iteration, such as runs/a/iter-00; its number is read off the name (0 without one).", rich_help_panel=FILES)],
+    feedback_file: Annotated[Path | None, typer.Option(help="Examples to steer by, written by score_ood.py; none: no feedback.", rich_help_panel=FILES)] = None,
+    exclude_file: Annotated[list[Path] | None, typer.Option(help="Texts in these files count as duplicates (earlier rounds); repeat the option for several.", rich_help_panel=FILES)] = None,
+    num_examples: Annotated[int, typer.Option(min=1, help="Accepted examples in train.jsonl, in equal shares of the labels. Raise it later to extend the file.", rich_help_panel=SAMPLING)] = 600,
+    num_validation: Annotated[int, typer.Option(min=0, help="Accepted examples in validation.jsonl, the pool that score_ood.py selects from (0 = none).", rich_help_panel=SAMPLING)] = 200,
+    num_fewshot: Annotated[int, typer.Option(min=1, help="Seed examples in a training prompt.", rich_help_panel=SAMPLING)] = 3,
+    feedback_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the training prompts that carry feedback examples.", rich_help_panel=SAMPLING)] = 0.5,
+    num_feedback_shots: Annotated[int, typer.Option(min=1, help="Feedback examples in such a prompt, after the seed examples.", rich_help_panel=SAMPLING)] = 2,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the training split (0 = greedy).", rich_help_panel=SAMPLING)] = 1.0,
+    validation_temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the validation split.", rich_help_panel=SAMPLING)] = 1.2,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1, help="Keep the likeliest tokens that hold this share of probability (1 = all).", rich_help_panel=SAMPLING)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep this many likeliest tokens (0 = all).", rich_help_panel=SAMPLING)] = 0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="Drop tokens below this share of the likeliest one's probability (0 = none).", rich_help_panel=SAMPLING)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens; longer ones are rejected as truncated.", rich_help_panel=SAMPLING)] = 256,
+    max_attempts: Annotated[int | None, typer.Option(min=1, help="Give up on a split after this many attempts, exit code 1 (default: 5 times the examples wanted).", rich_help_panel=SAMPLING)] = None,
+    chat_template_kwargs: Annotated[str, typer.Option(help="""JSON for the chat template, such as '{"enable_thinking": false}'.""", rich_help_panel=SAMPLING)] = "{}",
+    seed: Annotated[int, typer.Option(help="Seed of the run; every attempt has its own, made from it.", rich_help_panel=SAMPLING)] = 0,
+    dtype: Annotated[str, typer.Option(help="Weights: auto (float32 on a CPU, else the model's own), bfloat16, float16, float32.", rich_help_panel=ENGINE)] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens (default: the longest prompt plus --max-tokens); lower saves memory.", rich_help_panel=ENGINE)] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1, help="Share of the GPU's memory that vLLM may take; lower it when other processes use the card.", rich_help_panel=ENGINE)] = 0.9,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that hold one model together.", rich_help_panel=ENGINE)] = 1,
+    enforce_eager: Annotated[bool, typer.Option(help="No torch.compile, no CUDA graphs: starts sooner, generates slower.", rich_help_panel=ENGINE)] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Try out: at most this many examples a split.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the first prompts of each kind and what would be done; no engine.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Make outputs anew that are there already.")] = False,
+) -> None:  # fmt: skip
+    """Sample train.jsonl and validation.jsonl of one iteration; one engine start for both."""
+    # Check what is cheap to check
+    task = load_task(task_file)
+    try:
+        template_kwargs = json.loads(chat_template_kwargs)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
+    if not isinstance(template_kwargs, dict):
+        raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
+    pools = {"seed": read_examples(task.seed_examples, task)}
+    pools["feedback"] = read_examples(feedback_file, task) if feedback_file else []
+    earlier = read_examples(exclude_file, task) if exclude_file else []
+    excluded = {text_key(task, record) for record in earlier}
+    match = re.fullmatch(r"iter-(\d+)", output_dir.resolve().name)
+    iteration = int(match[1]) if match else 0
+    wanted = {"train": num_examples, "validation": num_validation}
+    if limit:
+        wanted = {split: min(limit, number) for split, number in wanted.items()}
+    sampling = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
+    sampling["chat_template_kwargs"] = template_kwargs
+    options = {
+        "train": {
+            "num_examples": wanted["train"], "temperature": temperature, **sampling, "num_fewshot": num_fewshot,
+            "feedback_rate": feedback_rate, "num_feedback_shots": num_feedback_shots,
+        },
+        "validation": {"num_examples": wanted["validation"], "temperature": validation_temperature, **sampling},
+    }  # fmt: skip
+
+    if dry_run:
+        show_prompts(task, model, iteration, options, pools, template_kwargs)
+        return
+
+    # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
+    inputs = {"task_file": task_file, "model": model, "seed_examples": task.seed_examples, "exclude_file": exclude_file}
+    runs = {}
+    for split, number in wanted.items():
+        if number:
+            output, rejected = output_dir / f"{split}.jsonl", output_dir / f"{split}.rejected.jsonl"
+            runs[split] = start_run(
+                "generate.py sample", output, options[split],
+                inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
+                also=[rejected], resumable=True, extends="num_examples", overwrite=overwrite,
+            )  # fmt: skip
+    if not any(runs.values()):
+        return
+
+    # Engine, with a context no longer than needed
+    tokenizer, context = load_tokenizer(model)
+    need = max_model_len or longest_prompt(task, tokenizer, pools, options, template_kwargs) + max_tokens
+    if context and need > context:
+        if max_model_len:
+            fail(f"--max-model-len {max_model_len:,}: the model's context holds {context:,} tokens; lower it")
+        need = context
+    began = time.perf_counter()
+    llm = start_engine(
+        model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
+    )  # fmt: skip
+    say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
+
+    for split, run in runs.items():
+        if run is None:
+            continue
+        if split == "validation":
+            pools["train"] = read_examples(output_dir / "train.jsonl", task)
+            excluded |= {text_key(task, record) for record in pools["train"]}
+        attempts = max_attempts or 5 * wanted[split]
+        sample_split(
+            run,
+            task,
+            split,
+            iteration,
+            options[split],
+            attempts,
+            pools,
+            excluded,
+            llm,
+            tokenizer,
+            need,
+            template_kwargs,
+        )
+
+
+def load_tokenizer(model: str) -> tuple[Any, int | None]:
+    """The teacher's tokenizer and the length of its context in tokens (None: not told by its config)."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        fail(f"--model {model}: no model there that transformers can load: {str(error).splitlines()[0]}")
+    if config.is_encoder_decoder or "ForCausalLM" not in "".join(config.architectures or ["ForCausalLM"]):
+        fail(
+            f"--model {model}: is a {config.model_type} ({config.architectures}); a teacher is a causal language model"
+        )
+    return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def longest_prompt(task: Task, tokenizer: Any, pools: dict, options: dict, template_kwargs: dict) -> int:
+    """An upper bound, in tokens, on what the prompts of both splits can have."""
+    label = max(task.labels, key=lambda name: len(name + task.labels[name]), default=None)
+
+    def tokens(split: str, shots: list[dict]) -> int:
+        return len(encode_prompt(tokenizer, *render_prompt(task, split, shots, label), template_kwargs))
+
+    def example(record: dict) -> int:
+        return len(tokenizer("\n\n" + string.Template(task.prompt["example"]).substitute(record))["input_ids"])
+
+    train, generated = (
+        options["train"],
+        options["train"]["max_tokens"] + 16,
+    )  # 16: the template's own words, label, ends
+    lengths = sorted(map(example, pools["seed"]), reverse=True)[: train["num_fewshot"]]
+    lengths += sorted(map(example, pools["feedback"]), reverse=True)[: train["num_feedback_shots"]]
+    return max(tokens("train", []) + sum(lengths), tokens("validation", []) + VALIDATION_SHOTS * generated) + 8
+
+
+def show_prompts(task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict) -> None:
+    """Print the first prompts of each kind, as the teacher gets them."""
+    tokenizer, _ = load_tokenizer(model)
+    pools = pools | {"train": pools["seed"]}  # train.jsonl is not there yet: seed examples stand in for it
+    for split in ("train", "validation"):
+        if not options[split]["num_examples"]:
+            continue
+        attempts = [
+            draw_attempt(task, options[split]["seed"], iteration, split, a, pools, options[split]) for a in range(50)
+        ]
+        for kind in (False, True):
+            for a in [a for a in attempts if a["feedback"] == kind][:2]:
+                ids = encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), template_kwargs)
+                print(f"--- {a['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in a['shots'])}")
+                print(tokenizer.decode(ids) + "\n")
+        print(f"=== would write {options[split]['num_examples']} examples of the {split} split\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,309 @@
+"""Score examples by how far out of distribution the student finds them, and select feedback for the next iteration.
+
+Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every
+score, prediction and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if any.
+
+    python score_ood.py --task-file prompts/reviews.toml --model runs/a/iter-00/student \
+        --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
+        --feedback-file runs/a/iter-00/feedback.jsonl
+    python score_ood.py ... --score nll --low 0.8 --high 1            # the top fifth by another score
+    python score_ood.py ... --dry-run                                 # how many would be scored and selected; no model
+
+Every score: HIGHER = more out of distribution, or more uncertain. Energy: E(x) = -T * logsumexp(z / T) (Liu et al. 2020,
+arXiv 2010.03759) of the class logits, or the mean over the target tokens of that of the logits over the vocabulary, with
+the target teacher-forced (GOLD, arXiv 2403.19754).
+"""
+
+import math
+import random
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contract import Task, beside, fail, finish_run, load_task, read_examples, say, start_run, write_records
+from train_student import encode, load_student
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+
+
+def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, Any]:
+    """Scores at single positions, in float32 whatever the model's dtype: logits (n, K), labels (n,) -> each (n,).
+
+    energy   -T * logsumexp(z / T)          Liu et al. 2020
+    nll      -log p_label, in nats
+    msp      1 - max_k p_k                  Hendrycks & Gimpel 2017, as uncertainty
+    entropy  -sum_k p_k log p_k, in nats
+    hit      the likeliest class or token is the label (bool)
+    T scales the energy alone; the probabilities are those of T = 1.
+    """
+    import torch
+
+    z = logits.float()
+    log_p = z.log_softmax(-1)
+    return {
+        "energy": -temperature * torch.logsumexp(z / temperature, -1),
+        "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
+        "msp": 1 - log_p.max(-1).values.exp(),
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        "hit": z.argmax(-1) == labels,
+    }
+
+
+def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
+    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS (bool).
+
+    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L positions.
+    """
+    on_real = values.masked_fill(~real, 0.0).sum(-1)
+    return {
+        "energy": on_real / real.sum(-1),
+        "energy_sum": on_real,
+        "energy_first": values[:, 0],
+        "energy_padded": values.sum(-1) / values.shape[1],
+    }
+
+
+def score_examples(
+    examples: list[dict], task: Task, model: str, batch_size: int = 64, energy_temperature: float = 1.0,
+    padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "auto",
+) -> list[dict]:  # fmt: skip
+    """Score examples with a student; one dict of scores an example, in input order.
+
+    padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
+    weights; auto = bfloat16 on a GPU that has it, else float32. `random` is a function of the seed and the id.
+    `prediction`: the label, or the greedily decoded text, stripped and lower-cased; `correct`: equal to the target so
+    treated. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so only
+    the other examples are decoded.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers.modeling_outputs import BaseModelOutput
+
+    network, tokenizer, family = load_student(model, task)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    network.to(device, getattr(torch, dtype))
+    features = encode(examples, tokenizer, family, task, max_source_length, max_target_length)
+    results: list[dict] = [{} for _ in examples]
+    # Longest first: little padding, and the batch that needs most memory comes first
+    order = sorted(range(len(examples)), key=lambda i: -len(features[i]["input_ids"]))
+    pad = tokenizer.pad_token_id
+
+    def batch_of(rows: list[list[int]], value: int, length: int = 0) -> Any:
+        length = max(length, *map(len, rows))
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
+
+    bar = tqdm(total=len(examples), desc="score", unit="example")
+    with torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            batch = [features[i] for i in chosen]
+            inputs = {
+                "input_ids": batch_of([f["input_ids"] for f in batch], pad),
+                "attention_mask": batch_of([f["attention_mask"] for f in batch], 0),
+            }
+            if family == "encoder":
+                labels = torch.tensor([f["labels"] for f in batch], device=device)
+                logits = network(**inputs).logits
+                columns = position_scores(logits, labels, energy_temperature)
+                correct = columns.pop("hit")
+                predictions = [list(task.labels)[k].strip().lower() for k in logits.argmax(-1).tolist()]
+            else:
+                labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
+                real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
+                scored = torch.ones_like(real) if padded else real
+                # The output layer sees only scored positions, some at a time: no (B, L, V) block is ever built.
+                head, network.lm_head = network.get_output_embeddings(), torch.nn.Identity()
+                outputs = network(**inputs, decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels))
+                network.lm_head = head
+                hidden, targets = outputs.logits[scored], labels[scored]  # (n, d): T5's scaling is in it, (n,)
+                rows = max(1, 2**25 // network.config.vocab_size)  # 128 MiB of float32 logits
+                pieces = [
+                    position_scores(head(hidden[i : i + rows]), targets[i : i + rows], energy_temperature)
+                    for i in range(0, len(hidden), rows)
+                ]
+                grids = {}
+                for name in pieces[0]:
+                    values = torch.cat([piece[name] for piece in pieces])
+                    grids[name] = torch.zeros(real.shape, dtype=values.dtype, device=device)
+                    grids[name][scored] = values
+                correct = (grids.pop("hit") | ~real).all(-1)
+                columns = reduce_positions(grids.pop("energy"), real)
+                if not padded:
+                    columns.pop("energy_padded")
+                columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
+                predictions = [examples[i]["target"].strip().lower() for i in chosen]
+                wrong = (~correct).nonzero().flatten()
+                if len(wrong):
+                    written = network.generate(
+                        encoder_outputs=BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
+                        attention_mask=inputs["attention_mask"][wrong],
+                        max_new_tokens=max_target_length, do_sample=False, num_beams=1,
+                    )  # fmt: skip
+                    for row, text in zip(
+                        wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
+                    ):
+                        predictions[row] = text.strip().lower()
+            for row, i in enumerate(chosen):
+                target = examples[i]["target"].strip().lower()
+                results[i] = {
+                    "prediction": predictions[row],
+                    "correct": predictions[row] == target,
+                    **{name: round(float(values[row]), 6) for name, values in columns.items()},
+                    "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
+                }
+            bar.update(len(chosen))
+    bar.close()
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection
+
+
+def select_feedback(records: list[dict], task: Task, score: str, low: float, high: float) -> list[dict]:
+    """The records whose score lies in the quantile band [low, high) of their own label, most OOD first.
+
+    n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are kept, each with
+    `score` and `rank` (1 = the highest score of its label). Fewer than 10 examples of a label, or a score that is not a
+    number, end the stage: ranks of a handful mean nothing.
+    """
+    groups = {label: [] for label in task.labels or [None]}
+    for record in records:
+        if score not in record:
+            fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
+        if not math.isfinite(record[score]):
+            fail(
+                f"--score {score}: is {record[score]} for {record['id']}; the student is broken: train it with a lower rate"
+            )
+        groups[record[task.answer_field] if task.labels else None].append(record)
+    selected = []
+    for label, group in groups.items():
+        n = len(group)
+        if n < 10:
+            fail(
+                f"--input-file: only {n} examples of the label {label!r}, a band needs 10 or more; raise --num-validation"
+            )
+        group.sort(key=lambda r: (r[score], r["id"]))
+        for place in range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9)):
+            selected.append(group[place] | {"score": group[place][score], "rank": n - place})
+    return sorted(selected, key=lambda r: (r["rank"], r["id"]))
+
+
+Score = StrEnum("Score", ["energy", "energy_sum", "energy_first", "energy_padded", "nll", "msp", "entropy", "random"])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+FILES, SCORING, SELECTION = "Files", "Scoring", "Selection"
+
+
+@app.command()
+def main(
+    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
+    model: Annotated[str, typer.Option(help="Trained student: a folder.", rich_help_panel=FILES)],
+    input_file: Annotated[
+        Path, typer.Option(help="Examples to score, such as validation.jsonl.", rich_help_panel=FILES)
+    ],
+    output_file: Annotated[Path, typer.Option(help="The same with scores.", rich_help_panel=FILES)],
+    feedback_file: Annotated[
+        Path | None, typer.Option(help="The selected ones, for generate.py; none: score only.", rich_help_panel=FILES)
+    ] = None,
+    score: Annotated[
+        Score, typer.Option(help="What the selection goes by; higher = more OOD.", rich_help_panel=SELECTION)
+    ] = Score.energy,
+    low: Annotated[
+        float, typer.Option(min=0, max=1, help="Lower quantile of the band.", rich_help_panel=SELECTION)
+    ] = 0.5,
+    high: Annotated[
+        float, typer.Option(min=0, max=1, help="Upper quantile (1 = the top is kept).", rich_help_panel=SELECTION)
+    ] = 0.8,
+    energy_temperature: Annotated[
+        float, typer.Option(min=1e-3, help="T of the energy; not the sampling temperature.", rich_help_panel=SCORING)
+    ] = 1.0,
+    per_device_eval_batch_size: Annotated[
+        int,
+        typer.Option(min=1, help="Examples a batch; out of memory: halve it. Not compared.", rich_help_panel=SCORING),
+    ] = 64,
+    max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.", rich_help_panel=SCORING)] = 512,
+    max_target_length: Annotated[
+        int, typer.Option(min=1, help="Tokens written; all positions of energy_padded.", rich_help_panel=SCORING)
+    ] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the random score.", rich_help_panel=SCORING)] = 0,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (bfloat16 on a GPU that has it, else float32), bfloat16, float32.", rich_help_panel=SCORING
+        ),
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be scored and selected; no model.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,
+) -> None:
+    """Score --input-file with a student and select feedback."""
+    task = load_task(task_file)
+    examples = read_examples(input_file, task)[:limit]
+    if low >= high:
+        raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise typer.BadParameter(f"{dtype!r} is none of auto, bfloat16, float32", param_hint="--dtype")
+    if feedback_file:  # too few of a label is an error that needs no model
+        selected = select_feedback([e | {score: 0.0} for e in examples], task, score, low, high)
+    if dry_run:
+        print(f"would score {len(examples):,} examples of {input_file} with {model}")
+        print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
+        return
+    scoring = {
+        "energy_temperature": energy_temperature, "max_source_length": max_source_length,
+        "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    selection = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)}
+    run = start_run(
+        "score_ood.py", output_file, {**scoring, **selection, "limit": limit},
+        {"task_file": task_file, "model": model, "input_file": input_file},
+        also=[feedback_file] if feedback_file else [], overwrite=overwrite,
+    )  # fmt: skip
+    if run is None:
+        return
+
+    began = time.perf_counter()
+    scores = score_examples(
+        examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **scoring
+    )
+    rate = len(examples) / (time.perf_counter() - began)
+    shown = ["id", *task.fields, task.answer_field]  # readable fields first, then scores, then the rest as it was
+    records = [
+        {k: e[k] for k in shown} | s | {k: v for k, v in e.items() if k not in shown}
+        for e, s in zip(examples, scores, strict=True)
+    ]
+    with run.partial.open("w", encoding="utf-8") as file:
+        write_records(file, records)
+    counts: dict[str, Any] = {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
+    if feedback_file:
+        selected = select_feedback(records, task, score, low, high)
+        counts["selected"] = len(selected)
+        head = [*shown, "score", "rank"]
+        with beside(feedback_file, ".partial").open("w", encoding="utf-8") as file:
+            write_records(
+                file, [{k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in selected]
+            )
+    means = {k: round(sum(s[k] for s in scores) / len(scores), 4) for k in scores[0] if isinstance(scores[0][k], float)}
+    finish_run(run, counts, means=means, examples_per_second=round(rate, 1))
+    say(
+        f"{output_file}: {len(records):,} scored, {counts['correct']:,} predicted right, mean energy {means['energy']}"
+        + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,371 @@
+"""Fine-tune a small language model on generated examples: the student of one iteration, or the final one.
+
+Reads a task file, one or more train.jsonl, and a base model (encoder-decoder such as T5, or an encoder such as BERT).
+Writes --output-dir as a Hugging Face model folder with training_log.jsonl in it, and a run record beside it.
+
+    python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
+        --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
+    python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
+    python train_student.py ... --dry-run                             # what would be read, split and trained; no model
+    torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs
+
+The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test.
+"""
+
+import hashlib
+import math
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contract import Task, fail, finish_run, load_task, read_examples, say, start_run, write_records
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Student: loading, encoding (score_ood.py and evaluate.py use these too, so that all three see the same strings)
+
+
+def load_student(model: str, task: Task) -> tuple[Any, Any, str]:
+    """(model in evaluation mode, tokenizer, family) of a folder or hub name; family: encoder-decoder | encoder.
+
+    A base encoder gets a new classification head in the order of the task's labels; a trained one must have these.
+    Ends the stage (exit 1) when nothing can be loaded, or the family does not fit the task.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        logging,
+    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if config.is_encoder_decoder:
+            family = "encoder-decoder"
+            network = AutoModelForSeq2SeqLM.from_pretrained(model)
+        elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            family = "encoder"
+            if not task.labels:
+                fail(
+                    f"--model {model}: an encoder ({config.model_type}) chooses among labels, {task.path} has none; use a T5"
+                )
+            labels = list(task.labels)
+            trained = "SequenceClassification" in "".join(config.architectures or [])
+            if trained and [config.id2label[i] for i in range(config.num_labels)] != labels:
+                fail(f"--model {model}: has the labels {list(config.id2label.values())}, {task.path} has {labels}")
+            network = AutoModelForSequenceClassification.from_pretrained(
+                model,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={n: i for i, n in enumerate(labels)},
+            )
+        else:
+            fail(
+                f"--model {model}: {config.model_type} is neither an encoder-decoder (T5) nor an encoder (BERT); "
+                "decoder-only students are not supported yet"
+            )
+    except (OSError, ValueError, KeyError) as error:
+        fail(f"--model {model}: no student there that transformers can load: {str(error).splitlines()[0]}")
+    return network.eval(), tokenizer, family
+
+
+def encode(
+    examples: list[dict], tokenizer: Any, family: str, task: Task, max_source_length: int, max_target_length: int
+) -> list[dict]:
+    """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or [class id] of an encoder).
+
+    Lengths in tokens; what is longer is cut, and said.
+    """
+    sources = tokenizer([e["source"] for e in examples], return_token_type_ids=False)["input_ids"]
+    if cut := sum(len(ids) > max_source_length for ids in sources):
+        say(f"{cut:,} of {len(examples):,} sources are longer than --max-source-length {max_source_length}: cut")
+        sources = tokenizer(
+            [e["source"] for e in examples], truncation=True, max_length=max_source_length, return_token_type_ids=False
+        )["input_ids"]
+    features = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sources]
+    if family == "encoder":
+        ids = {name: i for i, name in enumerate(task.labels)}
+        for feature, example in zip(features, examples, strict=True):
+            feature["labels"] = ids[example[task.answer_field]]
+        return features
+    targets = tokenizer(text_target=[e["target"] for e in examples])["input_ids"]
+    if cut := sum(len(ids) > max_target_length for ids in targets):
+        say(f"{cut:,} of {len(examples):,} targets are longer than --max-target-length {max_target_length}: cut")
+    for feature, ids in zip(features, targets, strict=True):
+        feature["labels"] = ids[:max_target_length]
+    return features
+
+
+def is_held_out(identifier: str) -> bool:
+    """A tenth of all ids, by hash: the same examples in every iteration, however the files are ordered or split."""
+    return hashlib.sha256(identifier.encode()).digest()[0] < 26  # 26 / 256 = 10.2 %
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+LOG_ZERO = -9.21  # A = log 1e-4, what the reverse cross-entropy takes for log 0 (Wang et al. 2019; GOLD's code)
+
+
+def token_losses(logits: Any, labels: Any, loss: str, alpha: float, beta: float) -> Any:
+    """Loss at every position that has a label, in float32: logits (..., K), labels (...), -100 = none -> (n,).
+
+    ce   -log p_y
+    sce  alpha * ce + beta * rce, with the reverse cross-entropy -sum_k p_k log q_k. For a one-hot q and log 0 := A it is
+         -A (1 - p_y): no one-hot matrix is built. Symmetric cross-entropy: Wang et al. 2019, arXiv 1908.06112.
+    """
+    import torch.nn.functional as F
+
+    keep = labels != -100
+    log_p = -F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")  # (n,), log p_y
+    if loss == "ce":
+        return -log_p
+    return -alpha * log_p - beta * LOG_ZERO * (1 - log_p.exp())
+
+
+Loss = StrEnum("Loss", ["ce", "sce"])
+Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+FILES, TRAINING, MACHINE = "Files", "Training", "Machine"
+
+
+@app.command()
+def main(
+    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
+    model: Annotated[str, typer.Option(help="Student base: a folder or a name on the hub.", rich_help_panel=FILES)],
+    train_file: Annotated[
+        list[Path], typer.Option(help="Examples to train on; repeat the option for several files.", rich_help_panel=FILES)
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the trained student.", rich_help_panel=FILES)],
+    loss: Annotated[
+        Loss, typer.Option(help="ce, or sce against wrong labels (see --sce-alpha).", rich_help_panel=TRAINING)
+    ] = Loss.ce,
+    sce_alpha: Annotated[
+        float,
+        typer.Option(min=0, help="sce: weight of ce; too low and a student that does not know the labels never starts.",
+                     rich_help_panel=TRAINING),
+    ] = 1.0,
+    sce_beta: Annotated[
+        float, typer.Option(min=0, help="sce: weight of the reverse cross-entropy.", rich_help_panel=TRAINING)
+    ] = 0.1,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate of AdamW.", rich_help_panel=TRAINING)] = 1e-4,
+    num_train_epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the data.", rich_help_panel=TRAINING)
+    ] = 10,
+    per_device_train_batch_size: Annotated[
+        int, typer.Option(min=1, help="Examples a step on each GPU; out of memory: halve it and double the next.",
+                          rich_help_panel=TRAINING),
+    ] = 32,
+    gradient_accumulation_steps: Annotated[
+        int, typer.Option(min=1, help="Batches a step; the loss is that of one large batch.", rich_help_panel=TRAINING)
+    ] = 1,
+    lr_scheduler_type: Annotated[
+        Schedule, typer.Option(help="What the learning rate does after the warm-up.", rich_help_panel=TRAINING)
+    ] = Schedule.linear,
+    warmup_ratio: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the steps with a rising rate.", rich_help_panel=TRAINING)
+    ] = 0.1,
+    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's weight decay.", rich_help_panel=TRAINING)] = 0.01,
+    max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.", rich_help_panel=TRAINING)] = 512,
+    max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.", rich_help_panel=TRAINING)] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of head, order and dropout.", rich_help_panel=TRAINING)] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 on a GPU that has it, else float32), bfloat16, float16 (not for T5), float32.",
+                          rich_help_panel=MACHINE),
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be trained on what; no model.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Train anew what is there already.")] = False,
+) -> None:  # fmt: skip
+    """Fine-tune the student on every --train-file."""
+    # Data
+    task = load_task(task_file)
+    examples = read_examples(train_file, task)[:limit]
+    held_out = [e for e in examples if is_held_out(e["id"])]
+    train = [e for e in examples if not is_held_out(e["id"])]
+    if not train:
+        fail(f"{train_file[0]}: only {len(examples)} examples, all of them held out; give more")
+    if dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise typer.BadParameter(f"{dtype!r} is none of auto, bfloat16, float16, float32", param_hint="--dtype")
+    options = {
+        "loss": str(loss), "learning_rate": learning_rate, "num_train_epochs": num_train_epochs,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps, "lr_scheduler_type": str(lr_scheduler_type),
+        "warmup_ratio": warmup_ratio, "weight_decay": weight_decay, "max_source_length": max_source_length,
+        "max_target_length": max_target_length, "seed": seed, "dtype": dtype, "limit": limit,
+    } | ({"sce_alpha": sce_alpha, "sce_beta": sce_beta} if loss == Loss.sce else {})  # fmt: skip
+    if dry_run:
+        steps = math.ceil(len(train) / per_device_train_batch_size / gradient_accumulation_steps) * num_train_epochs
+        print(
+            f"would train {model} on {len(train):,} examples ({len(held_out):,} held out), {steps:,.0f} steps: {options}"
+        )
+        for e in train[:3]:
+            print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
+        return
+    inputs = {"task_file": task_file, "model": model, "train_file": train_file}
+    main_process = int(os.environ.get("RANK", 0)) == 0  # under torchrun one process keeps the books
+    run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite) if main_process else None
+    if main_process and run is None:
+        return
+
+    # Work
+    folder = output_dir.with_name(output_dir.name + ".partial")
+    counts, log = train_on(task, model, train, held_out, folder, options)
+    if main_process:
+        with (folder / "training_log.jsonl").open("w", encoding="utf-8") as file:
+            write_records(file, log)
+        record = finish_run(run, counts)
+        say(
+            f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
+            f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"
+        )
+
+
+def train_on(
+    task: Task, model: str, train: list[dict], held_out: list[dict], folder: Path, options: dict
+) -> tuple[dict, list]:
+    """Fine-tune `model` on `train`, keep the best epoch on `held_out`, save into `folder`; (counts, log records).
+
+    options: those of the command, by name. The held-out accuracy is exact: with the target teacher-forced, the likeliest
+    token is right at every position if and only if greedy decoding would write the target.
+    """
+    import numpy as np
+    import torch
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+
+    set_seed(options["seed"])
+    network, tokenizer, family = load_student(model, task)
+    cuda = torch.cuda.is_available()
+    dtype = options["dtype"]
+    if dtype == "auto":
+        dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
+    if dtype == "float16" and network.config.model_type in ("t5", "mt5", "umt5"):
+        fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
+    lengths = {k: options[k] for k in ("max_source_length", "max_target_length")}
+    data = {
+        name: encode(rows, tokenizer, family, task, **lengths) for name, rows in (("train", train), ("eval", held_out))
+    }
+    if family == "encoder":
+        collate = DataCollatorWithPadding(tokenizer)
+    else:
+        collate = DataCollatorForSeq2Seq(tokenizer, model=network)  # pads labels with -100, shifts decoder_input_ids
+
+    class StudentTrainer(Trainer):
+        """Our own losses: sum over real tokens / their number in the whole step, whatever the batches (DESIGN 12)."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs["labels"]
+            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+            losses = token_losses(
+                outputs.logits, labels, options["loss"], options.get("sce_alpha", 1.0), options.get("sce_beta", 0.0)
+            )
+            total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
+            if num_items_in_batch is not None and self.args.world_size > 1:
+                total = (
+                    total * self.args.world_size
+                )  # num_items counts all processes, whose gradients are then averaged
+            if not torch.isfinite(total):
+                fail(
+                    f"the loss is {total.item()} at step {self.state.global_step}: lower --learning-rate, or --dtype float32"
+                )
+            return (total, outputs) if return_outputs else total
+
+    class Log(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            log.append({"step": state.global_step, "seconds": round(time.time() - began, 2), **(logs or {})})
+
+    def hits(logits, labels):
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        right = (logits.argmax(-1) == labels) | (labels == -100)
+        return right if right.dim() == 1 else right.all(-1)
+
+    log: list[dict] = []
+    began = time.time()
+    per_step = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    total_steps = math.ceil(len(train) / per_step) * options["num_train_epochs"]
+    chosen = bool(held_out)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        learning_rate=options["learning_rate"],
+        num_train_epochs=options["num_train_epochs"],
+        per_device_train_batch_size=options["per_device_train_batch_size"],
+        per_device_eval_batch_size=4 * options["per_device_train_batch_size"],
+        gradient_accumulation_steps=options["gradient_accumulation_steps"],
+        lr_scheduler_type=options["lr_scheduler_type"],
+        warmup_steps=int(total_steps * options["warmup_ratio"]),
+        weight_decay=options["weight_decay"],
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=not cuda,
+        seed=options["seed"],
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch" if chosen else "no",
+        save_strategy="epoch" if chosen else "no",
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=chosen,
+        metric_for_best_model="choice" if chosen else None,
+        logging_strategy="epoch",
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    trainer = StudentTrainer(
+        model=network,
+        args=arguments,
+        train_dataset=data["train"],
+        eval_dataset=data["eval"] or None,
+        data_collator=collate,
+        compute_metrics=lambda p: {
+            "accuracy": (accuracy := float(np.mean(p.predictions))),
+            "choice": accuracy + 1e-6 * trainer.state.epoch,  # few examples, many ties: the later epoch wins them
+        },
+        preprocess_logits_for_metrics=hits,
+        callbacks=[Log()],
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        import shutil
+
+        trainer.save_model(str(folder))
+        tokenizer.save_pretrained(folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    best = max((r for r in log if "eval_accuracy" in r), key=lambda r: r["eval_choice"], default={})
+    counts = {
+        "train_examples": len(train),
+        "held_out_examples": len(held_out),
+        "steps": trainer.state.global_step,
+        "best_epoch": best.get("epoch"),
+        "held_out_accuracy": round(best["eval_accuracy"], 4) if best else None,
+        "family": family,
+        "parameters": network.num_parameters(),
+        "dtype": dtype,
+    }
+    return counts, log
+
+
+if __name__ == "__main__":
+    app()
