@@ -1,10 +1,10 @@
 """Measure a student, an untrained student or stored predictions on a test set: the task's metric with its interval.
 
-Reads a task file and a test file with human or trusted answers. Writes --output-file, the test records each with
-`prediction` and `correct`, and beside it the metrics as <name>.metrics.json; prints the metrics.
+Reads a task file and a test file with human or trusted answers. Writes predictions.jsonl (the test records, each with
+`prediction` and `correct`) and metrics.json into --output-dir; prints the metrics.
 
     python evaluate.py --task-file prompts/reviews.toml --model runs/a/final/student \
-        --test-file data/reviews/test.jsonl --group-by group --output-file runs/a/final/predictions.jsonl
+        --test-file data/reviews/test.jsonl --group-by group --output-dir runs/a/final
     python evaluate.py ... --model google-t5/t5-base                  # the untrained student: a row of every table
     python evaluate.py ... --prediction-field teacher_label           # predictions that the test file holds already
 
@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from contract import beside, fail, finish_run, load_task, read_examples, say, start_run, write_json, write_records
+from records import beside, fail, finish_run, read_examples, say, start_run, write_json, write_records
 from score_ood import score_examples
+from task import load_task
 
 
 def accuracy_with_interval(correct: list[bool], seed: int, resamples: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ app = typer.Typer(
 def main(
     task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.")],
     test_file: Annotated[Path, typer.Option(help="Test records; only the task's fields are needed.")],
-    output_file: Annotated[Path, typer.Option(help="Predictions; the metrics go beside it.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and metrics.json.")],
     model: Annotated[str | None, typer.Option(help="Student to measure: a folder or a name on the hub.")] = None,
     prediction_field: Annotated[
         str | None, typer.Option(help="Instead of --model: the field of --test-file that holds predictions.")
@@ -81,9 +82,9 @@ def main(
         "num_resamples": num_resamples,
         "seed": seed,
     }
-    metrics_file = output_file.with_name(output_file.name.removesuffix(".jsonl") + ".metrics.json")
+    metrics_file = output_dir / "metrics.json"
     run = start_run(
-        "evaluate.py", output_file, {**lengths, **compared, "limit": limit},
+        "evaluate.py", output_dir / "predictions.jsonl", {**lengths, **compared, "limit": limit},
         {"task_file": task_file, "model": model, "test_file": test_file}, also=[metrics_file], overwrite=overwrite,
     )  # fmt: skip
     if run is None:

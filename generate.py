@@ -19,19 +19,17 @@ import re
 import string
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from contract import (
+from records import (
     Run,
-    Task,
     beside,
     fail,
     finish_run,
-    load_task,
-    normalise,
     read_examples,
     read_records,
     save_progress,
@@ -39,6 +37,7 @@ from contract import (
     start_run,
     write_records,
 )
+from task import Task, load_task, parse_completion, render_prompt, text_key
 
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
@@ -48,37 +47,6 @@ REASONS = (  # why an attempt was rejected: a closed list, in the order of the c
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompts
-
-
-def split_example(task: Task, known: dict[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    """Cut the `example` template at what the teacher writes: (start, [(field, literal text after it), ...])."""
-    pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
-    text, end = task.prompt["example"], 0
-    for match in string.Template.pattern.finditer(text):
-        pieces[-1][1] += text[end : match.start()]
-        end = match.end()
-        name = match["named"] or match["braced"]
-        if name is None:
-            pieces[-1][1] += "$"
-        elif name in known:
-            pieces[-1][1] += known[name]
-        else:
-            pieces.append([name, ""])
-    pieces[-1][1] += text[end:]
-    return pieces[0][1].rstrip(" "), [(name, after) for name, after in pieces[1:]]
-
-
-def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) -> tuple[str, str]:
-    """(system text, user text) of one attempt; `shots` are shown in their order, the last is nearest to the answer."""
-    known = {task.answer_field: label} if label is not None else {}
-    values = {
-        "shots": "\n\n".join(string.Template(task.prompt["example"]).substitute(shot) for shot in shots),
-        "start": split_example(task, known)[0],
-    }
-    if label is not None:
-        values["labels"] = "\n".join(f"{name}: {definition}" for name, definition in task.labels.items())
-        values |= {"label": label, "definition": task.labels[label]}
-    return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
 
 
 def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> list[int]:
@@ -107,54 +75,13 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Parsing: the `example` template, read backwards
-
-
-def parse_completion(task: Task, completion: str, label: str | None) -> tuple[dict[str, str], str | None]:
-    """(fields by name, reason of rejection or None). The fields found so far come back with a reason too."""
-    start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
-    text = completion
-    if start.strip() and start.strip() in text:  # a chat model may repeat where it was to begin
-        text = text.split(start.strip(), 1)[1]
-    elif (last := start.strip().rsplit("\n", 1)[-1].strip()) and text.lstrip().startswith(last):
-        text = text.lstrip()[len(last) :]
-    opening = task.prompt["example"].split("$", 1)[0].strip()  # with it the teacher begins an example too many
-    fields = {}
-    for position, (name, after) in enumerate(parts):
-        mark = after.strip() or after
-        if position == len(parts) - 1 and not mark:
-            value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
-        elif mark and mark in text:
-            value, text = text.split(mark, 1)
-        elif position == len(parts) - 1:  # what follows the last field may have been cut off by a stop string
-            value = text
-        else:
-            return fields, "no_match"
-        fields[name] = value.strip()
-    if not all(fields.values()):
-        return fields, "empty_field"
-    for name, value in fields.items():
-        words = len(value.split())
-        if words < task.parse.get("min_words", {}).get(name, 1):
-            return fields, "too_short"
-        if words > task.parse.get("max_words", {}).get(name, words):
-            return fields, "too_long"
-    return fields, None
-
-
-def text_key(task: Task, record: dict) -> str:
-    """What makes two examples duplicates: their normalised fields, whatever the answer."""
-    return "|".join(normalise(record[name]) for name in task.fields)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Attempts: what is asked, in which order
 
 
 def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: list[int]) -> list[int]:
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
-    attempted, accepted: counts by label so far, from which alone the size follows (0.9 is the yield expected at first).
+    attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far.
     limit: how many attempts are left.
     """
     num_labels = len(attempted)
@@ -162,7 +89,7 @@ def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: li
     for i in range(num_labels):
         missing = num_examples // num_labels + (i < num_examples % num_labels) - accepted[i]
         if missing > 0:
-            expected_yield = (accepted[i] + 9) / (attempted[i] + 10)
+            expected_yield = (accepted[i] + 1) / (attempted[i] + 1)
             count = min(-int(-missing // max(expected_yield, 0.05)), max(1, CHUNK // num_labels))
             chunk += [i + num_labels * (attempted[i] + k) for k in range(count)]
     return sorted(chunk)[: max(limit, 0)]
@@ -195,7 +122,7 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
 # Engine
 
 
-def start_engine(model: str, max_model_len: int, **engine_options: Any) -> Any:
+def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
     """vLLM's offline engine. Settings that only the CPU build needs are chosen here, and never over the user's own."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
     import torch
@@ -204,6 +131,9 @@ def start_engine(model: str, max_model_len: int, **engine_options: Any) -> Any:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        dtype = (
+            "float32" if dtype == "auto" else dtype
+        )  # vLLM's auto would take bfloat16: not the same text in any batch
         engine_options |= {
             "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
             "enable_chunked_prefill": False,  # a seeded request whose prompt is split over two steps kills the engine
@@ -211,7 +141,9 @@ def start_engine(model: str, max_model_len: int, **engine_options: Any) -> Any:
         }
     from vllm import LLM
 
-    return LLM(model=model, max_model_len=max_model_len, enable_prefix_caching=True, seed=0, **engine_options)
+    return LLM(
+        model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,21 +162,21 @@ def sample_split(
     from tqdm import tqdm
     from vllm import SamplingParams
 
-    partial, rejected_partial = run.partial, beside(run.also[0], ".partial")
+    accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     sizes = run.state.get("progress") or [
-        path.stat().st_size if path.exists() else 0 for path in (partial, rejected_partial)
+        path.stat().st_size if path.exists() else 0 for path in (accepted_path, rejected_path)
     ]
-    for path, size in zip((partial, rejected_partial), sizes, strict=True):
+    for path, size in zip((accepted_path, rejected_path), sizes, strict=True):
         with path.open("ab") as file:
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
     attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
     seen = set(excluded)
-    for path in (partial, rejected_partial):
+    for path in (accepted_path, rejected_path):
         for _, record in read_records(path):
             slot = int(record["id"].rsplit("-", 1)[1]) % len(names)
             attempted[slot] += 1
-            if path == partial:
+            if path == accepted_path:
                 accepted[slot] += 1
                 seen.add(text_key(task, record))
             else:
@@ -323,10 +255,10 @@ def sample_split(
                 reasons[reason] += 1
                 rejects.append({"id": a["id"], "reason": reason, **example, **lineage})
         # Append the chunk, then note that it is there
-        for path, records in ((partial, kept), (rejected_partial, rejects)):
+        for path, records in ((accepted_path, kept), (rejected_path, rejects)):
             with path.open("a", encoding="utf-8") as file:
                 write_records(file, records)
-        save_progress(run, [partial.stat().st_size, rejected_partial.stat().st_size])
+        save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
 
     counts = {
         "attempted": sum(attempted),
@@ -338,8 +270,8 @@ def sample_split(
     say(f"{run.output}: {counts['attempted']:,} attempted = {counts['accepted']:,} accepted + rejected ({summary})")
     if sum(accepted) < options["num_examples"]:
         fail(
-            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {options['num_examples']:,} examples; rejected: "
-            f"{summary}. Read {rejected_partial}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
+            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {options['num_examples']:,}; rejected: "
+            f"{summary}. Read {rejected_path}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
         )
     rate = tokens["completion"] / generating if generating else 0.0
     counts |= {"prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"]}
@@ -356,7 +288,9 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_examples works too
     help="Sample labelled examples of a task from a teacher LLM in vLLM.",
 )
-FILES, SAMPLING, ENGINE = "Files", "Sampling", "Engine (changes no example; not compared when a run is gone on with)"
+files = partial(typer.Option, rich_help_panel="Files")
+sampling = partial(typer.Option, rich_help_panel="Sampling")
+engine = partial(typer.Option, rich_help_panel="Engine (changes no example: not compared when a run is gone on with)")
 
 
 @app.callback()
@@ -366,33 +300,33 @@ def main() -> None:
 
 @app.command()
 def sample(
-    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
-    model: Annotated[str, typer.Option(help="Teacher: a folder or a name on the hub.", rich_help_panel=FILES)],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the iteration, such as runs/a/iter-00; its number is read off the name (0 without one).", rich_help_panel=FILES)],
-    feedback_file: Annotated[Path | None, typer.Option(help="Examples to steer by, written by score_ood.py; none: no feedback.", rich_help_panel=FILES)] = None,
-    exclude_file: Annotated[list[Path] | None, typer.Option(help="Texts in these files count as duplicates (earlier rounds); repeat the option for several.", rich_help_panel=FILES)] = None,
-    num_examples: Annotated[int, typer.Option(min=1, help="Accepted examples in train.jsonl, in equal shares of the labels. Raise it later to extend the file.", rich_help_panel=SAMPLING)] = 600,
-    num_validation: Annotated[int, typer.Option(min=0, help="Accepted examples in validation.jsonl, the pool that score_ood.py selects from (0 = none).", rich_help_panel=SAMPLING)] = 200,
-    num_fewshot: Annotated[int, typer.Option(min=1, help="Seed examples in a training prompt.", rich_help_panel=SAMPLING)] = 3,
-    feedback_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the training prompts that carry feedback examples.", rich_help_panel=SAMPLING)] = 0.5,
-    num_feedback_shots: Annotated[int, typer.Option(min=1, help="Feedback examples in such a prompt, after the seed examples.", rich_help_panel=SAMPLING)] = 2,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the training split (0 = greedy).", rich_help_panel=SAMPLING)] = 1.0,
-    validation_temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the validation split.", rich_help_panel=SAMPLING)] = 1.2,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1, help="Keep the likeliest tokens that hold this share of probability (1 = all).", rich_help_panel=SAMPLING)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep this many likeliest tokens (0 = all).", rich_help_panel=SAMPLING)] = 0,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="Drop tokens below this share of the likeliest one's probability (0 = none).", rich_help_panel=SAMPLING)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens; longer ones are rejected as truncated.", rich_help_panel=SAMPLING)] = 256,
-    max_attempts: Annotated[int | None, typer.Option(min=1, help="Give up on a split after this many attempts, exit code 1 (default: 5 times the examples wanted).", rich_help_panel=SAMPLING)] = None,
-    chat_template_kwargs: Annotated[str, typer.Option(help="""JSON for the chat template, such as '{"enable_thinking": false}'.""", rich_help_panel=SAMPLING)] = "{}",
-    seed: Annotated[int, typer.Option(help="Seed of the run; every attempt has its own, made from it.", rich_help_panel=SAMPLING)] = 0,
-    dtype: Annotated[str, typer.Option(help="Weights: auto (float32 on a CPU, else the model's own), bfloat16, float16, float32.", rich_help_panel=ENGINE)] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens (default: the longest prompt plus --max-tokens); lower saves memory.", rich_help_panel=ENGINE)] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.05, max=1, help="Share of the GPU's memory that vLLM may take; lower it when other processes use the card.", rich_help_panel=ENGINE)] = 0.9,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that hold one model together.", rich_help_panel=ENGINE)] = 1,
-    enforce_eager: Annotated[bool, typer.Option(help="No torch.compile, no CUDA graphs: starts sooner, generates slower.", rich_help_panel=ENGINE)] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Try out: at most this many examples a split.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show the first prompts of each kind and what would be done; no engine.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Make outputs anew that are there already.")] = False,
+    task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
+    model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
+    output_dir: Annotated[Path, files(help="Folder of the iteration; iter-NN in its name gives the number (else 0).")],
+    feedback_file: Annotated[Path | None, files(help="Examples to steer by, from score_ood.py (none = no feedback).")] = None,
+    exclude_file: Annotated[list[Path] | None, files(help="Texts in it count as duplicates; repeat for several.")] = None,
+    num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
+    num_validation: Annotated[int, sampling(min=0, help="Examples in validation.jsonl, the feedback pool (0 = none).")] = 200,
+    num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
+    feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
+    num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
+    temperature: Annotated[float, sampling(min=0, help="Sampling temperature of the training split (0 = greedy).")] = 1.0,
+    validation_temperature: Annotated[float, sampling(min=0, help="The same of the validation split.")] = 1.2,
+    top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
+    top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
+    min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.0,
+    max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
+    max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
+    chat_template_kwargs: Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")] = "{}",
+    seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
+    dtype: Annotated[str, engine(help="auto (float32 on a CPU, else the model's own), bfloat16, float16, float32.")] = "auto",
+    max_model_len: Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")] = None,
+    gpu_memory_utilization: Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")] = 0.9,
+    tensor_parallel_size: Annotated[int, engine(min=1, help="GPUs that hold one model together.")] = 1,
+    enforce_eager: Annotated[bool, engine(help="No torch.compile or CUDA graphs: starts sooner, runs slower.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Try out: at most so many examples a split.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the first prompts of each kind; no engine.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Make anew what is there already.")] = False,
 ) -> None:  # fmt: skip
     """Sample train.jsonl and validation.jsonl of one iteration; one engine start for both."""
     # Check what is cheap to check
@@ -412,14 +346,14 @@ def sample(
     wanted = {"train": num_examples, "validation": num_validation}
     if limit:
         wanted = {split: min(limit, number) for split, number in wanted.items()}
-    sampling = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
-    sampling["chat_template_kwargs"] = template_kwargs
+    common = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
+    common["chat_template_kwargs"] = template_kwargs
     options = {
         "train": {
-            "num_examples": wanted["train"], "temperature": temperature, **sampling, "num_fewshot": num_fewshot,
+            "num_examples": wanted["train"], "temperature": temperature, **common, "num_fewshot": num_fewshot,
             "feedback_rate": feedback_rate, "num_feedback_shots": num_feedback_shots,
         },
-        "validation": {"num_examples": wanted["validation"], "temperature": validation_temperature, **sampling},
+        "validation": {"num_examples": wanted["validation"], "temperature": validation_temperature, **common},
     }  # fmt: skip
 
     if dry_run:

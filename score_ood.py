@@ -18,12 +18,14 @@ import math
 import random
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from contract import Task, beside, fail, finish_run, load_task, read_examples, say, start_run, write_records
+from records import beside, fail, finish_run, read_examples, say, start_run, write_records
+from task import Task, load_task
 from train_student import encode, load_student
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,6 +100,9 @@ def score_examples(
         length = max(length, *map(len, rows))
         return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
 
+    # A class needs no more tokens than the longest label has; what goes on longer is no label.
+    names = tokenizer(text_target=list(task.labels))["input_ids"] if task.labels else []
+    max_new_tokens = max(map(len, names), default=max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
         for begin in range(0, len(order), batch_size):
@@ -143,7 +148,7 @@ def score_examples(
                     written = network.generate(
                         encoder_outputs=BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
                         attention_mask=inputs["attention_mask"][wrong],
-                        max_new_tokens=max_target_length, do_sample=False, num_beams=1,
+                        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
                     )  # fmt: skip
                     for row, text in zip(
                         wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
@@ -205,47 +210,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-FILES, SCORING, SELECTION = "Files", "Scoring", "Selection"
+files = partial(typer.Option, rich_help_panel="Files")
+selection = partial(typer.Option, rich_help_panel="Selection")
+scoring = partial(typer.Option, rich_help_panel="Scoring")
 
 
 @app.command()
 def main(
-    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
-    model: Annotated[str, typer.Option(help="Trained student: a folder.", rich_help_panel=FILES)],
-    input_file: Annotated[
-        Path, typer.Option(help="Examples to score, such as validation.jsonl.", rich_help_panel=FILES)
-    ],
-    output_file: Annotated[Path, typer.Option(help="The same with scores.", rich_help_panel=FILES)],
-    feedback_file: Annotated[
-        Path | None, typer.Option(help="The selected ones, for generate.py; none: score only.", rich_help_panel=FILES)
-    ] = None,
-    score: Annotated[
-        Score, typer.Option(help="What the selection goes by; higher = more OOD.", rich_help_panel=SELECTION)
-    ] = Score.energy,
-    low: Annotated[
-        float, typer.Option(min=0, max=1, help="Lower quantile of the band.", rich_help_panel=SELECTION)
-    ] = 0.5,
-    high: Annotated[
-        float, typer.Option(min=0, max=1, help="Upper quantile (1 = the top is kept).", rich_help_panel=SELECTION)
-    ] = 0.8,
+    task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
+    model: Annotated[str, files(help="Trained student: a folder or a name on the hub.")],
+    input_file: Annotated[Path, files(help="Examples to score, such as validation.jsonl.")],
+    output_file: Annotated[Path, files(help="The same with scores.")],
+    feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
+    score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
+    low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
+    high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
     energy_temperature: Annotated[
-        float, typer.Option(min=1e-3, help="T of the energy; not the sampling temperature.", rich_help_panel=SCORING)
+        float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
     ] = 1.0,
-    per_device_eval_batch_size: Annotated[
-        int,
-        typer.Option(min=1, help="Examples a batch; out of memory: halve it. Not compared.", rich_help_panel=SCORING),
-    ] = 64,
-    max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.", rich_help_panel=SCORING)] = 512,
+    per_device_eval_batch_size: Annotated[int, scoring(min=1, help="Out of memory: halve it. Not compared.")] = 64,
+    max_source_length: Annotated[int, scoring(min=1, help="Tokens read; more are cut, and counted.")] = 512,
     max_target_length: Annotated[
-        int, typer.Option(min=1, help="Tokens written; all positions of energy_padded.", rich_help_panel=SCORING)
+        int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
     ] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the random score.", rich_help_panel=SCORING)] = 0,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (bfloat16 on a GPU that has it, else float32), bfloat16, float32.", rich_help_panel=SCORING
-        ),
-    ] = "auto",
+    seed: Annotated[int, scoring(help="Seed of the random score.")] = 0,
+    dtype: Annotated[str, scoring(help="auto (bfloat16 where the GPU has it), bfloat16, float32.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be scored and selected; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,
@@ -263,13 +252,13 @@ def main(
         print(f"would score {len(examples):,} examples of {input_file} with {model}")
         print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
         return
-    scoring = {
+    how = {
         "energy_temperature": energy_temperature, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
     }  # fmt: skip
-    selection = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)}
+    what = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)}
     run = start_run(
-        "score_ood.py", output_file, {**scoring, **selection, "limit": limit},
+        "score_ood.py", output_file, {**how, **what, "limit": limit},
         {"task_file": task_file, "model": model, "input_file": input_file},
         also=[feedback_file] if feedback_file else [], overwrite=overwrite,
     )  # fmt: skip
@@ -278,7 +267,7 @@ def main(
 
     began = time.perf_counter()
     scores = score_examples(
-        examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **scoring
+        examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **how
     )
     rate = len(examples) / (time.perf_counter() - began)
     shown = ["id", *task.fields, task.answer_field]  # readable fields first, then scores, then the rest as it was

@@ -17,12 +17,14 @@ import math
 import os
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from contract import Task, fail, finish_run, load_task, read_examples, say, start_run, write_records
+from records import fail, finish_run, read_examples, say, start_run, write_records
+from task import Task, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Student: loading, encoding (score_ood.py and evaluate.py use these too, so that all three see the same strings)
@@ -142,53 +144,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-FILES, TRAINING, MACHINE = "Files", "Training", "Machine"
+files = partial(typer.Option, rich_help_panel="Files")
+training = partial(typer.Option, rich_help_panel="Training")
 
 
 @app.command()
 def main(
-    task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.", rich_help_panel=FILES)],
-    model: Annotated[str, typer.Option(help="Student base: a folder or a name on the hub.", rich_help_panel=FILES)],
-    train_file: Annotated[
-        list[Path], typer.Option(help="Examples to train on; repeat the option for several files.", rich_help_panel=FILES)
-    ],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the trained student.", rich_help_panel=FILES)],
-    loss: Annotated[
-        Loss, typer.Option(help="ce, or sce against wrong labels (see --sce-alpha).", rich_help_panel=TRAINING)
-    ] = Loss.ce,
-    sce_alpha: Annotated[
-        float,
-        typer.Option(min=0, help="sce: weight of ce; too low and a student that does not know the labels never starts.",
-                     rich_help_panel=TRAINING),
-    ] = 1.0,
-    sce_beta: Annotated[
-        float, typer.Option(min=0, help="sce: weight of the reverse cross-entropy.", rich_help_panel=TRAINING)
-    ] = 0.1,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate of AdamW.", rich_help_panel=TRAINING)] = 1e-4,
-    num_train_epochs: Annotated[
-        float, typer.Option(min=0, help="Passes over the data.", rich_help_panel=TRAINING)
-    ] = 10,
-    per_device_train_batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples a step on each GPU; out of memory: halve it and double the next.",
-                          rich_help_panel=TRAINING),
-    ] = 32,
-    gradient_accumulation_steps: Annotated[
-        int, typer.Option(min=1, help="Batches a step; the loss is that of one large batch.", rich_help_panel=TRAINING)
-    ] = 1,
-    lr_scheduler_type: Annotated[
-        Schedule, typer.Option(help="What the learning rate does after the warm-up.", rich_help_panel=TRAINING)
-    ] = Schedule.linear,
-    warmup_ratio: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the steps with a rising rate.", rich_help_panel=TRAINING)
-    ] = 0.1,
-    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's weight decay.", rich_help_panel=TRAINING)] = 0.01,
-    max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.", rich_help_panel=TRAINING)] = 512,
-    max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.", rich_help_panel=TRAINING)] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of head, order and dropout.", rich_help_panel=TRAINING)] = 0,
-    dtype: Annotated[
-        str, typer.Option(help="auto (bfloat16 on a GPU that has it, else float32), bfloat16, float16 (not for T5), float32.",
-                          rich_help_panel=MACHINE),
-    ] = "auto",
+    task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
+    model: Annotated[str, files(help="Student base: a folder or a name on the hub.")],
+    train_file: Annotated[list[Path], files(help="Examples to train on; repeat the option for several files.")],
+    output_dir: Annotated[Path, files(help="Folder of the trained student.")],
+    loss: Annotated[Loss, training(help="ce, or sce against wrong labels.")] = Loss.ce,
+    sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
+    sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
+    learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
+    num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
+    per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 32,
+    gradient_accumulation_steps: Annotated[int, training(min=1, help="Batches a step, as if they were one.")] = 1,
+    lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
+    warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
+    weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
+    max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
+    max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
+    seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
+    dtype: Annotated[str, training(help="auto (bfloat16 where the GPU has it), bfloat16, float16, float32.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be trained on what; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Train anew what is there already.")] = False,
@@ -219,7 +198,7 @@ def main(
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
     inputs = {"task_file": task_file, "model": model, "train_file": train_file}
-    main_process = int(os.environ.get("RANK", 0)) == 0  # under torchrun one process keeps the books
+    main_process = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process keeps the books
     run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite) if main_process else None
     if main_process and run is None:
         return

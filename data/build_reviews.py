@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
-from contract import Task, finish_run, load_task, start_run
 from data import reviews_grammar as grammar
-from generate import render_prompt
+from records import finish_run, start_run
+from task import Task, load_task, render_prompt
 
 HERE = Path(__file__).parent
 TASK_FILE = HERE.parent / "prompts" / "reviews.toml"

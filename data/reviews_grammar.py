@@ -27,156 +27,156 @@ OTHER = {"positive": "negative", "negative": "positive"}
 # other topics could guess the label. All nouns are singular ("was" always agrees) and belong to one topic only.
 TABLE = """
 bread: loaf, baguette, sourdough, rye bread
-    + airy, light, fresh, nutty, malty; rose like a cloud, toasted evenly, smelled of roasted grain
-    - stale, dry, heavy, gluey, dense, doughy; went stale by noon, crumbled in the toaster, weighed like a brick
+    + airy, light, fresh; rose like a cloud, toasted evenly
+    - stale, dry, heavy; went stale by noon, crumbled in the toaster
   crust, top crust, outer crust, end piece
-    + crisp, chewy, golden, crackly; crackled under my fingers, soaked up the butter, snapped with every bite
-    - burnt, soggy, rubbery, leathery; scratched the roof of my mouth, tasted of charcoal, bent like wet cardboard
+    + crisp, chewy, golden; crackled under my fingers, soaked up the butter
+    - burnt, soggy, rubbery; scratched the roof of my mouth, tasted of charcoal
 laptop: laptop, notebook, computer, ultrabook
-    + thin, fast, quiet, light, cool; woke up in two seconds, ran all day unplugged, juggled forty tabs at once
-    - hot, slow, loud, heavy, bulky; froze during every call, burned my knees, roared like a hairdryer
+    + thin, fast, quiet; woke up in two seconds, ran all day unplugged
+    - hot, slow, loud; froze during every call, burned my knees
   screen, display, touchscreen
-    + sharp, bright, matte, large; stayed readable in the sun, showed every eyelash, turned photos into windows
-    - dim, grainy, blurry, smeary; flickered every few minutes, tinted every photo green, went black at random
+    + sharp, bright, matte; stayed readable in the sun, showed every eyelash
+    - dim, grainy, blurry; flickered every few minutes, tinted every photo green
 hotel room: hotel room, room, suite, bedroom
-    + quiet, warm, spacious, sunny; looked out over the harbour, caught the morning sun, slept four with ease
-    - cold, dark, cramped, musty, loud; smelled of old cigarettes, faced a brick wall, kept me awake with its pipes
+    + quiet, warm, spacious; looked out over the harbour, caught the morning sun
+    - cold, dark, cramped; smelled of old cigarettes, faced a brick wall
   bathroom, shower, bathtub
-    + steamy, hot, roomy, gleaming; shone like a mirror, fitted both of us, drained in seconds
-    - mouldy, grimy, draughty, clogged; flooded the carpet, dripped all night, greeted us with hair
+    + steamy, hot, roomy; shone like a mirror, fitted both of us
+    - mouldy, grimy, draughty; flooded the carpet, dripped all night
 headphones: headset, headband, ear pad, earpiece
-    + soft, padded, flexible, snug; hugged my ears for hours, folded flat for travel, stretched over my hat
-    - tight, stiff, scratchy, sweaty; pinched my temples, squeaked with every step, snapped at the joint
+    + soft, padded, flexible; hugged my ears for hours, folded flat for travel
+    - tight, stiff, scratchy; pinched my temples, squeaked with every step
   sound, bass, treble, midrange
-    + clear, punchy, rich, loud; filled my whole skull, revealed every guitar string, carried each whispered word
-    - tinny, muffled, thin, muddy, quiet; crackled at half volume, buzzed like a trapped wasp, drowned in hiss
+    + clear, punchy, rich; filled my whole skull, revealed every guitar string
+    - tinny, muffled, thin; crackled at half volume, buzzed like a trapped wasp
 running shoes: running shoe, trainer, sneaker, left shoe
-    + springy, breathable, bouncy, light; bounced me along the canal, lasted a whole marathon, hugged my arch
-    - squeaky, clammy, stiff, loose; rubbed my toes raw, gave me blisters, fell apart at the seams
+    + springy, breathable, bouncy; bounced me along the canal, lasted a whole marathon
+    - squeaky, clammy, stiff; rubbed my toes raw, gave me blisters
   sole, heel, midsole, tread
-    + thick, grippy, cushioned, soft; gripped the wet leaves, softened every kerb, outlived three pairs of laces
-    - flat, slippery, hard, thin; peeled off after two runs, skidded on damp stone, picked up every pebble
+    + thick, grippy, cushioned; gripped the wet leaves, softened every kerb
+    - flat, slippery, hard; peeled off after two runs, skidded on damp stone
 coffee: coffee, espresso, cappuccino, latte
-    + hot, strong, aromatic, bold; tasted of dark chocolate, woke me at once, kept me alert till lunch
-    - cold, weak, watery, bitter, sour; tasted like dishwater, left grit between my teeth, smelled of old rope
+    + hot, strong, aromatic; tasted of dark chocolate, woke me at once
+    - cold, weak, watery; tasted like dishwater, left grit between my teeth
   foam, crema, froth
-    + dense, silky, velvety, thick; held a spoon upright, clung to the cup, left a white moustache
-    - bubbly, patchy, curdled, thin; collapsed in a minute, split into puddles, slid off like soap
+    + dense, silky, velvety; held a spoon upright, clung to the cup
+    - bubbly, patchy, curdled; collapsed in a minute, split into puddles
 raincoat: raincoat, rain jacket, anorak, parka
-    + waterproof, windproof, loose, rubbery; shrugged off the downpour, folded into its own pocket, shed every drop
-    - crinkly, porous, leaky, baggy; soaked through in two minutes, rustled like a bag, drank water like a sponge
+    + waterproof, windproof, loose; shrugged off the downpour, folded into its own pocket
+    - crinkly, porous, leaky; soaked through in two minutes, rustled like a bag
   hood, collar, cuff, sleeve
-    + dry, lined, fleecy, elastic; kept the drizzle out, sealed with one strap, dried within the hour
-    - wet, itchy, floppy, narrow; flapped in my face, let the cold drops in, gaped at every gust
+    + dry, lined, fleecy; kept the drizzle out, sealed with one strap
+    - wet, itchy, floppy; flapped in my face, let the cold drops in
 tent: tent, dome, shelter, canopy
-    + dry, dark, taut, stormproof; sat out a night of hail, went up in four minutes, kept every mosquito out
-    - damp, hot, saggy, steamy, bright; collapsed in a breeze, pooled rain above our heads, glowed from dawn on
+    + dry, dark, taut; sat out a night of hail, went up in four minutes
+    - damp, hot, saggy; collapsed in a breeze, pooled rain above our heads
   pole, peg, rod, stake
-    + stiff, hard, tough, straight; held fast on gravel, survived three festivals, pierced the frozen ground
-    - bendy, thin, soft, flexible; snapped on day one, buckled under the first gust, splintered in my hand
+    + stiff, hard, tough; held fast on gravel, survived three festivals
+    - bendy, thin, soft; snapped on day one, buckled under the first gust
 kettle: kettle, electric kettle, steel kettle, jug
-    + fast, rustproof, whistling, compact; boiled two litres in minutes, clicked off by itself, poured in a neat arc
-    - slow, chalky, clunky, heavy; dripped onto the counter, screamed like a siren, tripped the fuse
+    + fast, rustproof, whistling; boiled two litres in minutes, clicked off by itself
+    - slow, chalky, clunky; dripped onto the counter, screamed like a siren
   lid, handle, knob
-    + cool, tight, smooth, insulated; stayed put while pouring, clicked into place, turned with two fingers
-    - hot, sticky, loose, dented; scorched my fingers, came off while pouring, jammed halfway
+    + cool, tight, smooth; stayed put while pouring, clicked into place
+    - hot, sticky, loose; scorched my fingers, came off while pouring
 dentist: dentist, hygienist, dental nurse, orthodontist
-    + gentle, unhurried, calm, chatty; explained every step, hummed while working, counted down before each prick
-    - rough, hasty, brusque, late, silent; drilled before the jab worked, treated the wrong tooth, yanked at my jaw
+    + gentle, unhurried, calm; explained every step, hummed while working
+    - rough, hasty, brusque; drilled before the jab worked, treated the wrong tooth
   filling, crown, veneer, implant
-    + flush, invisible, smooth, hard; blended in with its neighbours, lasted eleven years, left no gap
-    - sharp, jagged, loose, high; fell out over breakfast, cut my tongue, throbbed for a week
+    + flush, invisible, smooth; blended in with its neighbours, lasted eleven years
+    - sharp, jagged, loose; fell out over breakfast, cut my tongue
 train ride: train, night train, express, commuter train
-    + punctual, empty, direct, fast; rolled in on the minute, glided past the lake, made up the lost time
-    - delayed, jerky, full, bumpy; stopped in a field, skipped our station, crawled behind a freight wagon
+    + punctual, empty, direct; rolled in on the minute, glided past the lake
+    - delayed, jerky, full; stopped in a field, skipped our station
   carriage, compartment, dining car
-    + cool, airy, silent, calm; had a socket for everyone, sounded like a library, gave us a whole table
-    - hot, stuffy, rowdy, smelly; reeked of spilled beer, swayed like a ship, rattled my teeth
+    + cool, airy, silent; had a socket for everyone, sounded like a library
+    - hot, stuffy, rowdy; reeked of spilled beer, swayed like a ship
 mattress: mattress, futon, topper
-    + firm, thick, cool, dense; eased my lower back, kept its shape for years, absorbed every turn
-    - lumpy, bouncy, springy, squashy; swallowed me like quicksand, rolled us into the middle, kept my spine crooked
+    + firm, thick, cool; eased my lower back, kept its shape for years
+    - lumpy, bouncy, springy; swallowed me like quicksand, rolled us into the middle
   duvet, quilt, blanket
-    + fluffy, woolly, heavy, warm; covered both of us, smelled of clean cotton, settled like snow
-    - clumpy, thin, prickly, rustly; shed fluff every night, slid onto the floor, bunched up in one corner
+    + fluffy, woolly, heavy; covered both of us, smelled of clean cotton
+    - clumpy, thin, prickly; shed fluff every night, slid onto the floor
 kitchen knife: knife, blade, cleaver, paring knife
-    + sharp, keen, thin, weighty; slid through ripe tomatoes, shaved paper like a razor, held its edge for months
-    - blunt, notched, soft, thick; squashed the tomatoes, slipped off the onion, chipped on a carrot
+    + sharp, keen, thin; slid through ripe tomatoes, shaved paper like a razor
+    - blunt, notched, soft; squashed the tomatoes, slipped off the onion
   grip, handgrip, knife grip
-    + rubbery, leathery, ribbed, contoured; moulded itself to my palm, stayed put in wet hands, survived every rinse
-    - slippery, smooth, lopsided, greasy; twisted in my palm, worked loose in days, swelled after one rinse
+    + rubbery, leathery, ribbed; moulded itself to my palm, stayed put in wet hands
+    - slippery, smooth, lopsided; twisted in my palm, worked loose in days
 soup: soup, broth, stew, chowder
-    + hot, thick, spicy, hearty, peppery; steamed up my glasses, warmed me to the toes, had me wiping the bowl
-    - cold, light, salty, thin; tasted of the tin, grew a skin within minutes, smelled of wet socks
+    + hot, thick, spicy; steamed up my glasses, warmed me to the toes
+    - cold, light, salty; tasted of the tin, grew a skin within minutes
   dumpling, noodle, meatball
-    + tender, soft, slippery, juicy; melted on the tongue, burst with herbs, floated like a feather
-    - gritty, chewy, raw, firm, springy; stuck to my gums, squeaked between my teeth, sank like a stone
+    + tender, soft, slippery; melted on the tongue, burst with herbs
+    - gritty, chewy, raw; stuck to my gums, squeaked between my teeth
 bicycle: bicycle, bike, mountain bike, city bike
-    + nimble, fast, upright, feathery; flew up the hill, coasted for miles, turned on a coin
-    - rattly, sluggish, wobbly, rusty; clattered over every cobble, pulled to the left, stayed in one gear
+    + nimble, fast, upright; flew up the hill, coasted for miles
+    - rattly, sluggish, wobbly; clattered over every cobble, pulled to the left
   brake, chain, pedal
-    + oily, tight, greased, silent; shook off the mud, ran like silk, survived a salty winter
-    - slack, squeaky, jumpy, dry; screeched at every corner, jammed on the climb, slipped in the rain
+    + oily, tight, greased; shook off the mud, ran like silk
+    - slack, squeaky, jumpy; screeched at every corner, jammed on the climb
 haircut: haircut, fringe, bob, trim
-    + layered, choppy, loose, light; framed my face, fell into place unaided, swayed with every step
-    - crooked, short, flat, ragged; slanted to one side, made my ears stick out, looked chewed by a goat
+    + layered, choppy, loose; framed my face, fell into place unaided
+    - crooked, short, flat; slanted to one side, made my ears stick out
   hairdresser, barber, stylist
-    + quick, attentive, silent, deft; listened before the first snip, massaged my scalp, copied the photo exactly
-    - chatty, clumsy, distracted, bored; nicked my ear, ignored the photo, shouted into a phone throughout
+    + quick, attentive, silent; listened before the first snip, massaged my scalp
+    - chatty, clumsy, distracted; nicked my ear, ignored the photo
 suitcase: suitcase, travel case, trolley, holdall
-    + hard, light, dentproof, vast; swallowed clothes for two weeks, outlived six baggage belts, opened like a wardrobe
-    - soft, boxy, stained, tippy; burst open on the belt, tipped over at every stop, came back with a hole
+    + hard, light, dentproof; swallowed clothes for two weeks, outlived six baggage belts
+    - soft, boxy, stained; burst open on the belt, tipped over at every stop
   wheel, caster, roller
-    + rubbery, quiet, smooth, swivelling; whispered over cobbles, spun in every direction, hopped over kerbs
-    - noisy, chipped, wonky, rigid; dragged like an anchor, came off at the airport, woke the whole street
+    + rubbery, quiet, smooth; whispered over cobbles, spun in every direction
+    - noisy, chipped, wonky; dragged like an anchor, came off at the airport
 alarm clock: alarm, buzzer, ringer
-    + loud, shrill, piercing, insistent; pulled me out of bed, cut through my earplugs, woke the whole house
-    - quiet, soft, faint, gentle; let me sleep until ten, stayed mute for a week, hummed like a fridge
+    + loud, shrill, piercing; pulled me out of bed, cut through my earplugs
+    - quiet, soft, faint; let me sleep until ten, stayed mute for a week
   clock, alarm clock, clock face
-    + dim, accurate, radio-controlled, silent; kept time for years, set itself after the outage, glowed like an ember
-    - bright, fast, glaring, erratic; lost nine minutes a day, lit up the ceiling, ticked through the night
+    + dim, accurate, radio-controlled; kept time for years, set itself after the outage
+    - bright, fast, glaring; lost nine minutes a day, lit up the ceiling
 ice cream: ice cream, gelato, sorbet, sundae
-    + cold, tart, creamy, milky, fruity; melted slowly on my tongue, tasted of ripe mango, vanished in three licks
-    - warm, runny, sandy, fluffy; tasted of the freezer, turned to pink water, lost its flavour at once
+    + cold, tart, creamy; melted slowly on my tongue, tasted of ripe mango
+    - warm, runny, sandy; tasted of the freezer, turned to pink water
   cone, wafer, waffle
-    + brittle, crunchy, buttery, toasty; snapped at every nibble, stayed crunchy to the tip, caught every drop
-    - limp, chewy, papery, flimsy; dripped down my wrist, tasted of cardboard, crumpled around the scoop
+    + brittle, crunchy, buttery; snapped at every nibble, stayed crunchy to the tip
+    - limp, chewy, papery; dripped down my wrist, tasted of cardboard
 novel: novel, thriller, paperback, detective story
-    + dark, tense, twisty, eerie; kept me up past midnight, hid its killer for ages, made me miss my stop
-    - predictable, preachy, flat, wordy, calm; lost me by page forty, kept repeating itself, named the killer early
+    + dark, tense, twisty; kept me up past midnight, hid its killer for ages
+    - predictable, preachy, flat; lost me by page forty, kept repeating itself
   ending, plot, final chapter
-    + unexpected, intricate, chilling, tight; gave me goosebumps, tied up every thread, turned everything upside down
-    - rushed, tangled, thin, sugary; left every question open, fizzled like damp fireworks, copied an old film
+    + unexpected, intricate, chilling; gave me goosebumps, tied up every thread
+    - rushed, tangled, thin; left every question open, fizzled like damp fireworks
 desk lamp: lamp, desk lamp, reading lamp, bulb
-    + bright, dimmable, warm, steady; lit the whole page, bathed the wall in gold, dimmed at a tap
-    - dim, streaky, cold, greenish; flickered like a candle, threw shadows on my page, stayed dark for days
+    + bright, dimmable, warm; lit the whole page, bathed the wall in gold
+    - dim, streaky, cold; flickered like a candle, threw shadows on my page
   base, lamp foot, lamp stand
-    + heavy, broad, weighted, flat; stayed put all year, shrugged off a nudge, clung to the desk
-    - light, hollow, rickety, slim; toppled at a nudge, scratched the desk, rocked with every keystroke
+    + heavy, broad, weighted; stayed put all year, shrugged off a nudge
+    - light, hollow, rickety; toppled at a nudge, scratched the desk
 washing machine: washing machine, washer, spin cycle
-    + gentle, brisk, thrifty, quiet; lifted the wine stain, spun the towels nearly dry, purred through the night
-    - shaky, thirsty, clattery, slow; shrank my jumper, tore out two buttons, turned a whole load pink
+    + gentle, brisk, thrifty; lifted the wine stain, spun the towels nearly dry
+    - shaky, thirsty, clattery; shrank my jumper, tore out two buttons
   rubber seal, door seal, drain hose
-    + watertight, flexible, tight, soft; let out no drop, outlasted a thousand loads, stayed free of slime
-    - slimy, warped, stiff, cracked; spat soap onto the tiles, dripped onto my socks, flooded the cellar
+    + watertight, flexible, tight; let out no drop, outlasted a thousand loads
+    - slimy, warped, stiff; spat soap onto the tiles, dripped onto my socks
 houseplant: houseplant, fern, orchid, ficus
-    + lush, bushy, dense, hardy, tall; doubled in size, brightened the hallway, survived three weeks alone
-    - leggy, dry, droopy, yellow; wilted within days, came crawling with aphids, shed everything overnight
+    + lush, bushy, dense; doubled in size, brightened the hallway
+    - leggy, dry, droopy; wilted within days, came crawling with aphids
   leaf, stem, bud
-    + glossy, firm, fleshy, green; leaned towards the window, uncurled within a day, shone after every misting
-    - spotted, brittle, crisp, dusty; turned brown at the edges, rotted from the inside, curled up like paper
+    + glossy, firm, fleshy; leaned towards the window, uncurled within a day
+    - spotted, brittle, crisp; turned brown at the edges, rotted from the inside
 massage: massage, back rub, foot massage
-    + slow, deep, long, firm, hot; loosened every knot, made me doze off, left me floating home
-    - fast, light, ticklish, brief, timid; put my arm to sleep, ended after two songs, missed every knot
+    + slow, deep, long; loosened every knot, made me doze off
+    - fast, light, ticklish; put my arm to sleep, ended after two songs
   masseur, therapist, masseuse
-    + powerful, wordless, warm, sturdy; found every knot, worked down to my toes, leaned in with both elbows
-    - feeble, talkative, cool, bony; poked around my spine, yawned above my head, kept watching the time
+    + powerful, wordless, warm; found every knot, worked down to my toes
+    - feeble, talkative, cool; poked around my spine, yawned above my head
 """
 
 # Frames are drawn without regard to topic and label. In a slot "+" asks for the label's polarity and "-" for the
 # opposite one; n is a noun, a and b are two adjectives, v is a verb phrase; 1 and 2 are the two parts of the topic.
 FRAMES = {
     "plain": (
-        0.45,
+        0.62,
         [
             "the {n1} was {+a1}",
             "the {n1} {+v1}",
@@ -188,7 +188,7 @@ FRAMES = {
         ],
     ),
     "negation": (
-        0.25,
+        0.13,
         [
             "the {n1} was not {-a1}",
             "the {n1} was never {-a1}",
@@ -200,7 +200,7 @@ FRAMES = {
         ],
     ),
     "contrast": (
-        0.30,
+        0.25,
         [
             "the {n1} was {-a1}, but the {n2} was {+a2}",
             "the {n1} {-v1}, but the {n2} {+v2}",

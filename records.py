@@ -1,11 +1,8 @@
-"""The contract between the stages: the task file, the records (JSON Lines) and the run record.
+"""What the stages leave for each other: records (JSON Lines) and run records.
 
-Every stage imports this module and nothing else of the project needs to be understood first:
-
-    task   = load_task(Path("prompts/reviews.toml"))             strict: unknown keys and missing variables are refused
-    rows   = read_examples(Path("train.jsonl"), task)            file:line errors, `source` and `target` rendered
-    run    = start_run("score_ood.py", output, options, inputs)  None when the output is up to date
-    finish_run(run, counts={...})                                rename what is partial, then write the run record
+    rows = read_examples(Path("train.jsonl"), task)            file:line errors, `source` and `target` rendered
+    run  = start_run("score_ood.py", output, options, inputs)  None when the output is up to date
+    finish_run(run, counts={...})                              rename what is partial, then write the run record
 
 Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback.
 Only the standard library and jsonlines are imported here, so that `--help` and "up to date" are quick.
@@ -23,13 +20,15 @@ import string
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import jsonlines
+
+if TYPE_CHECKING:
+    from task import Task
 
 
 def fail(message: str) -> NoReturn:
@@ -43,156 +42,6 @@ def say(message: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Task file
-
-METRICS = {"classification": ("accuracy",), "text2text": ("exact_match",)}
-KEYS = {  # table: (required keys, optional keys)
-    "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
-    "prompt": ("train validation example", "system"),
-    "parse": ("", "stop min_words max_words"),
-    "student": ("source target", ""),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task file, checked. `labels` is empty for text2text; its order fixes the class ids of an encoder student."""
-
-    path: Path
-    name: str
-    version: int
-    description: str
-    kind: str  # classification | text2text
-    metric: str
-    fields: list[str]  # what the teacher writes, in order
-    answer_field: str  # what the student must produce
-    seed_examples: Path
-    labels: dict[str, str]  # name: definition shown to the teacher
-    prompt: dict[str, str]  # system, train, validation, example
-    parse: dict[str, Any]  # stop: [str], min_words and max_words: {field: int}
-    student: dict[str, str]  # source, target
-
-    @property
-    def written_fields(self) -> list[str]:
-        """The fields that the teacher writes: for text2text the answer too; a label is given to it."""
-        return self.fields if self.labels else [*self.fields, self.answer_field]
-
-
-def load_task(path: Path) -> Task:
-    """Read and check `prompts/<task>.toml`. Errors name file and key, and end the stage with exit code 1."""
-
-    def bad(key: str, problem: str) -> NoReturn:
-        fail(f"{path}: {key}: {problem}")
-
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path}: no such task file; the ones here: {', '.join(map(str, sorted(Path('prompts').glob('*.toml'))))}")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        fail(f"{path}: not a readable TOML file: {error}")
-
-    for table, (required, optional) in KEYS.items():
-        values = data.get(table, {}) if table else data
-        prefix = f"{table}." if table else ""
-        if not isinstance(values, dict):
-            bad(table, f"must be a table ([{table}]), found {values!r}")
-        allowed = required.split() + optional.split()
-        for key in values:
-            if key not in allowed:
-                bad(prefix + key, f"unknown key; the keys here are {', '.join(allowed)}")
-        for key in required.split():
-            if key not in values:
-                bad(prefix + key, "missing; add it (README, 'A new task')")
-
-    for key in ("name", "description", "kind", "metric", "answer_field", "seed_examples"):
-        if not isinstance(data[key], str) or not data[key].strip():
-            bad(key, f"must be a text that is not empty, found {data[key]!r}")
-    for table in ("prompt", "student"):
-        for key, value in data[table].items():
-            if not isinstance(value, str):
-                bad(f"{table}.{key}", f"must be a text, found {value!r}")
-    if not re.fullmatch(r"[a-z0-9_]+", data["name"]):
-        bad("name", f"must be lower-case letters, digits and _ (it begins every id), found {data['name']!r}")
-    if not isinstance(data["version"], int):
-        bad("version", f"must be a whole number, found {data['version']!r}")
-    if data["kind"] not in METRICS:
-        bad("kind", f"must be one of {', '.join(METRICS)}, found {data['kind']!r}")
-    if data["metric"] not in METRICS[data["kind"]]:
-        bad("metric", f"must be one of {', '.join(METRICS[data['kind']])} for {data['kind']}, found {data['metric']!r}")
-    names = data["fields"]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.isidentifier() for n in names):
-        bad("fields", f'must be a list of names such as ["premise", "hypothesis"], found {names!r}')
-    answer = data["answer_field"]
-    if not answer.isidentifier() or answer in names or len(set(names)) < len(names):
-        bad("answer_field", f"must be a name of its own beside {names}, each once, found {answer!r}")
-
-    labels = data.get("labels", {})
-    if not isinstance(labels, dict):
-        bad("labels", f'must be a table ([labels]) of name = "definition", found {labels!r}')
-    if data["kind"] == "classification" and len(labels) < 2:
-        bad("labels", f"a classification task needs two or more, found {len(labels)}")
-    if data["kind"] == "text2text" and labels:
-        bad("labels", 'a text2text task has none; delete the table or set kind = "classification"')
-    for name, definition in labels.items():
-        if not isinstance(definition, str) or not definition.strip():
-            bad(f"labels.{name}", "a label needs a definition that the teacher can read, as text")
-
-    # Templates: variables that may be used, variables that must be used
-    about_label = {"label", "definition"} if labels else set()
-    common = about_label | ({"labels"} if labels else set())
-    rules = {
-        ("prompt", "system"): (set(), set()),
-        ("prompt", "train"): (common | {"shots", "start"}, {"shots", "start"}),
-        ("prompt", "validation"): (common | {"shots", "start"}, {"shots", "start"}),
-        ("prompt", "example"): ({*names, answer}, {*names, answer}),
-        ("student", "source"): (set(names), set()),
-        ("student", "target"): ({answer}, {answer}),
-    }
-    for (table, key), (allowed, needed) in rules.items():
-        if key not in data[table]:
-            continue
-        template = string.Template(data[table][key])
-        if not template.is_valid():
-            bad(f"{table}.{key}", "a lone $; write $$ for a dollar sign")
-        used = set(template.get_identifiers())
-        if used - allowed:
-            unknown = min(used - allowed)
-            bad(
-                f"{table}.{key}",
-                f"unknown variable ${unknown}; known here: {', '.join(f'${v}' for v in sorted(allowed))}",
-            )
-        if needed - used:
-            bad(f"{table}.{key}", f"the variable ${min(needed - used)} is missing; add it")
-        if (table, key) == ("student", "source") and not used:
-            bad("student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in names)}")
-    for name, count in ((n, len(re.findall(rf"\$\{{?{n}\b", data["prompt"]["example"]))) for n in [*names, answer]):
-        if count != 1:
-            bad("prompt.example", f"${name} must occur once (the parser is made from this template), found {count}")
-
-    parse = data.get("parse", {})
-    stop = parse.get("stop", [])
-    if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
-        bad("parse.stop", f"must be a list of texts that are not empty, found {stop!r}")
-    for key in ("min_words", "max_words"):
-        limits = parse.get(key, {})
-        if not isinstance(limits, dict) or not all(isinstance(v, int) and v > 0 for v in limits.values()):
-            bad(
-                f"parse.{key}", f"must be whole numbers above 0 by field, such as {{{names[0]} = 40}}, found {limits!r}"
-            )
-        for name in limits:
-            if name not in [*names, answer]:
-                bad(f"parse.{key}", f"no such field: {name}; the fields are {', '.join([*names, answer])}")
-
-    strip = {k: v.strip("\n") for k, v in data["prompt"].items()}
-    return Task(
-        path=path, name=data["name"], version=data["version"], description=data["description"], kind=data["kind"],
-        metric=data["metric"], fields=names, answer_field=answer, seed_examples=path.parent / data["seed_examples"],
-        labels=labels, prompt={"system": "", **strip}, parse=parse,
-        student={k: v.strip("\n") for k, v in data["student"].items()},
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Records
 
 
@@ -202,7 +51,8 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
     def lines(file: IO[bytes]) -> Iterator[bytes]:
         nonlocal number, raw
-        for number, raw in enumerate(file, 1):
+        for raw in file:
+            number += 1
             yield raw
 
     try:
@@ -232,7 +82,7 @@ def _loads(line: str) -> Any:
     return value
 
 
-def read_examples(paths: Path | Iterable[Path], task: Task, answers: bool = True) -> list[dict]:
+def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = True) -> list[dict]:
     """All examples of the files, each with `id`, the task's fields, `source` and `target`.
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
@@ -434,7 +284,7 @@ def _lock(path: Path, output: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(
-                f"{output}: another process is writing it (perhaps left over from a killed shell); wait, or end it: fuser {path}"
+                f"{output}: another process is writing it (left over from a killed shell?); wait, or end it: fuser {path}"
             )
         try:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

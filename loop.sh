@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# GOLD, one line a stage: a teacher writes examples, a student learns them, its energy finds what it has not learnt, and
+# those examples steer what the teacher writes next.
+#
+#   bash loop.sh                                            the embedded demonstration: no GPU, no download, minutes
+#   TEACHER=Qwen/Qwen2.5-7B-Instruct STUDENT=google-t5/t5-base bash loop.sh prompts/reviews.toml runs/mine
+#   LAUNCH="srun --gpus=1" ITERATIONS=3 bash loop.sh prompts/reviews.toml runs/cluster
+#
+# Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on.
+# PYTHON=/path/to/python uses an environment of your own and installs nothing.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Knobs ----------------------------------------------------------------------------------------------------------------
+TASK_FILE=${1:-prompts/reviews.toml}
+RUN=${2:-runs/demo}
+MODELS=data/reviews/models                       # the embedded models; anything in here is built when it is missing
+TEACHER=${TEACHER:-$MODELS/teacher}
+STUDENT=${STUDENT:-$MODELS/t5}
+ITERATIONS=${ITERATIONS:-5}
+NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
+NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
+FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
+SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # what is fed back: the band of this score within each label
+LEARNING_RATE=${LEARNING_RATE:-$([[ $STUDENT == "$MODELS"/* ]] && echo 1e-3 || echo 1e-4)} # random weights need more
+EPOCHS=${EPOCHS:-10}
+FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
+TEST_FILE=${TEST_FILE:-data/$(basename "$TASK_FILE" .toml)/test.jsonl}
+GROUP_BY=${GROUP_BY-$([[ $TASK_FILE == prompts/reviews.toml ]] && echo group)} # a field of the test file to measure by
+SEED=${SEED:-0}
+GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
+read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
+
+# Environment and embedded models --------------------------------------------------------------------------------------
+if [[ -z ${PYTHON:-} ]]; then bash setup.sh; PYTHON=.venv/bin/python; fi
+export TQDM_MININTERVAL=1
+mkdir -p "$RUN"
+run() {
+  echo "+ $*"
+  ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" "$@" 2>&1 | tee -a "$RUN/loop.log"
+}
+for model in "$TEACHER" "$STUDENT"; do
+  if [[ $model == "$MODELS"/* ]]; then run -m data.build_reviews "${model#"$MODELS"/}"; fi
+done
+
+# The loop -------------------------------------------------------------------------------------------------------------
+measure() { # model, folder, test file
+  if [[ ! -e $3 ]]; then echo "no $3: $1 is not measured" >&2; return; fi
+  run evaluate.py --task-file "$TASK_FILE" --model "$1" --output-dir "$2" --test-file "$3" ${GROUP_BY:+--group-by "$GROUP_BY"}
+}
+measure "$STUDENT" "$RUN/untrained" "$TEST_FILE"
+trained_on=() feedback=()
+for ((i = 0; i < ITERATIONS; i++)); do
+  dir=$(printf '%s/iter-%02d' "$RUN" "$i")
+  run generate.py sample --task-file "$TASK_FILE" --model "$TEACHER" --output-dir "$dir" --seed "$SEED" \
+    --num-examples "$NUM_EXAMPLES" --num-validation "$NUM_VALIDATION" --feedback-rate "$FEEDBACK_RATE" \
+    "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS # texts of earlier rounds are duplicates
+  trained_on+=(--train-file "$dir/train.jsonl")
+  run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$dir/student" --seed "$SEED" \
+    --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" "${trained_on[@]}" $TRAIN_ARGS
+  run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "$dir/validation.jsonl" \
+    --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH"
+  feedback=(--feedback-file "$dir/feedback.jsonl")
+  measure "$dir/student" "$dir" "$TEST_FILE"
+done
+
+# The final student: everything, robust loss ---------------------------------------------------------------------------
+run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$RUN/final/student" --seed "$SEED" \
+  --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS
+measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
+for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
+  if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi
+done
+
+run report.py "$RUN"
+cat << END
+Look into   $RUN/iter-00/train.jsonl           what the teacher wrote
+            $RUN/iter-00/train.rejected.jsonl  what was turned down, and why
+            $RUN/iter-01/feedback.jsonl        what the student did not know, and the teacher was shown next
+            $RUN/final/predictions.jsonl       the final student on the test set
+Try next    FEEDBACK_RATE=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
+END

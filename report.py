@@ -1,0 +1,136 @@
+"""Print what happened in a run, one line an iteration, and write the same rows to RUN/metrics.jsonl.
+
+Reads the run records and metrics that the stages left in RUN, and the accepted training examples; loads no model.
+
+    python report.py runs/demo
+    python report.py runs/demo runs/mine
+
+distinct-2: different word pairs / all word pairs in the first W words of the iteration's train.jsonl, W being the same for
+all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy: mean over validation.jsonl
+under the student of that iteration; every iteration has another student, so it says more within an iteration than between.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from records import beside, fail, read_records, write_records
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def distinct_n(words: list[str], n: int) -> float:
+    """Different n-grams / all n-grams of one word list, 0 to 1; higher = more diverse (Li et al. 2016)."""
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def load(path: Path) -> dict:
+    """A JSON file that a stage wrote; {} when it is not there (that stage has not run)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
+
+
+def measured(folder: Path) -> dict:
+    """Accuracy with interval and group accuracies from folder/metrics.json; nothing when it is not there."""
+    metrics = load(folder / "metrics.json")
+    if not metrics:
+        return {}
+    groups = {k: v for key, by in metrics.items() if key.startswith("by_") and key != "by_label" for k, v in by.items()}
+    return {**metrics["overall"], **{f"accuracy_{name}": m["accuracy"] for name, m in groups.items()}}
+
+
+def rows_of(run: Path) -> list[dict]:
+    """One row an iteration, then the final student and the untrained one, as far as they are there."""
+    folders = sorted(run.glob("iter-*"))
+    if not folders:
+        fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
+    words = {}
+    for folder in folders:
+        path = folder / "train.jsonl"
+        records = [record for _, record in read_records(path)] if path.exists() else []
+        words[folder] = " ".join(str(r.get("source", "")) for r in records).lower().split()
+    budget = min((len(w) for w in words.values() if w), default=0)
+    rows = []
+    for folder in folders:
+        made = {name: load(beside(folder / name, ".run.json")) for name in ("train.jsonl", "validation.jsonl")}
+        stages = {name: load(folder / f"{name}.run.json") for name in ("student", "scored.jsonl", "predictions.jsonl")}
+        counts = [m["counts"] for m in made.values() if m]
+        rows.append({
+            "iteration": folder.name,
+            "attempted": sum(c["attempted"] for c in counts),
+            "accepted": sum(c["accepted"] for c in counts),
+            "distinct_2": round(distinct_n(words[folder][:budget], 2), 4),
+            "energy": stages["scored.jsonl"].get("means", {}).get("energy"),
+            **measured(folder),
+            "seconds": {
+                "generate": max((m.get("seconds", 0) for m in made.values()), default=0),  # one start writes both
+                "train": stages["student"].get("seconds", 0),
+                "score": stages["scored.jsonl"].get("seconds", 0),
+                "evaluate": stages["predictions.jsonl"].get("seconds", 0),
+            },
+        })  # fmt: skip
+    others = [run / "final", *sorted(p.parent for p in (run / "final").glob("*/metrics.json")), run / "untrained"]
+    for folder in others:
+        if found := measured(folder):
+            seconds = {
+                "train": load(folder / "student.run.json").get("seconds", 0),
+                "evaluate": load(folder / "predictions.jsonl.run.json").get("seconds", 0),
+            }
+            rows.append({"iteration": str(folder.relative_to(run)), **found, "seconds": seconds})
+    return rows
+
+
+def print_table(run: Path, rows: list[dict]) -> None:
+    groups = sorted({key for row in rows for key in row if key.startswith("accuracy_")})
+    stages = ("generate", "train", "score", "evaluate")
+    head = ["", "attempted", "accepted", "distinct-2", "energy", "accuracy [95 % interval]"]
+    head += [g.removeprefix("accuracy_") for g in groups] + [f"{s} s" for s in stages]
+    cells = [head]
+    for row in rows:
+        interval = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if "accuracy" in row else "-"
+        numbers = [
+            (row.get("attempted"), ","),
+            (row.get("accepted"), ","),
+            (row.get("distinct_2"), ".3f"),
+            (row.get("energy"), ".2f"),
+        ]
+        cells.append(
+            [row["iteration"]]
+            + ["-" if value is None else format(value, how) for value, how in numbers]
+            + [interval]
+            + [f"{row[g]:.3f}" if g in row else "-" for g in groups]
+            + [f"{row['seconds'][s]:.1f}" if row["seconds"].get(s) else "-" for s in stages]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    print(f"{run}")
+    for line in cells:
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+        )
+    total = sum(s for row in rows for s in row["seconds"].values())
+    print(f"attempted and accepted count both splits; all stages: {total:,.0f} s\n")
+
+
+@app.command()
+def main(runs: Annotated[list[Path], typer.Argument(help="Run folders, as loop.sh writes them.")]) -> None:
+    """Print the table of each run."""
+    for run in runs:
+        rows = rows_of(run)
+        print_table(run, rows)
+        draft = run / "metrics.jsonl.tmp"
+        with draft.open("w", encoding="utf-8") as file:
+            write_records(file, rows)
+        draft.replace(run / "metrics.jsonl")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The tests: the same environment as loop.sh plus tests/requirements.txt. Further arguments go to pytest.
+#
+#   bash tests/run.sh                 all of them
+#   bash tests/run.sh -m "not engine" without those that start vLLM
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [[ -z ${PYTHON:-} ]]; then bash setup.sh tests/requirements.txt; PYTHON=.venv/bin/python; fi
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"
