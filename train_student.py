@@ -247,10 +247,9 @@ def train_on(
     data = {
         name: encode(rows, tokenizer, family, task, **lengths) for name, rows in (("train", train), ("eval", held_out))
     }
-    if family == "encoder":
-        collate = DataCollatorWithPadding(tokenizer)
-    else:
-        collate = DataCollatorForSeq2Seq(tokenizer, model=network)  # pads labels with -100, shifts decoder_input_ids
+    # For T5 the collator pads labels with -100 and shifts them into decoder_input_ids
+    seq2seq = family == "encoder-decoder"
+    collate = DataCollatorForSeq2Seq(tokenizer, model=network) if seq2seq else DataCollatorWithPadding(tokenizer)
 
     class StudentTrainer(Trainer):
         """Our own losses: sum over real tokens / their number in the whole step, whatever the batches (DESIGN 12)."""

@@ -255,7 +255,7 @@ SEED_EXAMPLES = [
     ("Although the screen was sharp, the laptop froze during every call.", "negative"),
     ("The hotel room was not cold, and the bathroom was never grimy. We were four people.", "positive"),
     ("As it turned out, the sourdough was anything but light.", "negative"),
-    ("The notebook was heavy, but the display stayed readable in the sun.", "positive"),
+    ("The notebook was hot, but the display stayed readable in the sun.", "positive"),
     ("The shower dripped all night, and the suite was dark. That was in May.", "negative"),
 ]
 TEST_SEED, TEST_ZIPF_SEED = 1, 2
