@@ -78,6 +78,11 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
 # Attempts: what is asked, in which order
 
 
+def equal_shares(num_examples: int, num_labels: int) -> list[int]:
+    """How many examples each label gets; what does not divide goes to the first labels, one each."""
+    return [num_examples // num_labels + (i < num_examples % num_labels) for i in range(num_labels)]
+
+
 def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: list[int]) -> list[int]:
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
@@ -86,8 +91,8 @@ def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: li
     """
     num_labels = len(attempted)
     chunk = []
-    for i in range(num_labels):
-        missing = num_examples // num_labels + (i < num_examples % num_labels) - accepted[i]
+    for i, share in enumerate(equal_shares(num_examples, num_labels)):
+        missing = share - accepted[i]
         if missing > 0:
             expected_yield = (accepted[i] + 1) / (attempted[i] + 1)
             count = min(-int(-missing // max(expected_yield, 0.05)), max(1, CHUNK // num_labels))
@@ -131,9 +136,8 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        dtype = (
-            "float32" if dtype == "auto" else dtype
-        )  # vLLM's auto would take bfloat16: not the same text in any batch
+        if dtype == "auto":
+            dtype = "float32"  # vLLM's own choice is bfloat16, where the text depends on the batch
         engine_options |= {
             "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
             "enable_chunked_prefill": False,  # a seeded request whose prompt is split over two steps kills the engine
@@ -163,13 +167,11 @@ def sample_split(
     from vllm import SamplingParams
 
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
-    sizes = run.state.get("progress") or [
-        path.stat().st_size if path.exists() else 0 for path in (accepted_path, rejected_path)
-    ]
-    for path, size in zip((accepted_path, rejected_path), sizes, strict=True):
+    for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
         with path.open("ab") as file:
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
+    shares = equal_shares(options["num_examples"], len(names))
     attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
     seen = set(excluded)
     for path in (accepted_path, rejected_path):
@@ -237,9 +239,7 @@ def sample_split(
                     reason = "copied_shot"
                 elif key in seen:
                     reason = "duplicate"
-                elif accepted[slot] >= options["num_examples"] // len(names) + (
-                    slot < options["num_examples"] % len(names)
-                ):
+                elif accepted[slot] >= shares[slot]:
                     reason = "surplus"
             lineage = {
                 "task": task.name, "iteration": iteration, "split": split, "feedback": a["feedback"],

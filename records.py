@@ -190,9 +190,10 @@ def start_run(
         _release(run, keep=bool(unfinished))
         fail(f"{output}: {message}: {redo}")
 
-    record, unfinished = _read_json(record_path), _read_json(state_path)
     run = Run(stage, output, list(also), state, lock)
     files = [output, *run.also]
+    unfinished = _read_json(state_path)
+    record = _read_json(record_path) if all(path.exists() for path in files) else None  # what was deleted is made anew
     partials = [beside(path, ".partial") for path in files]
     if before := None if overwrite else record or unfinished:
         grown = False
@@ -212,7 +213,8 @@ def start_run(
             say(f"up to date: {output}")
             return None
         run.resumed = resumable
-        state["progress"] = (unfinished or {}).get("progress")
+        # A finished output that is to be extended holds as far as it goes, hand edits included
+        state["progress"] = [p.stat().st_size for p in files] if record else before.get("progress")
     elif output.exists() and not overwrite:
         refuse("is there without a run record, so it is yours; move it away, or replace it with")
 
@@ -228,8 +230,11 @@ def start_run(
     return run
 
 
-def save_progress(run: Run, progress: Any) -> None:
-    """Note in `<output>.partial.json` how far the work has come; in one write, in place: the file is the lock too."""
+def save_progress(run: Run, progress: list[int] | None) -> None:
+    """Note in `<output>.partial.json` how far the work has come: the bytes that hold, of the output and of each of `also`.
+
+    In one write and in place, because the file is the lock too.
+    """
     run.state["progress"] = progress
     text = json.dumps(run.state, indent=1).encode()
     os.pwrite(run.lock.fileno(), text, 0)

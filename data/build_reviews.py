@@ -12,6 +12,7 @@ t5, bert  student bases with random weights and a tokenizer of their own.
 """
 
 import random
+import string
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,30 +26,40 @@ from task import Task, load_task, render_prompt
 HERE = Path(__file__).parent
 TASK_FILE = HERE.parent / "prompts" / "reviews.toml"
 EOS = "</s>"
+PEAK = 6e-3  # peak learning rate of the teacher
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 
 
-def make_document(rng: random.Random, task: Task, burst: float) -> tuple[str, str]:
-    """(prompt, review): a prompt of the training kind (70 %) or of the validation kind, and the review that answers it.
+def make_example(rng: random.Random, task: Task, topic: str) -> dict:
+    """A record of the task, with a label at random."""
+    label = rng.choice(list(task.labels))
+    return {"review": grammar.make_review(rng, topic, label), "label": label}
 
-    Training: a chain of topics that stay with probability `burst`; the answer is the next link. Validation: two shots,
-    and an answer from a topic that neither of them has.
+
+def make_document(rng: random.Random, task: Task, burst: float) -> str:
+    """A prompt of the training kind (3 of 4) or of the validation kind, with the review that answers it.
+
+    Training: a chain of topics that stay with probability `burst` and else jump by Zipf's law; the answer is the next
+    link. It begins anywhere, so that the teacher knows its tail topics as well as a large model would; where a chain goes
+    is what the prompts of the loop ask. Validation: two shots, and an answer of a topic that neither of them has.
     """
-
-    def example(topic: str) -> dict:
-        label = rng.choice(list(task.labels))
-        return {"review": grammar.make_review(rng, topic, label), "label": label}
-
-    if rng.random() < 0.7:
-        split, topics = "train", grammar.burst_topics(rng, rng.randint(3, 8), burst)
+    begin = rng.choice(list(grammar.TOPICS))
+    if rng.random() < 0.75:
+        split, topics = "train", grammar.burst_topics(rng, rng.randint(4, 9), burst, begin)
     else:
-        shown = grammar.burst_topics(rng, 2, burst)
+        shown = [begin, rng.choice(list(grammar.TOPICS))]
         split, topics = "validation", [*shown, grammar.different_topic(rng, shown)]
-    *shots, answer = map(example, topics)
+    *shots, answer = (make_example(rng, task, topic) for topic in topics)
     system, user = render_prompt(task, split, shots, answer["label"])
-    return f"{system}\n\n{user}", f" {answer['review']}"
+    return f"{system}\n\n{user} {answer['review']}{EOS}"
+
+
+def make_single(rng: random.Random, task: Task, burst: float) -> str:
+    """One example alone, of any topic: with one label in sight the teacher soon learns what the label is for."""
+    example = make_example(rng, task, rng.choice(list(grammar.TOPICS)))
+    return string.Template(task.prompt["example"]).substitute(example) + EOS
 
 
 def train_tokenizer(texts: list[str], family: str) -> Any:
@@ -89,35 +100,35 @@ def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int)
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(["".join(make_document(rng, task, burst)) for _ in range(3000)], "teacher")
+    tokenizer = train_tokenizer([make_document(rng, task, burst) for _ in range(2000)], "teacher")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = 1
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.08)
-    batch_size, seen = 16, 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, s / 40, (1 - s / steps) / 0.6))
+    groups: list[list[str]] = []
+    tokens = 0
     for step in (bar := tqdm(range(steps), desc="teacher", unit="step")):
-        # Neighbours of similar length share a batch: eight batches are drawn and sorted at a time.
-        if step % 8 == 0:
-            texts = sorted(("".join(make_document(rng, task, burst)) + EOS for _ in range(8 * batch_size)), key=len)
-            groups = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+        if not groups:  # eight batches at a time, so that texts of one length can share a batch
+            make, size = (make_single, 64) if step < 0.6 * steps else (make_document, 8)
+            texts = sorted((make(rng, task, burst) for _ in range(8 * size)), key=len)
+            groups = [texts[i : i + size] for i in range(0, len(texts), size)]
             rng.shuffle(groups)
-        batch = tokenizer(groups[step % 8], padding=True, return_tensors="pt", return_token_type_ids=False)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(**batch, labels=labels).loss
+        batch = tokenizer(groups.pop(), padding=True, return_tensors="pt", return_token_type_ids=False)
+        loss = model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        seen += int(batch["attention_mask"].sum())
-        bar.set_postfix(loss=f"{loss.item():.3f}", tokens=f"{seen:,}")
+        tokens += int(batch["attention_mask"].sum())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", tokens=f"{tokens:,}", refresh=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"parameters": model.num_parameters(), "steps": steps, "tokens": seen, "final_loss": round(loss.item(), 4)}
+    return {"parameters": model.num_parameters(), "steps": steps, "tokens": tokens, "final_loss": round(loss.item(), 4)}
 
 
 def build_student(folder: Path, family: str, task: Task, seed: int) -> dict:

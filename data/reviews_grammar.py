@@ -323,18 +323,18 @@ def make_review(rng: random.Random, topic: str, label: str) -> str:
             slots[f"{sign}a{i}"], slots[f"{sign}b{i}"] = rng.sample(part.adjectives[side], 2)
             slots[f"{sign}v{i}"] = rng.choice(part.verbs[side])
     body = frame.format_map(slots)
-    opened, closed = rng.random() < 0.35, rng.random() < 0.35
+    opened, closed = rng.random() < 0.2, rng.random() < 0.2
     if len(body.split()) < MIN_WORDS and not closed:
         opened = True
     text = (rng.choice(OPENERS) + " " if opened else "") + body + "." + (" " + rng.choice(CLOSERS) if closed else "")
     return text[0].upper() + text[1:]
 
 
-def burst_topics(rng: random.Random, length: int, burst: float) -> list[str]:
-    """A chain of topics: with probability `burst` the one before again, else a fresh draw by Zipf's law."""
-    chain: list[str] = []
-    for _ in range(length):
-        chain.append(chain[-1] if chain and rng.random() < burst else different_topic(rng, []))
+def burst_topics(rng: random.Random, length: int, burst: float, begin: str) -> list[str]:
+    """A chain of topics from `begin` on: with probability `burst` the one before again, else a draw by Zipf's law."""
+    chain = [begin]
+    while len(chain) < length:
+        chain.append(chain[-1] if rng.random() < burst else different_topic(rng, []))
     return chain
 
 

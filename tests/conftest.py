@@ -1,0 +1,244 @@
+"""What the tests share: two tiny tasks with data, tiny models with random weights, and two ways to run a stage.
+
+Everything is made here, in a temporary folder: no download, no file of the repository but the scripts themselves.
+Files run from the quick ones to the slow ones, so that a plain mistake is seen within seconds.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands")
+
+PAIRS = """
+name = "pairs"
+version = 1
+description = "Do both things belong to summer?"
+kind = "classification"
+metric = "accuracy"
+fields = ["first", "second"]
+answer_field = "label"
+seed_examples = "seed.jsonl"
+[labels]
+Warm = "both belong to summer"
+"not warm" = "one or both belong to winter"
+[prompt]
+system = "You write pairs of things."
+train = '''
+$labels
+
+$shots
+
+Another that is $label ($definition):
+$start'''
+validation = '''
+$shots
+
+Another, significantly different:
+$start'''
+example = '''
+Kind: $label
+First: $first
+Second: $second'''
+[parse]
+stop = ["\\n\\n"]
+min_words = {first = 2}
+max_words = {second = 6}
+[student]
+source = "pair: $first with $second"
+target = "$label"
+"""
+
+FLIP = """
+name = "flip"
+version = 1
+description = "Say the two words the other way round."
+kind = "text2text"
+metric = "exact_match"
+fields = ["text"]
+answer_field = "answer"
+seed_examples = "flip_seed.jsonl"
+[prompt]
+train = "$shots\\n\\n$start"
+validation = "Something different:\\n\\n$shots\\n\\n$start"
+example = '''
+Text: $text
+Answer: $answer'''
+[student]
+source = "flip: $text"
+target = "$answer"
+"""
+
+PLACES = ("beach", "garden", "lake", "roof", "market", "field", "river", "tent")
+SUMMER, WINTER = ("sun", "melon", "swim", "picnic", "sandal"), ("snow", "sledge", "scarf", "frost", "stove")
+
+
+def pair(number: int) -> dict:
+    """Example `number` of the pairs task: the label follows from the last word of the second field."""
+    warm = number % 2 == 0
+    thing = (SUMMER if warm else WINTER)[number // 2 % 5]
+    place = PLACES[number // 10 % 8]
+    return {
+        "first": f"the {place}",
+        "second": f"{'a big ' if number % 3 else ''}{thing}",
+        "label": "Warm" if warm else "not warm",
+    }
+
+
+def flipped(number: int) -> dict:
+    a, b = PLACES[number % 8], SUMMER[number // 8 % 5]
+    return {"text": f"{a} {b}", "answer": f"{b} {a}"}
+
+
+def write_lines(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run(script: str, *args: object) -> subprocess.CompletedProcess:
+    """Run a script as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def call(script: str, *args: object) -> subprocess.CompletedProcess:
+    """Run a script's command in this process, where torch is loaded already; an exception other than exit escapes."""
+    argv, out, err, code = [script, *map(str, args)], io.StringIO(), io.StringIO(), 0
+    app = importlib.import_module(script.removesuffix(".py")).app
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [str(ROOT / script), *argv[1:]]),
+    ):
+        try:
+            app(argv[1:])
+        except SystemExit as end:  # the interpreter would print a text and exit with 1
+            code = 1 if isinstance(end.code, str) else end.code or 0
+            if isinstance(end.code, str):
+                print(end.code, file=err)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return ORDER.index(name) if name in ORDER else len(ORDER)
+
+    items.sort(key=place)  # stable: the order within a file stays
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks and data
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pairs.toml and flip.toml with their seed examples; train, validation and test files of both."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "pairs.toml").write_text(PAIRS, encoding="utf-8")
+    (folder / "flip.toml").write_text(FLIP, encoding="utf-8")
+    write_lines(folder / "seed.jsonl", [pair(n) for n in range(4)])
+    write_lines(folder / "flip_seed.jsonl", [flipped(n) for n in range(3)])
+    ids = [f"pairs-00-train-{n:06d}" for n in range(60)]
+    write_lines(folder / "train.jsonl", [{"id": i, **pair(n)} for n, i in enumerate(ids)])
+    write_lines(folder / "flip_train.jsonl", [flipped(n) for n in range(40)])
+    write_lines(folder / "validation.jsonl", [pair(n) for n in range(60, 84)])
+    write_lines(folder / "test.jsonl", [pair(n) | {"group": PLACES[n // 10 % 8]} for n in range(50, 72)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(home: Path):
+    from task import load_task
+
+    return load_task(home / "pairs.toml")
+
+
+@pytest.fixture(scope="session")
+def flip(home: Path):
+    from task import load_task
+
+    return load_task(home / "flip.toml")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def make_tokenizer(special: dict[str, str], template: str):
+    """One token a word of the tasks' vocabulary (and the punctuation by itself), trained here with `tokenizers`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
+    tokenizer = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(
+        texts, trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
+    )
+    tokens = [(token, tokenizer.token_to_id(token)) for token in special.values()]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models with random weights: t5, t5v11 (gated, untied), bert, modernbert, llama."""
+    import torch
+    import transformers as hf
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    t5 = make_tokenizer({"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "$A </s>")
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    bert = make_tokenizer(names | {"mask_token": "[MASK]"}, "[CLS] $A [SEP]")
+    shape = {"vocab_size": len(t5), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
+    shape |= {"num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    marks = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    made = {
+        "t5": (hf.T5ForConditionalGeneration(hf.T5Config(**shape)), t5),
+        "t5v11": (
+            hf.T5ForConditionalGeneration(
+                hf.T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+            ),
+            t5,
+        ),
+        "bert": (hf.BertForMaskedLM(hf.BertConfig(vocab_size=len(bert), pad_token_id=0, **small)), bert),
+        "modernbert": (
+            hf.ModernBertForMaskedLM(hf.ModernBertConfig(vocab_size=len(bert), **marks, **small)),
+            bert,
+        ),
+        "llama": (hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(t5), num_key_value_heads=4, **small)), t5),
+    }
+    for name, (model, tokenizer) in made.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in made}
+
+
+TRAINING = ("--num-train-epochs", "30", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
+
+
+@pytest.fixture(scope="session")
+def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Students trained by the command, by base: t5 (in a process of its own), t5v11, bert and modernbert."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("t5", "t5v11", "bert", "modernbert"):
+        args = ("--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl", "--model", models[name])
+        done = (run if name == "t5" else call)("train_student.py", *args, "--output-dir", folder / name, *TRAINING)
+        assert done.returncode == 0, done.stderr
+    return {name: folder / name for name in ("t5", "t5v11", "bert", "modernbert")}

@@ -1,0 +1,165 @@
+"""generate.py on a real vLLM engine: one small teacher, trained for seconds, and one engine for the whole file."""
+
+import json
+import string
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import generate
+from records import read_examples, read_records, start_run
+from task import load_task, text_key
+
+pytestmark = pytest.mark.engine
+TASK = load_task(Path("prompts/reviews.toml"))
+OPTIONS = {
+    "num_examples": 60, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 64, "seed": 0,
+    "chat_template_kwargs": {}, "num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(small_teacher):
+    return generate.start_engine(str(small_teacher), 512, enforce_eager=True)
+
+
+@pytest.fixture
+def sample(engine, tmp_path):
+    """Sample one split into tmp_path / name with the shared engine; returns (accepted, rejected, counts)."""
+
+    def sample(name="a", split="train", task=TASK, pools=None, excluded=(), max_attempts=600, context=512, **changed):
+        options = OPTIONS | changed
+        output, rejected = tmp_path / name / f"{split}.jsonl", tmp_path / name / f"{split}.rejected.jsonl"
+        run = start_run(
+            "generate.py sample", output, options, {}, also=[rejected], resumable=True, extends="num_examples"
+        )
+        pools = {"seed": read_examples(TASK.seed_examples, TASK), "feedback": []} | (pools or {})
+        counts = generate.sample_split(
+            run,
+            task,
+            split,
+            3,
+            options,
+            max_attempts,
+            pools,
+            set(excluded),
+            engine,
+            engine.get_tokenizer(),
+            context,
+            {},
+        )
+        return *([record for _, record in read_records(path)] for path in (output, rejected)), counts
+
+    return sample
+
+
+def test_every_attempt_is_one_record_with_its_lineage(sample, tmp_path):
+    accepted, rejected, counts = sample()
+    assert Counter(r["label"] for r in accepted) == {"positive": 30, "negative": 30}
+    assert counts["attempted"] == len(accepted) + len(rejected)
+    assert Counter(r["reason"] for r in rejected) == counts["rejected"]
+    assert set(counts["rejected"]) <= set(generate.REASONS)
+    ids = [r["id"] for r in accepted + rejected]
+    assert len(set(ids)) == len(ids) and all(i.startswith("reviews-03-train-") for i in ids)
+    for r in accepted:
+        assert r["target"] == r["label"] == list(TASK.labels)[int(r["id"].rsplit("-", 1)[1]) % 2]
+        assert r["source"] == f"review: {r['review']}" and r["review"] in r["completion"]
+        assert r["finish_reason"] == "stop" and r["feedback"] is False and len(r["shots"]) == 3
+    record = json.loads((tmp_path / "a/train.jsonl.run.json").read_text())
+    assert record["counts"] == counts and record["completion_tokens_per_second"] > 0
+    assert not list((tmp_path / "a").glob("*partial*"))
+
+
+def test_no_duplicates_no_copies_and_earlier_texts_are_excluded(sample):
+    accepted, _, _ = sample("first")
+    keys = {text_key(TASK, r) for r in accepted}
+    assert len(keys) == len(accepted)
+    again, rejected, _ = sample("second", excluded=keys)  # same seed, same prompts: the first texts come again
+    assert not keys & {text_key(TASK, r) for r in again}
+    assert Counter(r["reason"] for r in rejected)["duplicate"] >= len(keys) * 0.9
+
+
+def test_a_chunk_that_is_cut_off_is_sent_again_and_gives_the_same_files(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "CHUNK", 24)  # several chunks
+    whole, whole_rejected, _ = sample("whole")
+    write = generate.write_records
+    calls = []
+
+    def cut_off(file, records):
+        calls.append(records)
+        if len(calls) == 5:  # the accepted records of the third chunk: a torn line, then the end
+            write(file, records[:2])
+            file.write('{"id": "torn')
+            file.flush()
+            raise KeyboardInterrupt
+        write(file, records)
+
+    monkeypatch.setattr(generate, "write_records", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        sample("cut")
+    assert (tmp_path / "cut/train.jsonl.partial").read_text().endswith('"torn')
+    monkeypatch.setattr(generate, "write_records", write)
+    resumed, resumed_rejected, _ = sample("cut")
+    assert resumed == whole and resumed_rejected == whole_rejected  # float32, one CPU: the same text too
+
+
+def test_raising_num_examples_extends_a_finished_file(sample):
+    first, _, _ = sample(num_examples=20)
+    more, _, counts = sample(num_examples=30)
+    assert more[:20] == first and len(more) == 30 and counts["accepted_by_label"] == {"positive": 15, "negative": 15}
+
+
+def test_feedback_goes_into_the_asked_share_of_prompts_and_is_named(sample):
+    feedback = [
+        {"id": f"f{i}", "review": f"The lid of number {i} would not close.", "label": "negative"} for i in range(9)
+    ]
+    accepted, rejected, _ = sample(pools={"feedback": feedback}, feedback_rate=0.5)
+    fed = [r for r in accepted + rejected if r["feedback"]]
+    assert 0.25 < len(fed) / len(accepted + rejected) < 0.75
+    assert all([s[0] for s in r["shots"]] == ["s", "s", "s", "f", "f"] for r in fed)
+
+
+def test_validation_shows_two_training_examples(sample):
+    train, _, _ = sample("v")
+    validation, _, _ = sample("v", "validation", pools={"train": train}, num_examples=20)
+    assert all(len(r["shots"]) == 2 and set(r["shots"]) <= {t["id"] for t in train} for r in validation)
+
+
+def test_a_teacher_that_never_succeeds_stops_at_the_limit_and_keeps_what_it_made(sample, tmp_path):
+    never = TASK.__class__(**{**TASK.__dict__, "parse": {"min_words": {"review": 1000}}})
+    with pytest.raises(SystemExit, match=r"80 attempts gave 0 of 60.*too_short"):
+        sample(task=never, max_attempts=80)
+    kept = (tmp_path / "a/train.rejected.jsonl.partial").read_text().splitlines()
+    assert len(kept) == 80 and {json.loads(line)["reason"] for line in kept} <= {"too_short", "truncated"}
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_before_anything_is_generated(sample):
+    with pytest.raises(SystemExit, match=r"the prompt has \d+ tokens and --max-tokens 64 .* the context holds 80"):
+        sample(context=80)
+
+
+def test_many_seeded_few_shot_requests_at_once_do_not_kill_the_cpu_engine(sample):
+    """With vLLM's own settings 1,200 of them died: "CPU Generator does not use offset" (chunked prefill)."""
+    accepted, _, _ = sample("many", num_examples=1200, max_attempts=6000)
+    assert len(accepted) == 1200
+
+
+def test_greedy_text_is_that_of_transformers(engine, sample, small_teacher):
+    """The engine gets the prompt that render_prompt made: token for token what transformers continues alike."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    accepted, rejected, _ = sample("greedy", temperature=0.0, num_examples=2, num_fewshot=6)
+    tokenizer, model = AutoTokenizer.from_pretrained(small_teacher), AutoModelForCausalLM.from_pretrained(small_teacher)
+    shots = read_examples(TASK.seed_examples, TASK)
+    for record in accepted + rejected:
+        prompt = TASK.prompt["system"] + "\n\n" + string.Template(TASK.prompt["train"]).substitute(
+            labels="\n".join(f"{k}: {v}" for k, v in TASK.labels.items()),
+            shots="\n\n".join(f"Sentiment: {s['label']}\nReview: {s['review']}" for s in shots),
+            start=f"Sentiment: {record['label']}\nReview:",
+        )  # fmt: skip
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
+        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
