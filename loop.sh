@@ -22,7 +22,7 @@ NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an
 NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
 FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
 SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # what is fed back: the band of this score within each label
-LEARNING_RATE=${LEARNING_RATE:-$([[ $STUDENT == "$MODELS"/* ]] && echo 1e-3 || echo 1e-4)} # random weights need more
+LEARNING_RATE=${LEARNING_RATE:-$([[ $STUDENT == "$MODELS"/* ]] && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
 TEST_FILE=${TEST_FILE:-data/$(basename "$TASK_FILE" .toml)/test.jsonl}

@@ -159,7 +159,7 @@ def main(
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
     num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
-    per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 32,
+    per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 16,
     gradient_accumulation_steps: Annotated[int, training(min=1, help="Batches a step, as if they were one.")] = 1,
     lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
@@ -226,9 +226,11 @@ def train_on(
     """
     import numpy as np
     import torch
+    from tqdm import tqdm
     from transformers import (
         DataCollatorForSeq2Seq,
         DataCollatorWithPadding,
+        PrinterCallback,
         Trainer,
         TrainerCallback,
         TrainingArguments,
@@ -272,8 +274,21 @@ def train_on(
             return (total, outputs) if return_outputs else total
 
     class Log(TrainerCallback):
+        """Records instead of prints, and one bar on stderr."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not state.is_world_process_zero)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(state.global_step - self.bar.n)
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             log.append({"step": state.global_step, "seconds": round(time.time() - began, 2), **(logs or {})})
+            shown = {k: f"{logs[k]:.3f}" for k in ("loss", "eval_accuracy") if k in logs}
+            self.bar.set_postfix(shown, refresh=False)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
 
     def hits(logits, labels):
         logits = logits[0] if isinstance(logits, tuple) else logits
@@ -307,6 +322,7 @@ def train_on(
         load_best_model_at_end=chosen,
         metric_for_best_model="choice" if chosen else None,
         logging_strategy="epoch",
+        disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
         label_names=["labels"],
@@ -324,6 +340,7 @@ def train_on(
         preprocess_logits_for_metrics=hits,
         callbacks=[Log()],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     if trainer.is_world_process_zero():
         import shutil

@@ -8,7 +8,8 @@ data/reviews_grammar.py. Writes data/reviews/models/<name>/ in the Hugging Face 
 
 teacher   Llama, trained from scratch on documents of several reviews whose topics come in bursts, so that it goes on with
           the topic that it is shown last: without in-context learning no feedback could reach it.
-t5, bert  student bases with random weights and a tokenizer of their own.
+t5, bert  student bases with random weights and tokenizers of their own. Pretrained on unlabelled reviews by filling gaps,
+          for as long as the time allows, they were no better when trained on true labels (README, "The demonstration").
 """
 
 import random
@@ -26,16 +27,28 @@ from task import Task, load_task, render_prompt
 HERE = Path(__file__).parent
 TASK_FILE = HERE.parent / "prompts" / "reviews.toml"
 EOS = "</s>"
-PEAK = 6e-3  # peak learning rate of the teacher
+SPECIAL = {
+    "teacher": ["<pad>", EOS],
+    "t5": ["<pad>", EOS],
+    "bert": ["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
+}
+
+# How the teacher is taught, found by the share of its reviews that say what was asked: with one label in sight and neither
+# negation nor contrast at first it learns in seconds what a label is for; without, often not within two minutes.
+PLAIN, SINGLES = (
+    0.2,
+    0.5,
+)  # up to these shares of the steps: plain reviews one by one; all reviews one by one; documents
+PEAK = 5e-3  # learning rate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 
 
-def make_example(rng: random.Random, task: Task, topic: str) -> dict:
+def make_example(rng: random.Random, task: Task, topic: str, plain: bool = False) -> dict:
     """A record of the task, with a label at random."""
     label = rng.choice(list(task.labels))
-    return {"review": grammar.make_review(rng, topic, label), "label": label}
+    return {"review": grammar.make_review(rng, topic, label, plain), "label": label}
 
 
 def make_document(rng: random.Random, task: Task, burst: float) -> str:
@@ -56,9 +69,9 @@ def make_document(rng: random.Random, task: Task, burst: float) -> str:
     return f"{system}\n\n{user} {answer['review']}{EOS}"
 
 
-def make_single(rng: random.Random, task: Task, burst: float) -> str:
-    """One example alone, of any topic: with one label in sight the teacher soon learns what the label is for."""
-    example = make_example(rng, task, rng.choice(list(grammar.TOPICS)))
+def make_single(rng: random.Random, task: Task, plain: bool) -> str:
+    """One example alone, of any topic."""
+    example = make_example(rng, task, rng.choice(list(grammar.TOPICS)), plain)
     return string.Template(task.prompt["example"]).substitute(example) + EOS
 
 
@@ -70,7 +83,7 @@ def train_tokenizer(texts: list[str], family: str) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"] if family == "bert" else ["<pad>", EOS]
+    special = SPECIAL[family]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts,
@@ -102,18 +115,22 @@ def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([make_document(rng, task, burst) for _ in range(2000)], "teacher")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+        initializer_range=0.06,  # with the usual 0.02 the labels take twice as long
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, s / 40, (1 - s / steps) / 0.6))
     groups: list[list[str]] = []
     tokens = 0
     for step in (bar := tqdm(range(steps), desc="teacher", unit="step")):
         if not groups:  # eight batches at a time, so that texts of one length can share a batch
-            make, size = (make_single, 64) if step < 0.6 * steps else (make_document, 8)
-            texts = sorted((make(rng, task, burst) for _ in range(8 * size)), key=len)
+            if step < SINGLES * steps:
+                size, texts = 60, [make_single(rng, task, step < PLAIN * steps) for _ in range(8 * 60)]
+            else:
+                size, texts = 6, [make_document(rng, task, burst) for _ in range(8 * 6)]
+            texts.sort(key=len)
             groups = [texts[i : i + size] for i in range(0, len(texts), size)]
             rng.shuffle(groups)
         batch = tokenizer(groups.pop(), padding=True, return_tensors="pt", return_token_type_ids=False)
@@ -139,12 +156,13 @@ def build_student(folder: Path, family: str, task: Task, seed: int) -> dict:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     topics = rng.choices(list(grammar.TOPICS), grammar.zipf_weights(len(grammar.TOPICS)), k=3000)
-    texts = [f"review: {grammar.make_review(rng, topic, rng.choice(list(task.labels)))}" for topic in topics]
+    reviews = (make_example(rng, task, topic)["review"] for topic in topics)
+    texts = [string.Template(task.student["source"]).substitute(review=review) for review in reviews]
     tokenizer = train_tokenizer([*texts, *task.labels], family)
     if family == "t5":
         config = T5Config(
-            vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.1,
-            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, feed_forward_proj="gated-gelu",
+            vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=1, num_heads=4,
+            dropout_rate=0.0, feed_forward_proj="relu", pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
         )  # fmt: skip
         model = T5ForConditionalGeneration(config)
     else:
@@ -169,7 +187,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     names: Annotated[list[Name], typer.Argument(help="What to build.")],
     output_dir: Annotated[Path, typer.Option(help="Folder of the models (git-ignored).")] = HERE / "reviews" / "models",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of the teacher, 16 documents each.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the teacher.")] = 1800,
     burst: Annotated[
         float, typer.Option(min=0, max=1, help="How often a topic stays (0 = no in-context topic).")
     ] = 0.75,

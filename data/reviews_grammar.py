@@ -176,7 +176,7 @@ massage: massage, back rub, foot massage
 # opposite one; n is a noun, a and b are two adjectives, v is a verb phrase; 1 and 2 are the two parts of the topic.
 FRAMES = {
     "plain": (
-        0.62,
+        0.70,
         [
             "the {n1} was {+a1}",
             "the {n1} {+v1}",
@@ -188,29 +188,22 @@ FRAMES = {
         ],
     ),
     "negation": (
-        0.13,
+        0.12,
         [
             "the {n1} was not {-a1}",
             "the {n1} was never {-a1}",
             "the {n1} was anything but {-a1}",
-            "the {n1} was far from {-a1}",
-            "the {n1} was neither {-a1} nor {-b1}",
-            "nobody could call the {n1} {-a1}",
             "the {n1} was not {-a1}, and the {n2} was never {-a2}",
         ],
     ),
     "contrast": (
-        0.25,
+        0.18,
         [
             "the {n1} was {-a1}, but the {n2} was {+a2}",
             "the {n1} {-v1}, but the {n2} {+v2}",
-            "the {n1} was {-a1}, yet the {n2} {+v2}",
             "although the {n1} was {-a1}, the {n2} {+v2}",
             "even though the {n1} {-v1}, the {n2} was {+a2}",
             "the {n1} was {+a1}, although the {n2} was {-a2}",
-            "the {n1} {+v1}, even though the {n2} {-v2}",
-            "the {n1} was not {+a1}, but the {n2} was {+a2}",  # both adjectives are on the label's side,
-            "although the {n1} was {-a1}, the {n2} was not {-a2}",  # here both are on the other side
         ],
     ),
 }
@@ -312,9 +305,12 @@ def zipf_weights(n: int) -> list[float]:
 WEIGHTS = dict(zip(TOPICS, zipf_weights(len(TOPICS)), strict=True))
 
 
-def make_review(rng: random.Random, topic: str, label: str) -> str:
-    """One review of the topic with the label: a frame, perhaps with an opener before it or a closer after it."""
-    kinds = list(FRAMES.values())
+def make_review(rng: random.Random, topic: str, label: str, plain: bool = False) -> str:
+    """One review of the topic with the label: a frame, perhaps with an opener before it or a closer after it.
+
+    plain: neither negation nor contrast.
+    """
+    kinds = [FRAMES["plain"]] if plain else list(FRAMES.values())
     frame = rng.choice(rng.choices([frames for _, frames in kinds], [share for share, _ in kinds])[0])
     slots = {}
     for i, part in enumerate(rng.sample(TOPICS[topic].parts, 2), start=1):
@@ -440,7 +436,8 @@ def write_data(folder: Path) -> None:
             }
 
     balanced = [(topic, label) for topic in TOPICS for label in LABELS for _ in range(PER_TOPIC_AND_LABEL)]
-    by_zipf = burst_topics(random.Random(TEST_ZIPF_SEED), len(balanced), burst=0)
+    rng = random.Random(TEST_ZIPF_SEED)
+    by_zipf = [different_topic(rng, []) for _ in balanced]
     files = {
         "seed_examples": [
             {"id": f"seed-{number}", "review": review, "label": label}

@@ -1,0 +1,493 @@
+"""generate.py without an engine: which attempts are asked, what each shows, how prompts become token ids.
+
+Then whole splits with a scripted engine (the text follows from the request's seed), because a real one cannot be made
+to give one completion of every kind of fault, or to be killed at every step. test_engine.py has the real one.
+"""
+
+import collections
+import json
+import math
+import random
+import re
+import string
+from types import SimpleNamespace
+
+import pytest
+from conftest import PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import generate
+from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, sample_split
+from records import read_examples, start_run
+from task import render_prompt, text_key
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planning
+
+
+def shares_of(num_examples: int, num_labels: int) -> list[int]:
+    """Dealt out one at a time, as cards are."""
+    return [len(range(i, num_examples, num_labels)) for i in range(num_labels)]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        # nothing done yet: a yield of 1 is hoped for; 5 examples of 2 labels are 3 + 2
+        ((5, 99, [0, 0], [0, 0]), [0, 1, 2, 3, 4]),
+        # label 1 has its share; of label 0 one is missing, yield (2 + 1) / (5 + 1) = 1/2: two attempts, its 6th and 7th
+        ((5, 99, [5, 2], [2, 2]), [10, 12]),
+        # 4 missing at a yield of (0 + 1) / (9 + 1) = 0.1: 40 attempts, of which 3 are left
+        ((4, 3, [9], [0]), [9, 10, 11]),
+        # the yield is never taken to be below 0.05: 1 / 0.05 = 20
+        ((1, 99, [60], [0]), list(range(60, 80))),
+        ((5, 99, [7, 9], [3, 2]), []),
+        ((5, 0, [0, 0], [0, 0]), []),
+        ((5, -3, [0, 0], [0, 0]), []),
+    ],
+)
+def test_plan_by_hand(arguments, expected):
+    assert plan_chunk(*arguments) == expected
+
+
+def test_a_chunk_is_no_longer_than_chunk():
+    assert plan_chunk(10**6, 10**6, [0, 0, 0], [0, 0, 0]) == list(range(4095))  # 4096 // 3 = 1365 of each
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    num_examples=st.integers(1, 120),
+    yields=st.lists(st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]), min_size=1, max_size=5),
+    limit=st.integers(1, 800),
+    seed=st.integers(0, 10**6),
+)
+def test_planning_under_any_yields(num_examples, yields, limit, seed):
+    """Chunk after chunk: equal shares, consecutive attempts of each label, the limit kept, and an end in any case."""
+    rng, num_labels = random.Random(seed), len(yields)
+    shares = shares_of(num_examples, num_labels)
+    attempted, accepted, asked = [0] * num_labels, [0] * num_labels, []
+    for _ in range(limit + 1):
+        chunk = plan_chunk(num_examples, limit - sum(attempted), attempted, accepted)
+        assert chunk == plan_chunk(num_examples, limit - sum(attempted), list(attempted), list(accepted))
+        if not chunk:
+            break
+        assert chunk == sorted(set(chunk))
+        full = [accepted[i] == shares[i] for i in range(num_labels)]
+        for a in chunk:
+            label = a % num_labels
+            assert not full[label] and a // num_labels == attempted[label]
+            attempted[label] += 1
+            accepted[label] += accepted[label] < shares[label] and rng.random() < yields[label]
+        asked += chunk
+    else:
+        pytest.fail("no end")
+    assert len(asked) == len(set(asked)) == sum(attempted) <= limit
+    assert accepted == shares or sum(attempted) == limit
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One attempt
+
+HOW = {"num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2}
+
+
+@pytest.fixture(scope="module")
+def pools():
+    made = {"seed": [pair(n) | {"id": f"s{n}"} for n in range(6)]}
+    made["feedback"] = [pair(n) | {"id": f"f{n}"} for n in range(20, 27)]
+    made["train"] = [pair(n) | {"id": f"t{n}"} for n in range(30, 50)]
+    return made
+
+
+def ids(attempt: dict) -> list[str]:
+    return [shot["id"] for shot in attempt["shots"]]
+
+
+def test_an_attempt_is_a_function_of_its_arguments(pairs, pools):
+    def draw(seed=1, iteration=2, split="train", attempt=3):
+        return draw_attempt(pairs, seed, iteration, split, attempt, pools, HOW)
+
+    first = draw()
+    random.seed(99)
+    assert draw() == first
+    assert first["id"] == "pairs-02-train-000003" and first["label"] == "not warm"
+    others = [draw(seed=2), draw(iteration=3), draw(split="validation"), draw(attempt=5)]
+    assert len({a["sampling_seed"] for a in [first, *others]}) == 5
+    assert (
+        first["sampling_seed"] == draw_attempt(pairs, 1, 2, "train", 3, pools | {"feedback": []}, HOW)["sampling_seed"]
+    )
+
+
+def test_many_attempts(pairs, pools):
+    attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW) for a in range(2000)]
+    assert len({a["sampling_seed"] for a in attempts}) == len({a["id"] for a in attempts}) == 2000
+    assert all(0 <= a["sampling_seed"] < 2**31 for a in attempts)
+    assert [a["label"] for a in attempts[:4]] == ["Warm", "not warm", "Warm", "not warm"]
+    fed = [a for a in attempts if a["feedback"]]
+    assert abs(len(fed) / 2000 - 0.5) < 5 * math.sqrt(0.25 / 2000)  # five standard errors
+    for a in attempts:
+        seeds, feedback = ids(a)[:3], ids(a)[3:]
+        assert seeds == sorted(set(seeds)) and all(i[0] == "s" for i in seeds)
+        assert len(set(feedback)) == len(feedback) == (2 if a["feedback"] else 0)
+        assert all(i[0] == "f" for i in feedback)
+    shown = collections.Counter(i for a in attempts for i in ids(a))
+    assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
+    assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
+
+
+@pytest.mark.parametrize("rate, expected", [(0.0, 0), (1.0, 300)])
+def test_feedback_rate_at_its_ends(rate, expected, pairs, pools):
+    attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW | {"feedback_rate": rate}) for a in range(300)]
+    assert sum(a["feedback"] for a in attempts) == expected
+
+
+def test_small_pools_and_validation(pairs, flip, pools):
+    few = {"seed": pools["seed"][:2], "feedback": pools["feedback"][:1]}
+    a = draw_attempt(pairs, 0, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})
+    assert ids(a) == ["s0", "s1", "f20"]
+    a = draw_attempt(pairs, 0, 1, "validation", 0, pools, {})
+    assert len(set(ids(a))) == 2 and all(i[0] == "t" for i in ids(a)) and a["feedback"] is False
+    assert draw_attempt(flip, 0, 0, "train", 7, few | {"feedback": []}, HOW)["label"] is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts as token ids
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATES = {  # name: (template, what becomes of system "Be brief." and user "Say $ it.")
+    "none": (None, "<s>Be brief.\n\nSay $ it."),
+    "system role": ("{{ bos_token }}" + TURNS, "<s><system>Be brief.\n<user>Say $ it.\n<assistant>"),
+    "no bos": (TURNS, "<system>Be brief.\n<user>Say $ it.\n<assistant>"),
+    "refuses system": (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ bos_token }}" + TURNS,
+        "<s><user>Be brief.\n\nSay $ it.\n<assistant>",
+    ),
+    "drops system": (
+        "{{ bos_token }}" + TURNS.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"),
+        "<s><user>Be brief.\n\nSay $ it.\n<assistant>",
+    ),
+    "trims system": (
+        "{{ bos_token }}" + TURNS.replace("m.content", "m.content | trim"),
+        "<s><system>Be brief.\n<user>Say $ it.\n<assistant>",
+    ),
+}
+
+
+@pytest.fixture
+def tokenizer():
+    """A token a byte; begins every text with <s>, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>"])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_encode_prompt(name, tokenizer):
+    tokenizer.chat_template, expected = TEMPLATES[name]
+    found = encode_prompt(tokenizer, "Be brief.", "Say $ it.", {})
+    assert tokenizer.decode(found) == expected
+    assert found.count(0) == expected.count("<s>")  # one BOS, never two
+    without = tokenizer.decode(encode_prompt(tokenizer, "", "Say $ it.", {}))
+    assert without == re.sub(r"<system>.*\n|Be brief\.\n\n", "", expected)
+
+
+def test_system_text_with_blanks_at_its_ends_keeps_its_role(tokenizer):
+    """Llama 3's template, for one, trims every text."""
+    tokenizer.chat_template, expected = TEMPLATES["trims system"]
+    assert tokenizer.decode(encode_prompt(tokenizer, " Be brief. ", "Say $ it.", {})) == expected
+
+
+def test_chat_template_kwargs_reach_the_template(tokenizer):
+    tokenizer.chat_template = TURNS + "{% if enable_thinking is false %}<think></think>{% endif %}"
+    assert tokenizer.decode(encode_prompt(tokenizer, "", "Go.", {})) == "<user>Go.\n<assistant>"
+    found = tokenizer.decode(encode_prompt(tokenizer, "", "Go.", {"enable_thinking": False}))
+    assert found == "<user>Go.\n<assistant><think></think>"
+
+
+def test_template_that_takes_nothing(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(SystemExit, match="error: --model: its chat template takes neither"):
+        encode_prompt(tokenizer, "Be brief.", "Go.", {})
+
+
+@pytest.mark.parametrize("template", ["none", "system role", "refuses system"])
+def test_longest_prompt_is_an_upper_bound(template, tokenizer, pairs, pools):
+    tokenizer.chat_template = TEMPLATES[template][0]
+    options = {"train": HOW | {"max_tokens": 60}}
+    bound = longest_prompt(pairs, tokenizer, pools, options, {})
+    lengths = []
+    for split in ("train", "validation"):
+        for a in (draw_attempt(pairs, 0, 1, split, n, pools, HOW) for n in range(60)):
+            user = render_prompt(pairs, split, a["shots"], a["label"])
+            lengths.append(len(encode_prompt(tokenizer, *user, {})))
+    assert max(lengths) <= bound < 2 * max(lengths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole splits, with a scripted engine
+
+OPTIONS = HOW | {
+    "num_examples": 4, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 32, "seed": 0,
+    "chat_template_kwargs": {}, "feedback_rate": 0.0,
+}  # fmt: skip
+
+
+def engine(answer):
+    """A stand-in for vLLM's offline engine: answer(seed) -> (text, finish reason)."""
+
+    def generate_texts(prompts, params, use_tqdm):
+        for prompt, param in zip(prompts, params, strict=True):
+            text, finish_reason = answer(param.seed)
+            completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
+            yield SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[completion])
+
+    return SimpleNamespace(generate=generate_texts, reset_prefix_cache=lambda: None)
+
+
+def by_seed(seed: int) -> tuple[str, str]:
+    """A completion by chance: one in four is no example at all, the others come of 8 * 10 * 2."""
+    rng = random.Random(seed)
+    if rng.random() < 0.25:
+        return "I would rather not.", "stop"
+    return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
+
+
+@pytest.fixture
+def split(pairs, pools, models, tmp_path):
+    """Sample a split with a scripted engine; returns the counts."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models["llama"])
+
+    def sample(folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, **changed):
+        output, options = tmp_path / folder / "train.jsonl", OPTIONS | {"num_examples": num_examples} | changed
+        run = start_run(
+            "generate.py sample", output, options, {}, also=[output.with_name("train.rejected.jsonl")],
+            resumable=True, extends="num_examples",
+        )  # fmt: skip
+        shown = {"seed": shown["seed"], "feedback": []}
+        try:
+            return sample_split(
+                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {}
+            )  # fmt: skip
+        except BaseException:
+            run.lock.close()  # as the end of the process does
+            raise
+
+    return sample
+
+
+def both(folder) -> list[list[dict]]:
+    return [read_lines(folder / name) for name in ("train.jsonl", "train.rejected.jsonl")]
+
+
+def test_one_attempt_of_every_kind(split, pairs, pools, tmp_path):
+    def seed_and_shots(a):
+        drawn = draw_attempt(pairs, 0, 0, "train", a, pools | {"feedback": []}, OPTIONS)
+        return drawn["sampling_seed"], drawn["shots"]
+
+    shot = seed_and_shots(2)[1][1]
+    script = {
+        0: (" the sea\nSecond: sun", "stop"),
+        1: (" the sea\nSecond: sun sun sun", "length"),
+        2: (f" {shot['first'].upper()}\nSecond: {shot['second']}!", "stop"),
+        3: (" The  sea\nSecond: SUN", "stop"),  # the label is another, the text is that of attempt 0
+        4: ("Never.", "stop"),
+        5: (" the ice\nSecond: snow", "stop"),
+        6: (" the sea\nSecond:", "stop"),
+        7: (" sea\nSecond: snow", "stop"),
+        8: (" the bay\nSecond: sun", "stop"),
+        9: (" the sea\nSecond: one two three four five six seven", "stop"),
+    }
+    script = {seed_and_shots(a)[0]: text for a, text in script.items()}
+    counts = split(answer=lambda seed: script.get(seed, (f" the {seed}\nSecond: frost", "stop")))
+    # By hand. Chunk 1: 2 + 2 missing, a yield of 1 hoped for: attempts 0 to 3; one is accepted, of label 0.
+    # Chunk 2: label 0: 1 missing at (1 + 1) / (2 + 1): 2 attempts, 4 and 6; label 1: 2 at (0 + 1) / (2 + 1), which as a
+    # float is less than a third: 7 attempts, 5 to 17; accepted: 5 and 11, the three after it are surplus.
+    # Chunk 3: label 0: 1 at (1 + 1) / (4 + 1) = 0.4: 3 attempts, 8, 10 and 12, of which the last two are surplus.
+    rejected = {
+        "truncated": 1, "no_match": 1, "empty_field": 1, "too_short": 1, "too_long": 1, "copied_shot": 1, "duplicate": 1,
+        "surplus": 5,
+    }  # fmt: skip
+    assert counts["attempted"] == 16 and counts["accepted"] == 4 and counts["rejected"] == rejected
+    assert counts["accepted_by_label"] == {"Warm": 2, "not warm": 2} and counts["completion_tokens"] == 3 * 16
+    accepted, rejects = both(tmp_path / "a")
+    assert [r["id"][-2:] for r in accepted] == ["00", "05", "11", "08"]
+    assert {r["id"][-2:]: r["reason"] for r in rejects} == {
+        "01": "truncated", "02": "copied_shot", "03": "duplicate", "04": "no_match", "06": "empty_field",
+        "07": "too_short", "09": "too_long", "13": "surplus", "15": "surplus", "17": "surplus",
+        "10": "surplus", "12": "surplus",
+    }  # fmt: skip
+    first = accepted[0]
+    assert set(first) == {
+        "id", "label", "first", "second", "source", "target", "task", "iteration", "split", "feedback", "shots",
+        "sampling_seed", "finish_reason", "completion",
+    }  # fmt: skip
+    assert (first["source"], first["target"]) == ("pair: the sea with sun", "Warm")
+    assert first["sampling_seed"] == seed_and_shots(0)[0] and first["completion"] == " the sea\nSecond: sun"
+    assert len(read_examples(tmp_path / "a" / "train.jsonl", pairs)) == 4  # what was written can be read
+
+
+def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pools, tmp_path):
+    long = {"seed": [*pools["seed"], pairs_of_words := pair(7) | {"id": "long", "second": "sun " * 300}]}
+    counts = split(num_examples=10, context=300, shown=long)
+    _, rejects = both(tmp_path / "a")
+    too_long = [r for r in rejects if r["reason"] == "prompt_too_long"]
+    assert counts["rejected"]["prompt_too_long"] == len(too_long) > 0
+    assert all(pairs_of_words["id"] in r["shots"] and r["completion"] is None for r in too_long)
+
+
+def test_killed_at_any_write_and_run_again(split, tmp_path, monkeypatch):
+    """Whole chunks are kept, an unfinished one is sent again: the files are those of a run that was not killed."""
+    split("whole", num_examples=30)
+    whole = both(tmp_path / "whole")
+    write, save = generate.write_records, generate.save_progress
+    points = 0
+    for point in range(1, 99):
+        left, folder = [point], f"cut{point}"
+
+        def dying(function, left=left, half=False):
+            def call_or_die(*args):
+                left[0] -= 1
+                if left[0] == 0:
+                    if half:
+                        file, records = args
+                        file.write("".join(json.dumps(r) + "\n" for r in records)[:-20])
+                    raise KeyboardInterrupt
+                return function(*args)
+
+            return call_or_die
+
+        with monkeypatch.context() as patch:
+            patch.setattr(generate, "write_records", dying(write, half=True))
+            patch.setattr(generate, "save_progress", dying(save))
+            try:
+                split(folder, num_examples=30)
+                break
+            except KeyboardInterrupt:
+                points += 1
+        counts = split(folder, num_examples=30)
+        assert both(tmp_path / folder) == whole, f"killed at write {point}"
+        assert counts["attempted"] == sum(map(len, whole)) == counts["accepted"] + sum(counts["rejected"].values())
+    assert points >= 6  # three writes a chunk, two chunks at the least
+
+
+@pytest.mark.parametrize("name", ["train.jsonl.partial", "train.rejected.jsonl.partial"])
+def test_unfinished_work_that_was_deleted(name, split, tmp_path):
+    """Somebody throws the half-made file away to begin anew, but not the state beside it."""
+    with pytest.raises(SystemExit):
+        split(num_examples=20, max_attempts=21)  # more than one reject, fewer than 20 accepted
+    (tmp_path / "a" / name).unlink()
+    try:
+        split(num_examples=20)
+    except SystemExit as end:
+        assert name in end.code and "\\x00" not in end.code, end.code
+    else:
+        accepted, rejects = both(tmp_path / "a")
+        assert len(accepted) == 20 and len({r["id"] for r in accepted + rejects}) == len(accepted + rejects)
+
+
+def test_the_attempt_limit_is_a_clear_end_and_can_be_raised(split, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        split(num_examples=10, max_attempts=11)
+    found = re.search(r"error: .*train\.jsonl: 11 attempts gave (\d+) of 10; rejected: (.*?)\.", caught.value.code)
+    assert int(found[1]) + sum(int(n) for n, _ in re.findall(r"(\d+) ([a-z_]+)", found[2])) == 11
+    counts = split(num_examples=10, max_attempts=60)
+    assert counts["accepted"] == 10 and counts["accepted_by_label"] == {"Warm": 5, "not warm": 5}
+
+
+@pytest.mark.parametrize("edit", ["a line less", "a line of one's own", "an id of one's own"])
+def test_extending_a_file_that_was_edited_by_hand(edit, split, pairs, tmp_path):
+    """Hand edits of a finished file are kept (DESIGN 6); what is added has ids of its own."""
+    split(num_examples=8)
+    path = tmp_path / "a" / "train.jsonl"
+    rows = read_lines(path)
+    if edit == "a line less":
+        rows = rows[:2] + rows[3:]
+    elif edit == "a line of one's own":
+        rows.insert(3, {"first": "my garden", "second": "melon", "label": "Warm"})
+    else:
+        rows.insert(3, {"id": "mine", "first": "my garden", "second": "melon", "label": "Warm"})
+    write_lines(path, rows)
+    split(num_examples=16)
+    accepted, rejects = both(tmp_path / "a")
+    assert accepted[: len(rows)] == rows and len(accepted) == 16
+    examples = read_examples(path, pairs)
+    assert not {e["id"] for e in examples} & {r["id"] for r in rejects}
+    assert len({text_key(pairs, e) for e in examples}) == 16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command, with a scripted engine
+
+
+@pytest.fixture
+def command(home, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "start_engine", lambda *args, **options: engine(by_seed))
+
+    def sample(*args, folder="iter-00"):
+        return call(
+            "generate.py", "sample", "--task-file", home / "pairs.toml", "--model", models["llama"],
+            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
+        )  # fmt: skip
+
+    return sample
+
+
+def test_both_splits_of_an_iteration(command, tmp_path):
+    done = command(folder="iter-03")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "iter-03"
+    assert {p.name for p in folder.iterdir()} == {
+        f"{split}{end}" for split in ("train", "validation") for end in (".jsonl", ".rejected.jsonl", ".jsonl.run.json")
+    }
+    train, validation = read_lines(folder / "train.jsonl"), read_lines(folder / "validation.jsonl")
+    assert [len(train), len(validation)] == [6, 4]
+    assert {r["iteration"] for r in train + validation} == {3}
+    assert all(re.fullmatch(r"pairs-03-train-0000\d\d", r["id"]) for r in train)
+    assert all(set(r["shots"]) <= {t["id"] for t in train} and len(r["shots"]) == 2 for r in validation)
+    again = command(folder="iter-03")
+    assert again.returncode == 0 and again.stderr.count("up to date") == 2
+
+
+def test_a_refused_split_leaves_the_other_as_it_was(command, tmp_path):
+    """More training examples are fine, another validation temperature is not: nothing may be touched by such a command."""
+    assert command().returncode == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()}
+    done = command("--num-examples", 10, "--validation-temperature", 0.5)
+    assert done.returncode == 1 and "validation.jsonl: was made with temperature 1.2, now 0.5" in done.stderr
+    assert {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()} == before
+
+
+def test_earlier_files_and_this_train_file_exclude_texts(command, pairs, tmp_path):
+    assert command("--num-examples", 20, folder="iter-00").returncode == 0
+    first = {text_key(pairs, r) for r in read_lines(tmp_path / "iter-00" / "train.jsonl")}
+    done = command("--num-examples", 20, "--exclude-file", tmp_path / "iter-00" / "train.jsonl", folder="iter-01")
+    assert done.returncode == 0, done.stderr
+    keys = [
+        text_key(pairs, r)
+        for name in ("train.jsonl", "validation.jsonl")
+        for r in read_lines(tmp_path / "iter-01" / name)
+    ]
+    assert len(keys) == len(set(keys)) == 24 and not first & set(keys)
+
+
+def test_feedback_is_shown(command, home, tmp_path):
+    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+    done = command("--feedback-file", feedback, "--feedback-rate", 1, folder="iter-01")
+    assert done.returncode == 0, done.stderr
+    train = read_lines(tmp_path / "iter-01" / "train.jsonl")
+    assert all(r["feedback"] and [i[0] for i in r["shots"][-2:]] == ["f", "f"] for r in train)
+    assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-01" / "validation.jsonl"))
+
+
+def test_reasons_are_documented_in_one_list():
+    assert len(set(REASONS)) == len(REASONS) and all(set(r) <= set(string.ascii_lowercase + "_") for r in REASONS)

@@ -1,0 +1,512 @@
+"""Reading records: every broken line is named by file and line. Run records: an output is complete, resumed or refused.
+
+The states that a killed stage leaves behind are made by stopping a small stage before each of its changes to the disk.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_lines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from records import (
+    beside,
+    fingerprint,
+    finish_run,
+    normalise,
+    read_examples,
+    read_records,
+    save_progress,
+    start_run,
+    write_json,
+    write_records,
+)
+
+GOOD = b'{"first": "the lake", "second": "snow", "label": "not warm"}\n'
+
+
+def refusal(function, *args, **options) -> str:
+    """The message with which a call ends the stage: one line, as `error: ...`."""
+    with pytest.raises(SystemExit) as caught:
+        function(*args, **options)
+    message = caught.value.code
+    assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+BROKEN = {  # name: (third line of a file, what the message tells)
+    "broken JSON": (b'{"first": "the lake", "second"\n', "not a JSON object"),
+    "not JSON at all": (b"first,second,label\n", "found 'first,second,label"),
+    "list": (b'["the lake", "snow"]\n', "not a JSON object"),
+    "null": (b"null\n", "not a JSON object"),
+    "two objects": (b'{"first": "a"} {"first": "b"}\n', "not a JSON object"),
+    "NaN": (GOOD.replace(b"}", b', "energy": NaN}'), "NaN is not a JSON number"),
+    "infinity": (GOOD.replace(b"}", b', "energy": -Infinity}'), "-Infinity is not a JSON number"),
+    "number too large": (GOOD.replace(b"}", b', "energy": 1e999}'), "mend or delete the line"),
+    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogate"),
+    "deep nesting": (GOOD.replace(b"}", b', "x": ' + DEEP + b"}"), "nested too deeply"),
+    "long number": (GOOD.replace(b"}", b', "x": ' + b"7" * 9000 + b"}"), "4300"),
+    "bad UTF-8": (GOOD.replace(b"lake", b"l\xe4ke"), "utf-8"),
+    "torn": (GOOD[:30], "torn last line"),
+    "no field": (b'{"first": "the lake", "label": "Warm"}\n', "no field 'second'"),
+    "no answer": (b'{"first": "the lake", "second": "snow"}\n', "no field 'label'"),
+    "empty field": (GOOD.replace(b"snow", b"  "), "'second' must be a text"),
+    "field no text": (GOOD.replace(b'"snow"', b"7"), "'second' must be a text"),
+    "unknown label": (GOOD.replace(b"not warm", b"warm"), "no such label: 'warm'"),
+    "edited source": (GOOD.replace(b"}", b', "source": "pair: the lake with sun"}'), "'source' is not what"),
+    "edited target": (GOOD.replace(b"}", b', "target": "Warm"}'), "'target' is not what"),
+    "id twice": (GOOD.replace(b"}", b', "id": "here"}'), "is already in"),
+    "id a list": (GOOD.replace(b"}", b', "id": ["here"]}'), "id"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_line_is_named(name, tmp_path, pairs):
+    line, told = BROKEN[name]
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(GOOD.replace(b"}", b', "id": "here"}') + b"\n" + line)  # a blank line counts, and is skipped
+    message = refusal(read_examples, path, pairs)
+    assert message.startswith(f"error: {path}:3: ") and told in message, message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_file_without_records(content, tmp_path, pairs):
+    path = tmp_path / "none.jsonl"
+    path.write_bytes(content)
+    assert f"{path}: no records in it" in refusal(read_examples, path, pairs)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+def test_unreadable_file(name, tmp_path, pairs):
+    assert f"error: {tmp_path / name}: cannot be read" in refusal(read_examples, tmp_path / name, pairs)
+
+
+def test_missing_end_of_last_line_is_no_fault(tmp_path, pairs):
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD + GOOD.rstrip())  # an editor's byte order mark, and no last line end
+    assert [number for number, _ in read_records(path)] == [1, 2]
+    assert len(read_examples(path, pairs)) == 2
+
+
+def test_read_examples_renders(tmp_path, pairs):
+    rendered = {"source": "pair: the lake with snow", "target": "not warm"}
+    fields = json.loads(GOOD)
+    rows = [fields, fields | {"id": "own", "group": 3}, fields | rendered | {"id": "again"}]
+    found = read_examples(write_lines(tmp_path / "some.jsonl", rows), pairs)
+    assert found == [{"id": i, **row, **rendered} for i, row in zip(["some:1", "own", "again"], rows, strict=True)]
+
+
+def test_ids_are_unique_over_files_and_are_texts(tmp_path, pairs):
+    one = write_lines(tmp_path / "one.jsonl", [json.loads(GOOD) | {"id": "x"}])
+    two = write_lines(tmp_path / "two.jsonl", [json.loads(GOOD) | {"id": "x"}])
+    message = refusal(read_examples, [one, two], pairs)
+    assert f"{two}:1: " in message and f"{one}:1" in message
+    numbered = write_lines(tmp_path / "numbered.jsonl", [json.loads(GOOD) | {"id": n} for n in range(3)])
+    try:  # people's own ids are often numbers: taken as texts or refused, never a crash in a later stage
+        assert [e["id"] for e in read_examples(numbered, pairs)] == ["0", "1", "2"]
+    except SystemExit as end:
+        assert f"{numbered}:1" in end.code
+
+
+def test_read_examples_without_answers(tmp_path, pairs):
+    path = write_lines(tmp_path / "some.jsonl", [{"first": "the lake", "second": "snow"}])
+    assert read_examples(path, pairs, answers=False) == [
+        {"id": "some:1", "first": "the lake", "second": "snow", "source": "pair: the lake with snow"}
+    ]
+
+
+WORDS = st.text(min_size=1, max_size=20).filter(str.strip)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=6))
+def test_what_is_written_is_read(rows, tmp_path):
+    path = tmp_path / "some.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        write_records(file, rows)
+    assert list(read_records(path)) == list(enumerate(rows, 1))
+    assert path.read_bytes().count(b"\n") == len(rows)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode), whole=st.booleans())
+def test_any_bytes_are_read_or_refused_in_one_line(content, whole, tmp_path, pairs):
+    path = tmp_path / "some.jsonl"
+    path.write_bytes((GOOD if whole else b"") + content)
+    try:
+        examples = read_examples(path, pairs)
+    except SystemExit as end:
+        assert re.match(rf"error: {re.escape(str(path))}(:\d+)?: ", end.code) and "\n" not in end.code
+    else:
+        assert len(examples) >= 1
+
+
+def test_writing_refuses_what_is_no_json_number(tmp_path):
+    with (tmp_path / "some.jsonl").open("w") as file, pytest.raises(ValueError, match="not JSON compliant"):
+        write_records(file, [{"energy": float("nan")}])
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The  Lake, again!", "the lake again"),
+        ("snake_case-and\nlines", "snake case and lines"),
+        ("ÄRGER in 2024", "ärger in 2024"),
+        ("--- ...", ""),
+    ],
+)
+def test_normalise(text, expected):
+    assert normalise(text) == expected
+
+
+@given(st.text())
+@settings(deadline=None, max_examples=100)
+def test_normalise_twice_is_once(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def test_write_json_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": "ä", "where": Path("x")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ä", "where": "x"}
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("inf")})
+    assert path.read_bytes() == before
+    inode = path.stat().st_ino
+    write_json(path, {"a": 2})
+    assert path.stat().st_ino != inode  # another file took its place in one step; the old one was never written into
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fingerprints of inputs
+
+
+def test_fingerprint_of_files(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")  # the published test vector of SHA-256 for "abc"
+    known = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert fingerprint("--train-file", path) == fingerprint("--train-file", str(path)) == known
+    assert fingerprint("--train-file", [path, path]) == [known, known]
+    assert fingerprint("--feedback-file", None) is None
+
+
+def test_fingerprint_of_a_model_folder(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"1234")
+    seen = [fingerprint("--model", folder)]
+    for change in (
+        lambda: (folder / "config.json").write_text('{"a": 1}'),
+        lambda: (folder / "config.json").write_text('{"a": 2}'),  # the same size: JSON files count by content
+        lambda: (folder / "model.safetensors").write_bytes(b"12345"),
+        lambda: (folder / "sub" / "x").write_bytes(b""),
+        lambda: beside(folder, ".run.json").write_text("{}"),  # from now on the run record alone counts
+        lambda: beside(folder, ".run.json").write_text('{"finished_at": 1}'),
+    ):
+        change()
+        assert fingerprint("--model", str(folder)) not in seen
+        seen.append(fingerprint("--model", folder))
+    (folder / "training_log.jsonl").write_text("{}")
+    assert fingerprint("--model", folder) == seen[-1]
+    beside(folder, ".run.json").rename(tmp_path / "copy.run.json")
+    folder.rename(tmp_path / "copy")
+    assert fingerprint("--model", tmp_path / "copy") == seen[-1]  # by content, never by path
+
+
+@pytest.mark.parametrize("name", ["google-t5/t5-base", "gpt2", "Qwen/Qwen2.5-0.5B"])
+def test_fingerprint_of_a_hub_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint("--model", name) == f"hub:{name}"
+
+
+@pytest.mark.parametrize("name", ["./model", "/no/such/model", "here/model", "a/b/c", "../model"])
+def test_fingerprint_of_a_missing_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert refusal(fingerprint, "--model", name).startswith(f"error: --model {name}: no such file or folder")
+    assert "no such file" in refusal(fingerprint, "--train-file", Path("gpt2"))  # a path is never a hub name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs: a small stage that appends one line at a time
+
+
+def stage(output: Path, value="a", n=3, overwrite=False, resumable=True, source: Path | None = None) -> str:
+    """Write n lines `value` into two files, line by line; tells what was done: "made", "resumed at k" or "up to date"."""
+    also = output.with_suffix(".also")
+    run = start_run(
+        "stage.py", output, {"value": value, "n": n}, {"source": source}, also=[also],
+        resumable=resumable, extends="n" if resumable else None, overwrite=overwrite,
+    )  # fmt: skip
+    if run is None:
+        return "up to date"
+    partials = [run.partial, beside(also, ".partial")]
+    for path, size in zip(partials, (run.resumed and run.state.get("progress")) or [0, 0], strict=True):
+        with path.open("ab") as file:
+            file.truncate(size)
+    done = len(run.partial.read_text().splitlines())
+    for _ in range(done, n):
+        for path in partials:
+            with path.open("a") as file:
+                file.write(f"{value}\n")
+        save_progress(run, [path.stat().st_size for path in partials])
+    finish_run(run, {"lines": n})
+    return f"resumed at {done}" if done else "made"
+
+
+def begun(output: Path, lines: int, **options) -> None:
+    """What a run leaves that was killed after so many lines, in the middle of the next."""
+    also = output.with_suffix(".also")
+    run = start_run("stage.py", output, {"value": "a", "n": 3} | options, {"source": None}, also=[also], resumable=True)
+    for path in (run.partial, beside(also, ".partial")):
+        path.write_text("a\n" * lines)
+    if lines:
+        save_progress(run, [2 * lines, 2 * lines])
+        run.partial.write_text("a\n" * lines + "to")
+    run.lock.close()  # as the end of the process does
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+DONE = {"out.txt", "out.also", "out.txt.run.json"}
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_first_run_then_up_to_date(resumable, tmp_path, capsys):
+    output = tmp_path / "new" / "folder" / "out.txt"
+    assert stage(output, resumable=resumable) == "made"
+    assert files_of(output.parent) == DONE and output.read_text() == "a\na\na\n"
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.parent.iterdir()}
+    assert stage(output, resumable=resumable) == "up to date"
+    assert f"up to date: {output}" in capsys.readouterr().err
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.parent.iterdir()} == before
+    output.write_text("edited by hand\n")
+    assert stage(output, resumable=resumable) == "up to date"  # the edit stays
+    assert output.read_text() == "edited by hand\n"
+
+
+def test_run_record(tmp_path, monkeypatch):
+    source = tmp_path / "in.txt"
+    source.write_bytes(b"abc")
+    monkeypatch.setattr(sys, "argv", ["stage.py", "--output-file", "my out.txt"])
+    stage(tmp_path / "out.txt", n=2, source=source)
+    record = json.loads((tmp_path / "out.txt.run.json").read_text())
+    assert record["stage"] == "stage.py" and record["output"] == "out.txt"
+    assert record["command"] == "stage.py --output-file 'my out.txt'"
+    assert record["options"] == {"value": "a", "n": 2} and record["counts"] == {"lines": 2}
+    assert record["inputs"] == {"source": "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        assert head.stdout.startswith(record["git_commit"]) and isinstance(record["git_dirty"], bool)
+    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert record["versions"]["torch"] == importlib.metadata.version("torch")
+    assert 0 <= record["seconds"] < 60 and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["finished_at"])
+    assert record["machine"]["cpus"] == os.cpu_count()
+
+
+def test_changed_option_is_named_with_the_command(tmp_path, monkeypatch):
+    output = tmp_path / "out.txt"
+    stage(output)
+    before = output.stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", ["stage.py", "--value", "b c"])
+    message = refusal(stage, output, value="b c")
+    assert f"{output}: was made with value a, now b c" in message
+    assert shlex.split(message)[-4:] == ["stage.py", "--value", "b c", "--overwrite"]  # can be pasted
+    assert "was made with n 3, now 2" in refusal(stage, output, n=2)  # what grows may not shrink
+    assert output.stat().st_mtime_ns == before and files_of(tmp_path) == DONE
+    assert stage(output, value="b c", overwrite=True) == "made"
+    assert output.read_text() == "b c\n" * 3
+
+
+def test_changed_input_is_named_with_the_command(tmp_path, monkeypatch):
+    source, output = tmp_path / "in.txt", tmp_path / "out" / "out.txt"
+    source.write_text("1")
+    stage(output, source=source)
+    (tmp_path / "moved.txt").write_text("1")
+    assert stage(output, source=tmp_path / "moved.txt") == "up to date"
+    source.write_text("2")
+    monkeypatch.setattr(sys, "argv", ["stage.py", "--overwrite-me-not"])
+    message = refusal(stage, output, source=source)
+    assert f"source has changed since this was made ({source})" in message
+    assert message.endswith("stage.py --overwrite-me-not --overwrite")
+    assert files_of(output.parent) == DONE
+
+
+def test_output_of_the_user_is_not_touched(tmp_path):
+    output = tmp_path / "out.txt"
+    output.write_text("mine")
+    assert "is there without a run record, so it is yours" in refusal(stage, output)
+    assert output.read_text() == "mine" and files_of(tmp_path) == {"out.txt"}
+    assert stage(output, overwrite=True) == "made"
+    assert output.read_text() == "a\na\na\n"
+
+
+def test_second_output_of_the_user_is_not_touched(tmp_path):
+    also = tmp_path / "out.also"
+    also.write_text("mine")
+    assert "yours" in refusal(stage, tmp_path / "out.txt")
+    assert also.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out.also"])
+@pytest.mark.parametrize("resumable", [True, False])
+def test_not_up_to_date_when_an_output_is_missing(name, resumable, tmp_path):
+    stage(tmp_path / "out.txt", resumable=resumable)
+    (tmp_path / name).unlink()
+    try:  # make it again, or say what is missing
+        assert stage(tmp_path / "out.txt", resumable=resumable) == "made"
+        assert (tmp_path / name).read_text() == "a\na\na\n"
+    except SystemExit as end:
+        assert name in end.code.split("it is yours")[0] and "without a run record" not in end.code
+
+
+def test_extending(tmp_path):
+    output = tmp_path / "out.txt"
+    stage(output, n=2)
+    assert stage(output, n=5) == "resumed at 2"
+    assert output.read_text() == "a\n" * 5 and files_of(tmp_path) == DONE
+    assert json.loads((tmp_path / "out.txt.run.json").read_text())["options"]["n"] == 5
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_unfinished_work(resumable, tmp_path):
+    output = tmp_path / "out.txt"
+    begun(output, 1)
+    assert stage(output, resumable=resumable) == ("resumed at 1" if resumable else "made")
+    assert output.read_text() == "a\na\na\n" and files_of(tmp_path) == DONE
+
+
+def test_unfinished_work_with_other_options_is_kept(tmp_path):
+    output = tmp_path / "out.txt"
+    begun(output, 2)
+    assert "was made with value a, now b" in refusal(stage, output, value="b")
+    assert stage(output) == "resumed at 2"
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_run_that_made_nothing_stands_in_nobodys_way(resumable, tmp_path):
+    """A stage that ended before it wrote anything (a wrong --dtype, say) can be run again with the right option."""
+    begun(tmp_path / "out.txt", 0, value="wrong")
+    assert stage(tmp_path / "out.txt", value="right", resumable=resumable) == "made"
+
+
+def test_torn_state_is_no_state(tmp_path):
+    beside(tmp_path / "out.txt", ".partial.json").write_text('{"stage": "sta')
+    assert stage(tmp_path / "out.txt") == "made"
+
+
+def test_progress_is_one_document_however_it_shrinks(tmp_path):
+    run = start_run("stage.py", tmp_path / "out.txt", {}, {}, resumable=True)
+    for progress in ([10**9, 10**9], [1, 2], None):
+        save_progress(run, progress)
+        assert json.loads(beside(run.output, ".partial.json").read_text())["progress"] == progress
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of the code under test catches it."""
+
+
+def killed_at(step: int, monkeypatch, work) -> bool:
+    """Run `work` and stop it just before its `step`-th change to the disk; False: it has fewer."""
+    left = [step]
+
+    def dying(function):
+        def step_or_die(*args, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return function(*args, **options)
+
+        return step_or_die
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "pwrite"), (os, "ftruncate"), (Path, "unlink"), (Path, "replace"), (Path, "open")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        try:
+            work()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("case", ["new", "extend", "overwrite", "not resumable"])
+def test_killed_before_any_change_to_the_disk(case, tmp_path, monkeypatch):
+    """The same command, run again, makes the whole output; without --overwrite what it would replace stays, or is made."""
+    for step in range(1, 200):
+        output = tmp_path / f"{step}" / "out.txt"
+        options = {"resumable": case != "not resumable"}
+        if case == "extend":
+            stage(output, n=1)
+        elif case == "overwrite":
+            stage(output, value="old")
+            options["overwrite"] = True
+        if not killed_at(step, monkeypatch, lambda output=output, options=options: stage(output, **options)):
+            assert step > 8
+            break
+        try:
+            stage(output, **options | {"overwrite": False})
+        except SystemExit:
+            assert case == "overwrite" and output.read_text() == "old\n" * 3, f"step {step}"
+            stage(output, **options)
+        assert output.read_text() == "a\n" * 3, f"step {step}"
+        assert output.with_suffix(".also").read_text() == "a\n" * 3, f"step {step}"
+        assert files_of(output.parent) - {"out.txt.run.json.tmp"} == DONE, f"step {step}"
+        assert stage(output, **options | {"overwrite": False}) == "up to date"
+
+
+def test_lock_held_by_another_process(tmp_path):
+    output, state = tmp_path / "out.txt", tmp_path / "out.txt.partial.json"
+    code = f"import fcntl; f = open({str(state)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        message = refusal(stage, output)
+        assert f"{output}: another process is writing it" in message and f"fuser {state}" in message
+        assert files_of(tmp_path) == {state.name}
+    finally:
+        holder.communicate(b"\n")
+    assert stage(output) == "made"
+
+
+def test_two_runs_of_one_process_exclude_each_other(tmp_path):
+    run = start_run("stage.py", tmp_path / "out.txt", {}, {})
+    assert "another process is writing it" in refusal(stage, tmp_path / "out.txt")
+    assert stage(tmp_path / "other.txt") == "made"
+    run.lock.close()
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(stage, tmp_path / "file" / "out.txt")
+
+
+def test_output_that_is_a_folder(tmp_path):
+    for value in ("a", "b"):
+        run = start_run("train.py", tmp_path / "student", {}, {}, overwrite=value == "b")
+        run.partial.mkdir()
+        (run.partial / value).write_text("")
+        finish_run(run, {})
+        assert files_of(tmp_path / "student") == {value}
+    assert files_of(tmp_path) == {"student", "student.run.json"}

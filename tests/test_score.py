@@ -1,0 +1,458 @@
+"""score_ood.py: the formulas against numbers worked by hand, the batching against one example at a time, the selection.
+
+The straightforward computation here is the plain one: full logits of one example, in float64, no batch, no padding.
+"""
+
+import json
+import math
+import random
+import shutil
+
+import pytest
+from conftest import call, pair, read_lines, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from records import read_examples
+from score_ood import position_scores, reduce_positions, score_examples, select_feedback
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Single positions and sequences, by hand
+
+# logits 1, 2, 3; the sum of exp(z - 3) is 1 + e^-1 + e^-2 = 1.5032147244
+# T = 1: logsumexp = 3 + ln 1.5032147244 = 3.4076059645
+# T = 2: 2 * logsumexp(0.5, 1, 1.5) = 2 * (1.5 + ln(1 + e^-0.5 + e^-1)) = 2 * (1.5 + ln 1.9744101009) = 4.3605394
+# p = e^-2, e^-1, 1, each / 1.5032147244 = 0.0900305732, 0.2447284711, 0.6652409558
+# nll of class 2 = 3.4076059645 - 3; of class 0 = 3.4076059645 - 1
+# entropy = sum p * nll = 0.0900305732 * 2.4076059645 + 0.2447284711 * 1.4076059645 + 0.6652409558 * 0.4076059645
+HAND = {"nll": (0.4076059645, 2.4076059645), "msp": 0.3347590442, "entropy": 0.8323950, "hit": (True, False)}
+
+
+@pytest.mark.parametrize("temperature, energy", [(1.0, -3.4076059645), (2.0, -4.3605394)])
+def test_position_scores_by_hand(temperature, energy):
+    import torch
+
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    found = position_scores(logits, torch.tensor([2, 0]), temperature)
+    assert found["energy"].tolist() == pytest.approx([energy] * 2, abs=1e-5)
+    assert found["nll"].tolist() == pytest.approx(HAND["nll"], abs=1e-5)  # T scales the energy alone
+    assert found["msp"].tolist() == pytest.approx([HAND["msp"]] * 2, abs=1e-5)
+    assert found["entropy"].tolist() == pytest.approx([HAND["entropy"]] * 2, abs=1e-5)
+    assert found["hit"].tolist() == list(HAND["hit"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 5).flatmap(
+        lambda k: st.lists(st.lists(st.floats(-30, 30, width=32), min_size=k, max_size=k), min_size=1, max_size=4)
+    ),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    data=st.data(),
+)
+def test_position_scores_are_those_of_float64(rows, temperature, data):
+    import torch
+
+    labels = [data.draw(st.integers(0, len(row) - 1)) for row in rows]
+    found = position_scores(torch.tensor(rows), torch.tensor(labels), temperature)
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = max(row)
+        energy = -top - temperature * math.log(math.fsum(math.exp((z - top) / temperature) for z in row))
+        log_sum = top + math.log(math.fsum(math.exp(z - top) for z in row))
+        p = [math.exp(z - log_sum) for z in row]
+        entropy = -math.fsum(q * (z - log_sum) for q, z in zip(p, row, strict=True))
+        expected = {"energy": energy, "nll": log_sum - row[label], "msp": 1 - max(p), "entropy": entropy}
+        for name, value in expected.items():
+            assert float(found[name][i]) == pytest.approx(value, abs=1e-5), name
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    import torch
+
+    logits = torch.full((1, 1000), 8.0, dtype=torch.bfloat16)  # ln(1000 e^8) = 8 + 3 ln 10; bfloat16 would give 14.9375
+    found = position_scores(logits, torch.tensor([0]), 1.0)
+    assert {values.dtype for name, values in found.items() if name != "hit"} == {torch.float32}
+    assert float(found["energy"]) == pytest.approx(-(8 + 3 * math.log(10)), abs=1e-5)
+    assert float(found["nll"]) == pytest.approx(3 * math.log(10), abs=1e-5)
+
+
+def test_padding_is_no_part_of_a_sequence():
+    import torch
+
+    values = torch.tensor([[-1.0, -2.0, -9.0], [-4.0, -5.0, -6.0]])
+    found = reduce_positions(values, torch.tensor([[True, True, False], [True, True, True]]))
+    assert {name: column.tolist() for name, column in found.items()} == {
+        "energy": [-1.5, -5.0],
+        "energy_sum": [-3.0, -15.0],
+        "energy_first": [-1.0, -4.0],
+        "energy_padded": [-4.0, -5.0],  # the one that counts the padding: -12 / 3
+    }
+    moved = reduce_positions(torch.tensor([[-1.0, -2.0, 700.0]]), torch.tensor([[True, True, False]]))
+    assert [float(moved[name]) for name in ("energy", "energy_sum", "energy_first")] == [-1.5, -3.0, -1.0]
+    assert float(moved["energy_padded"]) == pytest.approx(697 / 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole examples
+
+
+def log_sum_exp(row: list[float]) -> float:
+    top = max(row)
+    return top + math.log(math.fsum(math.exp(z - top) for z in row))
+
+
+def plain_scores(logits: list[list[float]], labels: list[int], temperature: float) -> dict[str, float]:
+    """Means over the positions given, from the definitions."""
+    n, energies, nlls, msps, entropies = len(labels), [], [], [], []
+    for row, label in zip(logits, labels, strict=True):
+        total = log_sum_exp(row)
+        p = [math.exp(z - total) for z in row]
+        energies.append(-temperature * log_sum_exp([z / temperature for z in row]))
+        nlls.append(total - row[label])
+        msps.append(1 - max(p))
+        entropies.append(-math.fsum(q * (z - total) for q, z in zip(p, row, strict=True)))
+    return {
+        "energy": sum(energies) / n, "energy_sum": sum(energies), "energy_first": energies[0], "nll": sum(nlls) / n,
+        "msp": sum(msps) / n, "entropy": sum(entropies) / n,
+    }  # fmt: skip
+
+
+def seq2seq_by_itself(folder, example, temperature=1.0, positions=None) -> dict:
+    """Scores of one example, alone: teacher-forced on its target, and decoded greedily by the library."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    source = tokenizer(example["source"], return_tensors="pt", return_token_type_ids=False)
+    target = tokenizer(example["target"])["input_ids"]
+    asked = target if positions is None else target + [tokenizer.pad_token_id] * (positions - len(target))
+    forced = [model.config.decoder_start_token_id, *asked[:-1]]  # what the decoder has read before each position
+    with torch.inference_mode():
+        logits = model(**source, decoder_input_ids=torch.tensor([forced])).logits[0].double().tolist()
+        written = model.generate(**source, max_new_tokens=16, do_sample=False, num_beams=1)[0]
+    scores = plain_scores(logits[: len(target)], target, temperature)
+    if positions is not None:
+        scores["energy_padded"] = plain_scores(logits, asked, temperature)["energy"]
+    prediction = tokenizer.decode(written, skip_special_tokens=True).strip().lower()
+    return scores | {"prediction": prediction, "correct": prediction == example["target"].strip().lower()}
+
+
+def encoder_by_itself(folder, example, task) -> dict:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    names = list(task.labels)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    source = AutoTokenizer.from_pretrained(folder)(example["source"], return_tensors="pt", return_token_type_ids=False)
+    with torch.inference_mode():
+        logits = model(**source).logits[0].double().tolist()
+    scores = plain_scores([logits], [names.index(example["label"])], 1.0)
+    scores = {name: scores[name] for name in ("energy", "nll", "msp", "entropy")}
+    prediction = names[logits.index(max(logits))].lower()
+    return scores | {"prediction": prediction, "correct": prediction == example["target"].lower()}
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    for row, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert set(one) - {"random"} == set(other) - {"random"}
+        for name, value in other.items():
+            if isinstance(value, float) and name != "random":
+                assert one[name] == pytest.approx(value, abs=1e-4), f"{name} of example {row}"
+            else:
+                assert one[name] == value, f"{name} of example {row}"
+
+
+@pytest.fixture(scope="module")
+def examples(home, pairs, tmp_path_factory):
+    """24 examples of several lengths, a third of them with the wrong label, so that predictions are right and wrong."""
+    rows = [pair(n) | {"first": "the very big old " * (n % 4) + pair(n)["first"]} for n in range(60, 84)]
+    for row in rows[::3]:
+        row["label"] = "Warm" if row["label"] == "not warm" else "not warm"
+    return read_examples(write_lines(tmp_path_factory.mktemp("score") / "some.jsonl", rows), pairs)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5v11"])
+@pytest.mark.parametrize("taught", [True, False])
+def test_sequences_one_by_one(name, taught, models, trained, examples, pairs):
+    folder = (trained if taught else models)[name]
+    found = score_examples(examples, pairs, str(folder), batch_size=7)
+    expected = [seq2seq_by_itself(folder, e) for e in examples]
+    if not taught:  # a class needs no more tokens than the longest label: what goes on is cut off, and wrong anyway
+        for one, other in zip(found, expected, strict=True):
+            assert other["prediction"].startswith(one["prediction"])
+            other["prediction"] = one["prediction"]
+    assert_same(found, expected)
+    if taught:
+        assert {one["correct"] for one in found} == {True, False}
+        assert {one["prediction"] for one in found} == {"warm", "not warm"}  # in lower case
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_energy_temperature(temperature, models, examples, pairs):
+    found = score_examples(examples[:4], pairs, str(models["t5"]), energy_temperature=temperature)
+    for one, e in zip(found, examples[:4], strict=True):
+        expected = seq2seq_by_itself(models["t5"], e, temperature)
+        for name in ("energy", "energy_sum", "energy_first", "nll", "msp", "entropy"):
+            assert one[name] == pytest.approx(expected[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["t5", "t5v11"])
+def test_padded_energy_only_when_asked(name, trained, examples, pairs):
+    folder = trained[name]
+    assert "energy_padded" not in score_examples(examples[:2], pairs, str(folder))[0]
+    found = score_examples(examples, pairs, str(folder), batch_size=5, padded=True, max_target_length=9)
+    assert_same(found, [seq2seq_by_itself(folder, e, positions=9) for e in examples])
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_classes_one_by_one(name, trained, examples, pairs):
+    found = score_examples(examples, pairs, str(trained[name]), batch_size=7)
+    assert_same(found, [encoder_by_itself(trained[name], e, pairs) for e in examples])
+    assert {one["correct"] for one in found} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert"])
+def test_batch_size_and_order_change_nothing(name, trained, examples, pairs):
+    reference = score_examples(examples, pairs, str(trained[name]), batch_size=64)
+    for batch_size in (1, 3):
+        assert_same(score_examples(examples, pairs, str(trained[name]), batch_size=batch_size), reference)
+    order = random.Random(5).sample(range(len(examples)), len(examples))
+    shuffled = score_examples([examples[i] for i in order], pairs, str(trained[name]), batch_size=5)
+    assert_same(shuffled, [reference[i] for i in order])
+    assert [s["random"] for s in shuffled] == [reference[i]["random"] for i in order]  # of the id, not of the place
+
+
+def test_random_score_is_of_seed_and_id(models, examples, pairs):
+    one, same, other = (
+        [s["random"] for s in score_examples(examples[:5], pairs, str(models["t5"]), seed=seed)] for seed in (1, 1, 2)
+    )
+    assert one == same and len(set(one + other)) == 10 and all(0 <= x < 1 for x in one)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8])
+def test_text_to_text_is_decoded_up_to_its_length(length, home, trained, flip):
+    """Where there are no labels, --max-target-length bounds what is written: a longer target cannot be met."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    examples = read_examples(home / "flip_train.jsonl", flip)
+    tokenizer = AutoTokenizer.from_pretrained(trained["flip"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained["flip"]).eval()
+    expected = []
+    for e in examples:
+        with torch.inference_mode():
+            ids = tokenizer(e["source"], return_tensors="pt", return_token_type_ids=False)
+            ids = model.generate(**ids, max_new_tokens=length, do_sample=False, num_beams=1)
+        expected.append(tokenizer.decode(ids[0], skip_special_tokens=True).strip().lower())
+    assert sum(text.split()[0] == e["target"].split()[0] for text, e in zip(expected, examples, strict=True)) > 10
+    found = score_examples(examples, flip, str(trained["flip"]), max_target_length=length)
+    assert [s["prediction"] for s in found] == expected
+    assert [s["correct"] for s in found] == [p == e["target"] for p, e in zip(expected, examples, strict=True)]
+
+
+def test_bfloat16_weights_are_close(trained, examples, pairs):
+    exact = score_examples(examples, pairs, str(trained["t5"]))
+    rounded = score_examples(examples, pairs, str(trained["t5"]), dtype="bfloat16")
+    assert max(abs(a["energy"] - b["energy"]) for a, b in zip(exact, rounded, strict=True)) < 0.15
+    assert exact != rounded
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection
+
+
+def scored(values: list[float], label: str = "Warm", name: str = "x") -> list[dict]:
+    return [{"id": f"{name}{i:02d}", "label": label, "energy": value} for i, value in enumerate(values)]
+
+
+def test_band_of_ten_by_hand(pairs):
+    """Ascending order: .0 .1 .2 ... .9; [.5, .8) of ten keeps the places 5, 6 and 7, ranks 5, 4 and 3 from the top."""
+    values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2, 0.8, 0.4]
+    found = select_feedback(
+        scored(values) + scored([v - 50 for v in values], "not warm", "y"), pairs, "energy", 0.5, 0.8
+    )
+    assert [(r["id"], r["score"], r["rank"]) for r in found] == [
+        ("x03", 0.7, 3), ("y03", pytest.approx(-49.3), 3),  # within each label: other labels' energies do not matter
+        ("x06", 0.6, 4), ("y06", pytest.approx(-49.4), 4),
+        ("x05", 0.5, 5), ("y05", pytest.approx(-49.5), 5),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "n, low, high, kept",
+    [
+        (16, 0.5, 0.8, range(8, 12)),  # floor(12.8) = 12; of 8 it would be the authors' ranks 4 and 5
+        (10, 0.7, 1.0, range(7, 10)),  # .7 * 10 is 7.000000000000001 or 6.999999999999999 as floats go
+        (10, 0.29, 0.58, range(2, 5)),
+        (100, 0.29, 0.58, range(29, 58)),  # 0.29 * 100 = 28.999999999999996 in floating point
+        (10, 0.0, 1.0, range(10)),
+    ],
+)
+def test_limits_of_the_band(n, low, high, kept, flip):
+    records = [r | {"text": "t"} for r in scored([float(i) for i in range(n)])]
+    found = select_feedback(records, flip, "energy", low, high)
+    assert [r["energy"] for r in found] == sorted(map(float, kept), reverse=True)
+
+
+def test_ties_go_by_id(pairs):
+    records = scored([1.0] * 10) + scored([2.0] * 10, "not warm", "y")
+    found = select_feedback(records[::-1], pairs, "energy", 0.5, 0.8)
+    assert [r["id"] for r in found] == ["x07", "y07", "x06", "y06", "x05", "y05"]
+
+
+@pytest.mark.parametrize("n", [0, 8, 9])
+def test_fewer_than_ten_of_a_label_are_refused(n, pairs):
+    records = scored([float(i) for i in range(30)]) + scored([float(i) for i in range(n)], "not warm", "y")
+    with pytest.raises(SystemExit, match=f"error: .*only {n} examples of the label 'not warm'"):
+        select_feedback(records, pairs, "energy", 0.5, 0.8)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_refused(value, pairs):
+    with pytest.raises(SystemExit, match=r"error: --score energy: is (nan|inf|-inf) for x03"):
+        select_feedback(scored([1.0, 2.0, 3.0, value] + [4.0] * 10), pairs, "energy", 0.5, 0.8)
+
+
+def test_a_score_that_is_not_there_is_refused(pairs):
+    with pytest.raises(SystemExit, match="error: --score energy_sum: "):
+        select_feedback(scored([1.0] * 10), pairs, "energy_sum", 0.5, 0.8)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    values=st.lists(st.tuples(st.integers(-4, 4).map(float), st.booleans()), max_size=60),
+    band=st.tuples(st.integers(0, 20), st.integers(0, 20)).filter(lambda b: b[0] < b[1]),
+    seed=st.integers(0, 99),
+)
+def test_selection(values, band, seed, pairs):
+    low, high = band[0] / 20, band[1] / 20
+    values = values + [(float(i % 7), bool(i % 2)) for i in range(20)]  # ten and more of each label
+    records = [
+        {"id": f"r{i:03d}", "label": "Warm" if warm else "not warm", "energy": v} for i, (v, warm) in enumerate(values)
+    ]
+    found = select_feedback(records, pairs, "energy", low, high)
+    shuffled = random.Random(seed).sample(records, len(records))
+    assert select_feedback(shuffled, pairs, "energy", low, high) == found
+    assert [{k: r[k] for k in ("id", "label", "energy")} for r in found] == [
+        next(r for r in records if r["id"] == f["id"]) for f in found
+    ]
+    for label in pairs.labels:
+        group = [r for r in records if r["label"] == label]
+        kept = [r for r in found if r["label"] == label]
+        n = len(group)
+        assert len(kept) == band[1] * n // 20 - band[0] * n // 20  # floor(high n) - floor(low n), in whole numbers
+        chosen = {r["id"] for r in kept}
+        below = [r["energy"] for r in group if r["id"] not in chosen and r["energy"] < min(map(key, kept), default=0)]
+        if kept:
+            assert len(below) <= band[0] * n // 20 <= sum(r["energy"] <= min(map(key, kept)) for r in group)
+        for r in kept:
+            assert 1 <= r["rank"] <= n and r["score"] == r["energy"]
+            assert (
+                sum(o["energy"] > r["energy"] for o in group)
+                < r["rank"]
+                <= sum(o["energy"] >= r["energy"] for o in group)
+            )
+    assert [(r["rank"], r["id"]) for r in found] == sorted((r["rank"], r["id"]) for r in found)
+
+
+def key(record: dict) -> float:
+    return record["energy"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def score(home, folder, tmp_path, *args, output="scored.jsonl"):
+    return call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--model", folder, "--input-file", home / "validation.jsonl",
+        "--output-file", tmp_path / output, *args,
+    )  # fmt: skip
+
+
+def test_command_scores_and_selects(home, trained, pairs, tmp_path):
+    done = score(
+        home, trained["t5"], tmp_path, "--feedback-file", tmp_path / "feedback.jsonl", "--low", 0.5, "--high", 1
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"scored.jsonl", "feedback.jsonl", "scored.jsonl.run.json"}
+    examples = read_examples(home / "validation.jsonl", pairs)
+    records = read_lines(tmp_path / "scored.jsonl")
+    assert [r["id"] for r in records] == [e["id"] for e in examples]  # in the order of the input
+    assert all(e.items() <= r.items() for e, r in zip(examples, records, strict=True))
+    scores = score_examples(examples, pairs, str(trained["t5"]))
+    assert all(s.items() <= r.items() for s, r in zip(scores, records, strict=True))
+    feedback = read_lines(tmp_path / "feedback.jsonl")
+    assert feedback == select_feedback(records, pairs, "energy", 0.5, 1.0) and len(feedback) == 12
+    assert list(feedback[0])[:6] == ["id", "first", "second", "label", "score", "rank"]
+    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    assert run["counts"] == {"scored": 24, "correct": sum(r["correct"] for r in records), "selected": 12}
+    assert run["means"]["energy"] == pytest.approx(sum(r["energy"] for r in records) / 24, abs=1e-3)
+    assert "prediction" not in run["means"] and run["options"]["low"] == 0.5
+    again = score(home, trained["t5"], tmp_path, "--feedback-file", tmp_path / "feedback.jsonl", "--low", 0.5, "--high", 1,
+                  "--per-device-eval-batch-size", 3)  # fmt: skip
+    assert again.returncode == 0 and "up to date" in again.stderr  # the batch size is not compared
+
+
+def test_another_feedback_file_is_written_or_refused(home, trained, tmp_path):
+    for name in ("one.jsonl", "two.jsonl"):
+        done = score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / name)
+        assert done.returncode == 1 or (tmp_path / name).exists()
+
+
+def test_feedback_file_of_the_user_is_not_touched(home, trained, tmp_path):
+    mine = write_lines(tmp_path / "mine.jsonl", [pair(1)])
+    before = mine.read_bytes()
+    done = score(home, trained["bert"], tmp_path, "--feedback-file", mine)
+    assert done.returncode == 1 and str(mine) in done.stderr
+    assert mine.read_bytes() == before
+
+
+def test_a_broken_student_is_a_message(home, models, tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    shutil.copytree(models["t5"], tmp_path / "nan")
+    model = AutoModelForSeq2SeqLM.from_pretrained(models["t5"])
+    model.shared.weight.data[:] = math.nan
+    model.save_pretrained(tmp_path / "nan")
+    done = score(home, tmp_path / "nan", tmp_path, "--feedback-file", tmp_path / "feedback.jsonl")
+    assert done.returncode == 1 and "nan" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "scored.jsonl").exists() and not (tmp_path / "feedback.jsonl").exists()
+
+
+def test_scoring_a_scored_file_again_gives_the_scores_of_the_new_student(home, models, trained, tmp_path):
+    assert score(home, models["t5"], tmp_path, "--feedback-file", tmp_path / "feedback.jsonl").returncode == 0
+    done = call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--model", trained["t5"], "--input-file",
+        tmp_path / "scored.jsonl", "--output-file", tmp_path / "again.jsonl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert score(home, trained["t5"], tmp_path, output="direct.jsonl").returncode == 0
+    again, direct = (read_lines(tmp_path / name) for name in ("again.jsonl", "direct.jsonl"))
+    for name in ("energy", "nll", "prediction", "correct"):
+        assert [r[name] for r in again] == [r[name] for r in direct], name
+
+
+@pytest.mark.parametrize("option", ["--output-file", "--feedback-file"])
+def test_the_input_is_never_an_output(option, home, trained, tmp_path):
+    """Adding the scores in place is a natural wish; the file must not be lost, whatever becomes of the run."""
+    path = tmp_path / "some.jsonl"
+    path.write_bytes((home / "validation.jsonl").read_bytes())
+    files = {"--output-file": tmp_path / "scored.jsonl", "--feedback-file": tmp_path / "feedback.jsonl"} | {
+        option: path
+    }
+    done = call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--model", trained["bert"], "--input-file", path, "--overwrite",
+        *(word for pair in files.items() for word in pair),
+    )  # fmt: skip
+    assert done.returncode in (1, 2) and path.read_bytes() == (home / "validation.jsonl").read_bytes()
+
+
+def test_two_outputs_of_one_name_are_refused(home, trained, tmp_path):
+    done = score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / "scored.jsonl")
+    assert done.returncode in (1, 2) and done.stderr.splitlines()[-1].strip()
+
+
+def test_a_band_that_holds_nothing_is_refused(home, trained, tmp_path):
+    done = score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / "f.jsonl", "--low", 0.5, "--high", 0.51)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")

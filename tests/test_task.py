@@ -1,0 +1,300 @@
+"""Task files: every rule refuses a file that breaks it, by file and key. Prompts, and completions read back.
+
+Every mutation starts from the two task files of conftest, which load; so it is the mutation that is refused.
+"""
+
+import string
+from pathlib import Path
+
+import pytest
+from conftest import FLIP, PAIRS
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import generate
+from task import Task, load_task, parse_completion, render_prompt, split_example, text_key
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(text: str, folder: Path) -> Task:
+    path = folder / "mutated.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_task(path)
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, f"{text.count(old)} times in the file: {old}"
+    return text.replace(old, new)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def test_both_files_load(pairs, flip, home):
+    assert pairs.labels == {"Warm": "both belong to summer", "not warm": "one or both belong to winter"}
+    assert list(pairs.labels) == ["Warm", "not warm"]  # the order fixes the class ids
+    assert pairs.seed_examples == home / "seed.jsonl"  # relative to the task file
+    assert (pairs.written_fields, flip.written_fields) == (["first", "second"], ["text", "answer"])
+    assert flip.labels == flip.parse == {} and flip.prompt["system"] == ""
+    assert pairs.prompt["example"] == "Kind: $label\nFirst: $first\nSecond: $second"  # no line end at either side
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prompts").glob("*.toml")), ids=lambda path: path.stem)
+def test_task_files_of_the_repository_load(path):
+    task = load_task(path)
+    assert task.name == path.stem and task.seed_examples.exists()
+
+
+REQUIRED = (
+    'name = "pairs"', "version = 1", 'description = "Do both things belong to summer?"', 'kind = "classification"',
+    'metric = "accuracy"', 'fields = ["first", "second"]', 'answer_field = "label"', 'seed_examples = "seed.jsonl"',
+    'source = "pair: $first with $second"', 'target = "$label"',
+)  # fmt: skip
+MUTATIONS = [(line, "", line.split(" =")[0]) for line in REQUIRED] + [  # (what, by what, key that is named)
+    ('name = "pairs"', 'name = "pairs"\nmodel = "t5"', "model: unknown key"),
+    ("[prompt]\n", '[prompt]\nshots = "x"\n', "prompt.shots: unknown key"),
+    ("[parse]\n", "[parse]\nregex = 'x'\n", "parse.regex: unknown key"),
+    ("[student]\n", "[student]\nprefix = 'x'\n", "student.prefix: unknown key"),
+    ('name = "pairs"', 'name = "Two Pairs"', "name: must be lower-case"),
+    ('name = "pairs"', 'name = ""', "name: must be a text"),
+    ('name = "pairs"', "name = 3", "name: must be a text"),
+    ("version = 1", 'version = "1"', "version: must be a whole number"),
+    ("version = 1", "version = true", "version: must be a whole number"),
+    ('"classification"', '"regression"', "kind: must be one of classification, text2text"),
+    ('"classification"', '"text2text"', "metric: must be one of exact_match for text2text"),
+    ('"accuracy"', '"f1"', "metric: must be one of accuracy"),
+    ('["first", "second"]', "[]", "fields: must be a list of names"),
+    ('["first", "second"]', '"first"', "fields: must be a list of names"),
+    ('["first", "second"]', '["first", "my second"]', "fields: must be a list of names"),
+    ('["first", "second"]', '["first", 2]', "fields: must be a list of names"),
+    ('["first", "second"]', '["first", "second", "first"]', "each once"),
+    ('answer_field = "label"', 'answer_field = "second"', "answer_field: must be a name of its own"),
+    ('answer_field = "label"', 'answer_field = "the label"', "answer_field: must be a name of its own"),
+    ('"not warm" = "one or both belong to winter"\n', "", "labels: a classification task needs two"),
+    ('"one or both belong to winter"', '" "', "labels.not warm: a label needs a definition"),
+    ('"one or both belong to winter"', "3", "labels.not warm: a label needs a definition"),
+    ('"not warm" =', '"" =', "labels"),  # a label that no student could write
+    ('"not warm" =', '"warm" =', "labels"),  # answers are compared in lower case: two labels would be one
+    ("train = '''\n", "train = '''$topic\n", "prompt.train: unknown variable $topic"),
+    ("validation = '''\n", "validation = '''$first\n", "prompt.validation: unknown variable $first"),
+    ("You write pairs", "You write $label", "prompt.system: unknown variable $label"),
+    ("Another that is", "Another for $5 that is", "prompt.train: a lone $"),
+    ("($definition):\n$start", "($definition):", "prompt.train: the variable $start is missing"),
+    ("$labels\n\n$shots", "$labels", "prompt.train: the variable $shots is missing"),
+    ("$shots\n\nAnother, sig", "Another, sig", "prompt.validation: the variable $shots is missing"),
+    ("Second: $second'''", "Second:'''", "prompt.example: the variable $second is missing"),
+    ("Second: $second'''", "Second: $second, $first'''", "prompt.example: $first must occur once"),
+    ("Second: $second'''", "Second: $second $id'''", "prompt.example: unknown variable $id"),
+    ("pair: $first with $second", "pair: $label", "student.source: unknown variable $label"),
+    ("pair: $first with $second", "pair", "student.source: shows the student nothing"),
+    ('target = "$label"', 'target = "yes"', "student.target: the variable $label is missing"),
+    ('target = "$label"', 'target = "$label $first"', "student.target: unknown variable $first"),
+    ('target = "$label"', "target = 1", "student.target: must be a text"),
+    ('"You write pairs of things."', '["You write"]', "prompt.system: must be a text"),
+    ('stop = ["\\n\\n"]', 'stop = "x"', "parse.stop: must be a list of texts"),
+    ('stop = ["\\n\\n"]', 'stop = [""]', "parse.stop: must be a list of texts"),
+    ("{first = 2}", "{first = 0}", "parse.min_words: must be whole numbers above 0"),
+    ("{first = 2}", "{first = true}", "parse.min_words: must be whole numbers above 0"),
+    ("{first = 2}", "3", "parse.min_words: must be whole numbers above 0"),
+    ("{second = 6}", "{third = 6}", "parse.max_words: no such field: third"),
+    ("{second = 6}", "{first = 1}", "parse.max_words"),  # below min_words: no example could ever pass
+    ("[prompt]\n", "[[prompt]]\n", "prompt: must be a table"),
+    ("[parse]\n", "[[parse]]\n", "parse: must be a table"),
+    ("[labels]\n", "[[labels]]\n", "labels: must be a table"),
+    ("version = 1", "version = ", "not a readable TOML file"),
+    ("version = 1", "version = 1\nversion = 2", "not a readable TOML file"),
+    ("version = 1", "version = " + "[" * 5000, "not a readable TOML file"),
+] + [  # a field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
+    ('["first", "second"]', f'["first", "second", "{name}"]', f"fields: {name}")
+    for name in ("id", "source", "feedback", "completion", "energy")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old, new, told", MUTATIONS, ids=lambda value: value[:40].replace("\n", " ").strip())
+def test_mutated_file_is_refused(old, new, told, tmp_path):
+    text = changed(PAIRS, old, new)
+    if told.startswith("fields: ") and "must" not in told:  # all else is as such a field needs it
+        name = told.split()[1]
+        text = text.replace("$second", f"${name} $second", 1).replace("with $second", f"with $second ${name}")
+    with pytest.raises(SystemExit) as caught:
+        load(text, tmp_path)
+    message = caught.value.code
+    assert message.startswith(f"error: {tmp_path / 'mutated.toml'}: ") and "\n" not in message
+    assert told.split(": ")[0] in message and told.split(": ")[-1] in message, message
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a text2text task has none"),
+        ("$shots\\n\\n$start", "$labels $shots $start", "prompt.train: unknown variable $labels"),
+        ("[prompt]\n", "labels = 3\n[prompt]\n", "labels: must be a table"),
+    ],
+)
+def test_mutated_text2text_file_is_refused(old, new, told, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*mutated.toml: {told.replace('$', '.')}"):
+        load(FLIP.replace(old, new, 1), tmp_path)
+
+
+@pytest.mark.parametrize("name, told", [("none.toml", "no such task file"), (".", "not a readable TOML file")])
+def test_unreadable_task_file(name, told, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*: {told}"):
+        load_task(tmp_path / name)
+    (tmp_path / "latin.toml").write_bytes('name = "größe"'.encode("latin-1"))
+    with pytest.raises(SystemExit, match="not a readable TOML file"):
+        load_task(tmp_path / "latin.toml")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+SHOTS = [
+    {"id": "s0", "label": "Warm", "first": "the lake", "second": "sun", "source": "no variable", "extra": 1},
+    {"id": "f0", "label": "not warm", "first": "the roof", "second": "$5 of snow"},
+]
+
+
+def test_training_prompt(pairs):
+    assert render_prompt(pairs, "train", SHOTS, "not warm") == (
+        "You write pairs of things.",
+        "Warm: both belong to summer\nnot warm: one or both belong to winter\n\n"
+        "Kind: Warm\nFirst: the lake\nSecond: sun\n\n"
+        "Kind: not warm\nFirst: the roof\nSecond: $5 of snow\n\n"  # in their order: the last is nearest to the answer
+        "Another that is not warm (one or both belong to winter):\nKind: not warm\nFirst:",
+    )
+
+
+def test_text2text_prompt(flip):
+    shots = [{"text": "a b", "answer": "b a"}]
+    assert render_prompt(flip, "validation", shots, None) == (
+        "",
+        "Something different:\n\nText: a b\nAnswer: b a\n\nText:",
+    )
+
+
+def test_dollar_signs(tmp_path):
+    text = changed(PAIRS, "First: $first\nSecond", "Cost: $$9\nFirst: ${first}\nSecond")
+    task = load(changed(text, "Another that is", "For $$5 another that is"), tmp_path)
+    _, user = render_prompt(task, "train", SHOTS[:1], "Warm")
+    assert "For $5 another that is Warm" in user and user.endswith("Kind: Warm\nCost: $9\nFirst:")
+    assert "Kind: Warm\nCost: $9\nFirst: the lake\nSecond: sun" in user
+    assert parse_completion(task, " the sea\nSecond: sun", "Warm") == ({"first": "the sea", "second": "sun"}, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Completions
+
+GOOD = {"first": "the sea", "second": "a boat"}
+
+
+@pytest.mark.parametrize(
+    "completion, fields, reason",
+    [
+        (" the sea\nSecond: a boat", GOOD, None),
+        ("the sea  \n Second:a boat\n\n", GOOD, None),
+        ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
+        ("First: the sea\nSecond: a boat", GOOD, None),  # or its last line
+        ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
+        (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
+        (" the sea\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
+        (" the sea\nSecond: a boat\n\nKind: Warm\nFirst: the ro", GOOD, None),
+        ("I cannot do that.", {}, "no_match"),
+        ("", {}, "no_match"),
+        (" the sea\nThird: a boat", {}, "no_match"),
+        ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
+        (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
+        (" sea\nSecond: a boat", {"first": "sea", "second": "a boat"}, "too_short"),
+        (" the sea\nSecond: one two three four five six", GOOD | {"second": "one two three four five six"}, None),
+        (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
+    ],
+)  # fmt: skip
+def test_parse_classification(completion, fields, reason, pairs):
+    assert parse_completion(pairs, completion, "Warm") == (fields, reason)
+
+
+@pytest.mark.parametrize(
+    "completion, fields, reason",
+    [
+        (" sun lake\nAnswer: lake sun", {"text": "sun lake", "answer": "lake sun"}, None),
+        ("Text: sun lake\nAnswer: lake sun", {"text": "sun lake", "answer": "lake sun"}, None),
+        (" sun lake\nAnswer: lake sun\n\nText: a b\nAnswer: b a", {"text": "sun lake", "answer": "lake sun"}, None),
+        (" sun lake\nAnswer: lake sun\nText: a b\nAns", {"text": "sun lake", "answer": "lake sun"}, None),
+        (" sun lake", {}, "no_match"),
+        (" sun lake\nAnswer:", {"text": "sun lake", "answer": ""}, "empty_field"),
+    ],
+)
+def test_parse_text2text(completion, fields, reason, flip):
+    assert parse_completion(flip, completion, None) == (fields, reason)
+
+
+LAST = "First: $first\nSecond: $second\nKind: $label"
+
+
+@pytest.mark.parametrize(
+    "completion, second",
+    [
+        (" the sea\nSecond: a boat\nKind: Warm", "a boat"),
+        (" the sea\nSecond: a boat", "a boat"),  # cut off by a stop string, say
+        (" the sea\nSecond: a boat\nKind: Warm\n\nFirst: the roof\nSecond: snow\nKind: not warm", "a boat"),
+        (" the sea\nSecond: a boat\nKind: not warm", None),  # not the label that was asked
+        (" the sea\nSecond: a boat\nKind: Warmest", None),
+    ],
+)
+def test_label_at_the_end(completion, second, tmp_path):
+    """What the teacher says of the label is read too: never part of a field, and never another label than asked."""
+    task = load(changed(PAIRS, "Kind: $label\nFirst: $first\nSecond: $second", LAST), tmp_path)
+    fields, reason = parse_completion(task, completion, "Warm")
+    if second is None:
+        assert reason is not None and reason in generate.REASONS
+    else:
+        assert (fields, reason) == ({"first": "the sea", "second": second}, None)
+
+
+TEMPLATES = (
+    "Kind: $label\nFirst: $first\nSecond: $second",
+    "First: $first\nKind: $label\nSecond: $second",
+    LAST,
+    "$first | $second ($label)",
+    "<$label><first>$first</first><second>${second}</second>",
+    "In $$: $second\n$first\n--\n$label",
+)
+TEXT = st.lists(st.text("abcdefghijklmnopqrstuvwxyzäöü,.!'", min_size=1, max_size=8), min_size=2, max_size=6)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=TEXT, second=TEXT, label=st.sampled_from(["Warm", "not warm"]), chat=st.booleans(), tail=st.booleans())
+def test_rendered_example_is_read_back(template, first, second, label, chat, tail, tmp_path):
+    task = load(changed(PAIRS, TEMPLATES[0], template), tmp_path)
+    example = {"first": " ".join(first), "second": " ".join(second), "label": label}
+    text = string.Template(task.prompt["example"]).substitute(example)
+    start, parts = split_example(task, {"label": label})
+    assert text.startswith(start) and {name for name, _ in parts} == {"first", "second"}
+    assume(not start or start not in text[len(start) :])
+    completion = text if chat and start else text[len(start) :]
+    fields, reason = parse_completion(task, completion + ("\n" if tail else ""), label)
+    assert (fields, reason) == ({"first": example["first"], "second": example["second"]}, None)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    parts=st.lists(
+        st.text(max_size=12)
+        | st.sampled_from(["Kind: Warm", "First:", "Second:", "\n", "\n\n", "Text:", "Answer:", " a b", "$first"]),
+        max_size=10,
+    )
+)
+def test_any_text_is_parsed_or_rejected_with_a_known_reason(parts, pairs, flip):
+    for task, label in ((pairs, "Warm"), (flip, None)):
+        fields, reason = parse_completion(task, "".join(parts), label)
+        assert reason is None or reason in generate.REASONS
+        if reason is None:
+            assert list(fields) == task.written_fields and all(v == v.strip() != "" for v in fields.values())
+
+
+def test_text_key_is_of_the_fields_alone(pairs):
+    one = {"first": "The  Lake!", "second": "sun", "label": "Warm", "id": "1"}
+    assert text_key(pairs, one) == text_key(pairs, {"first": "the lake", "second": "Sun.", "label": "not warm"})
+    assert text_key(pairs, {"first": "a", "second": "b c"}) != text_key(pairs, {"first": "a b", "second": "c"})

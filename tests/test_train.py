@@ -1,0 +1,338 @@
+"""train_student.py: the losses by hand, the held-out tenth, and small real trainings of every kind of student."""
+
+import gc
+import hashlib
+import json
+import math
+import shutil
+
+import pytest
+from conftest import TRAINING, call, pair, read_lines, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from records import read_examples
+from train_student import encode, is_held_out, load_student, token_losses, train_on
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def test_losses_by_hand():
+    """logits 0 and ln 3: p = 1/4 and 3/4. ce of class 0 = ln 4, of class 1 = ln 4/3.
+
+    Reverse cross-entropy, -sum p_k log q_k with log q = 0 at the label and -9.21 elsewhere: 9.21 * 3/4 and 9.21 * 1/4.
+    """
+    import torch
+
+    logits = torch.tensor([[0.0, math.log(3)], [7.0, -7.0], [0.0, math.log(3)]], dtype=torch.float64)
+    labels = torch.tensor([0, -100, 1])  # what has no label has no loss
+    ce = token_losses(logits, labels, "ce", 1.0, 0.0)
+    assert ce.tolist() == pytest.approx([1.3862943611, 0.2876820724], abs=1e-5)
+    sce = token_losses(logits, labels, "sce", 0.5, 0.2)
+    expected = [0.5 * 1.3862943611 + 0.2 * 6.9075, 0.5 * 0.2876820724 + 0.2 * 2.3025]
+    assert sce.tolist() == pytest.approx(expected, abs=1e-5)
+    assert token_losses(logits, torch.full((3,), -100), "sce", 1.0, 1.0).tolist() == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    logits=st.integers(2, 6).flatmap(
+        lambda k: st.lists(st.lists(st.floats(-20, 20, width=32), min_size=k, max_size=k), min_size=1, max_size=5)
+    ),
+    alpha=st.sampled_from([0.01, 1.0]),
+    beta=st.sampled_from([0.1, 1.0]),
+    data=st.data(),
+)
+def test_losses_are_their_definitions(logits, alpha, beta, data):
+    import torch
+
+    labels = [data.draw(st.sampled_from([-100, *range(len(row))])) for row in logits]
+    ces, sces = [], []
+    for row, label in zip(logits, labels, strict=True):
+        if label != -100:
+            total = max(row) + math.log(math.fsum(math.exp(z - max(row)) for z in row))
+            one_hot = [float(k == label) for k in range(len(row))]
+            ces.append(-math.fsum(q * (z - total) for q, z in zip(one_hot, row, strict=True)))
+            logs = [0.0 if q == 1 else -9.21 for q in one_hot]  # log 0 := -9.21
+            rce = -math.fsum(math.exp(z - total) * log for z, log in zip(row, logs, strict=True))
+            sces.append(alpha * ces[-1] + beta * rce)
+    shape = (len(labels), 1)  # (batch, positions) is reduced as (positions) is
+    grid, tags = torch.tensor(logits).reshape(*shape, -1), torch.tensor(labels).reshape(shape)
+    assert token_losses(grid, tags, "ce", alpha, beta).tolist() == pytest.approx(ces, abs=1e-4)
+    assert token_losses(grid, tags, "sce", alpha, beta).tolist() == pytest.approx(sces, abs=1e-4)
+
+
+def test_losses_of_bfloat16_logits_are_float32():
+    import torch
+
+    losses = token_losses(torch.full((1, 1000), 8.0, dtype=torch.bfloat16), torch.tensor([3]), "ce", 1, 0)
+    assert losses.dtype == torch.float32 and float(losses[0]) == pytest.approx(3 * math.log(10), abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Held-out tenth, features
+
+
+def test_held_out_is_a_tenth_and_stays_the_same():
+    names = [f"reviews-{i:02d}-train-{a:06d}" for i in range(5) for a in range(4000)]
+    share = sum(map(is_held_out, names)) / len(names)
+    assert abs(share - 26 / 256) < 5 * math.sqrt(0.1 * 0.9 / len(names))  # five standard errors
+    held_out = [n for n in range(60) if is_held_out(f"pairs-00-train-{n:06d}")]
+    assert held_out == [
+        n for n in range(60) if int(hashlib.sha256(b"pairs-00-train-%06d" % n).hexdigest()[:2], 16) < 26
+    ]
+    assert len(held_out) == 5 and is_held_out("pairs-00-train-000000") is (0 in held_out)
+
+
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_features(name, models, home, pairs, capsys):
+    _, tokenizer, family = load_student(str(models[name]), pairs)
+    examples = read_examples(home / "train.jsonl", pairs)[:4]
+    features = encode(examples, tokenizer, family, pairs, 512, 128)
+    text = tokenizer.decode(features[1]["input_ids"], skip_special_tokens=False)
+    frame = "[CLS] {} [SEP]" if name == "bert" else "{} </s>"
+    assert text == frame.format(examples[1]["source"].replace("pair:", "pair :"))
+    assert features[1]["attention_mask"] == [1] * len(features[1]["input_ids"])
+    if name == "bert":
+        assert [f["labels"] for f in features] == [0, 1, 0, 1]  # the order of the task file's labels
+    else:
+        assert tokenizer.batch_decode([f["labels"] for f in features[:2]]) == ["Warm </s>", "not warm </s>"]
+    assert capsys.readouterr().err == ""
+    short = encode(examples, tokenizer, family, pairs, 4, 1)
+    last = "[SEP]" if name == "bert" else "</s>"
+    assert all(len(f["input_ids"]) == 4 and tokenizer.convert_ids_to_tokens(f["input_ids"])[3] == last for f in short)
+    assert name == "bert" or all(len(f["labels"]) == 1 for f in short)
+    said = capsys.readouterr().err
+    assert "4 of 4 sources are longer than --max-source-length 4" in said
+    assert ("4 of 4 targets are longer than --max-target-length 1" in said) is (name == "t5")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trainings
+
+CLASSES = {"t5": "T5ForConditionalGeneration", "t5v11": "T5ForConditionalGeneration", "flip": "T5ForConditionalGeneration",
+           "bert": "BertForSequenceClassification", "modernbert": "ModernBertForSequenceClassification"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_trained_student(name, trained, home, pairs, flip):
+    import transformers
+
+    folder = trained[name]
+    files = {p.name for p in folder.iterdir()} - {"training_args.bin", "generation_config.json"}
+    assert files == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_log.jsonl",
+    }  # fmt: skip
+    assert not list(folder.parent.glob("*partial*"))
+    task, data = (flip, "flip_train.jsonl") if name == "flip" else (pairs, "train.jsonl")
+    examples = read_examples(home / data, task)
+    held_out = sum(is_held_out(e["id"]) for e in examples)
+    record = json.loads((folder.parent / f"{name}.run.json").read_text())
+    counts = record["counts"]
+    assert counts["held_out_examples"] == held_out and counts["train_examples"] == len(examples) - held_out
+    assert counts["steps"] == 30 * math.ceil(counts["train_examples"] / 20)
+    assert counts["family"] == ("encoder" if "bert" in name else "encoder-decoder") and counts["dtype"] == "float32"
+    assert record["inputs"]["train_file"] == [
+        "sha256:" + hashlib.sha256((home / data).read_bytes()).hexdigest()
+    ] and record["options"]["loss"] == "ce"  # fmt: skip
+    log = read_lines(folder / "training_log.jsonl")
+    losses = [r["loss"] for r in log if "loss" in r]
+    assert len(losses) == 30 and losses[-1] < losses[0] / 4
+    best = max(r["eval_accuracy"] for r in log if "eval_accuracy" in r)
+    assert counts["held_out_accuracy"] == pytest.approx(best, abs=1e-4)
+    model = getattr(transformers, CLASSES[name]).from_pretrained(folder)
+    assert model.num_parameters() == counts["parameters"]
+    if "bert" in name:
+        assert model.config.id2label == {0: "Warm", 1: "not warm"}
+        assert model.config.label2id == {"Warm": 0, "not warm": 1}
+
+
+OPTIONS = {
+    "loss": "ce", "learning_rate": 1e-2, "num_train_epochs": 12, "per_device_train_batch_size": 20,
+    "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "weight_decay": 0.0,
+    "max_source_length": 64, "max_target_length": 16, "seed": 0, "dtype": "float32", "limit": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_saved_weights_are_those_of_the_best_epoch(name, models, home, pairs, tmp_path):
+    """Held-out examples of the opposite label: the longer it trains, the worse. The best epoch, not the last, is saved."""
+    from score_ood import score_examples
+
+    rows = read_examples(home / "train.jsonl", pairs)
+    other = {"Warm": "not warm", "not warm": "Warm"}
+    held_out = [e | {"label": other[e["label"]], "target": other[e["label"]]} for e in rows[:20]]
+    counts, log = train_on(pairs, str(models[name]), rows, held_out, tmp_path / "student", OPTIONS)
+    accuracy = {r["epoch"]: r["eval_accuracy"] for r in log if "eval_accuracy" in r}
+    assert list(accuracy) == list(range(1, 13)) and accuracy[12] < max(accuracy.values())
+    assert counts["best_epoch"] == max(
+        e for e in accuracy if accuracy[e] == max(accuracy.values())
+    )  # of ties the latest
+    assert counts["held_out_accuracy"] == pytest.approx(max(accuracy.values()), abs=1e-4)
+    correct = [s["correct"] for s in score_examples(held_out, pairs, str(tmp_path / "student"))]
+    assert sum(correct) / len(correct) == pytest.approx(counts["held_out_accuracy"], abs=1e-4)
+
+
+def train(home, model, output, *args, task="pairs.toml", data="train.jsonl"):
+    return call(
+        "train_student.py", "--task-file", home / task, "--model", model, "--train-file", home / data,
+        "--output-dir", output, *args,
+    )  # fmt: skip
+
+
+def test_same_command_again_is_up_to_date_and_a_changed_option_is_named(trained, models, home):
+    folder = trained["bert"]
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    again = train(home, models["bert"], folder, *TRAINING)
+    assert again.returncode == 0 and again.stderr == f"up to date: {folder}\n"
+    changed = train(home, models["bert"], folder, *TRAINING, "--weight-decay", 0.5)
+    assert changed.returncode == 1 and "was made with weight_decay 0.01, now 0.5" in changed.stderr
+    assert changed.stderr.rstrip().endswith("--weight-decay 0.5 --overwrite")
+    other = train(home, models["modernbert"], folder, *TRAINING)
+    assert other.returncode == 1 and f"--model has changed since this was made ({models['modernbert']})" in (
+        other.stderr.replace(": model has", ": --model has")
+    )
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_same_seed_same_student_other_seed_another(models, home, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = train(home, models["bert"], tmp_path / name, "--num-train-epochs", 1, "--seed", seed)
+        assert done.returncode == 0, done.stderr
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_robust_loss_by_command(models, home, tmp_path):
+    args = ("--num-train-epochs", 2, "--loss", "sce", "--sce-beta", 0.5)
+    done = train(home, models["t5"], tmp_path / "student", *args)
+    assert done.returncode == 0, done.stderr
+    options = json.loads((tmp_path / "student.run.json").read_text())["options"]
+    assert (options["loss"], options["sce_alpha"], options["sce_beta"]) == ("sce", 1.0, 0.5)
+    assert train(home, models["t5"], tmp_path / "ce", "--num-train-epochs", 2).returncode == 0
+    sce, ce = (read_lines(tmp_path / name / "training_log.jsonl")[0]["loss"] for name in ("student", "ce"))
+    assert ce < sce < ce + 0.5 * 9.21  # ce + 0.5 * 9.21 * (1 - p)
+
+
+def test_nothing_held_out(models, home, tmp_path):
+    rows = [pair(n) | {"id": f"own-{n}"} for n in range(40) if not is_held_out(f"own-{n}")][:6]
+    write_lines(tmp_path / "few.jsonl", rows)
+    done = train(home, models["t5"], tmp_path / "student", "--num-train-epochs", 1, data=tmp_path / "few.jsonl")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads((tmp_path / "student.run.json").read_text())["counts"]
+    assert (counts["train_examples"], counts["held_out_examples"], counts["held_out_accuracy"]) == (6, 0, None)
+    assert (tmp_path / "student" / "model.safetensors").exists()
+
+
+def test_all_held_out_is_refused(models, home, tmp_path):
+    rows = [pair(n) | {"id": f"own-{n}"} for n in range(200) if is_held_out(f"own-{n}")][:3]
+    write_lines(tmp_path / "few.jsonl", rows)
+    done = train(home, models["t5"], tmp_path / "student", data=tmp_path / "few.jsonl")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'few.jsonl'}: only 3 examples")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
+    """8 x 1, 2 x 4 and 1 x 8: the first step has the same loss and the same gradient, targets of unlike length included."""
+    shutil.copytree(models[name], tmp_path / "still")
+    config = json.loads((tmp_path / "still" / "config.json").read_text())
+    config |= {"dropout_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "still" / "config.json").write_text(json.dumps(config))
+    rows = [e for e in read_examples(home / "train.jsonl", pairs) if not is_held_out(e["id"])][:8]
+    assert len({len(e["target"]) for e in rows}) == 2
+    options = OPTIONS | {"loss": "sce", "sce_alpha": 1.0, "sce_beta": 0.3, "num_train_epochs": 1}
+    firsts = []
+    for size, steps in ((8, 1), (2, 4), (1, 8)):
+        how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        _, log = train_on(pairs, str(tmp_path / "still"), rows, rows[:1], tmp_path / f"s{size}", options | how)
+        firsts.append((log[0]["step"], log[0]["loss"], log[0]["grad_norm"]))
+    assert firsts[0][0] == 1 and firsts[0][2] > 1e-3
+    assert firsts[1] == pytest.approx(firsts[0], rel=1e-4)
+    assert firsts[2] == pytest.approx(firsts[0], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def refused(done, *told) -> None:
+    assert done.returncode == 1, done.stderr
+    gc.collect()  # as the end of the process would, this lets go of the lock
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and all(text in last for text in told), done.stderr
+
+
+def test_students_that_do_not_fit_are_refused(models, trained, home, tmp_path):
+    def attempt(name, *args, **options):
+        output = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        done = train(home, name, output, *args, **options)
+        assert not output.exists()
+        return done
+
+    refused(attempt(models["t5"], "--dtype", "float16"), "--dtype float16: T5 overflows in float16")
+    refused(
+        attempt(models["bert"], task="flip.toml", data="flip_train.jsonl"), "an encoder (bert) chooses among labels"
+    )
+    refused(attempt(models["llama"]), "llama is neither an encoder-decoder", "not supported yet")
+    refused(attempt(tmp_path / "none"), f"model {tmp_path / 'none'}: no such file or folder")
+    refused(attempt("nobody/no-such-model"), "--model nobody/no-such-model: no student there")
+    (tmp_path / "empty").mkdir()
+    refused(attempt(tmp_path / "empty"), f"--model {tmp_path / 'empty'}: no student there")
+    # labels of another task, and the same in another order
+    for name, labels in (("other", {"0": "hot", "1": "cold"}), ("turned", {"0": "not warm", "1": "Warm"})):
+        shutil.copytree(trained["bert"], tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config |= {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        refused(attempt(tmp_path / name), f"--model {tmp_path / name}: has the labels", str(list(labels.values())))
+
+
+@pytest.mark.parametrize("fault", ["torn weights", "no weights", "other shapes", "no tokenizer", "broken config"])
+def test_broken_model_folders_are_refused(fault, models, home, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(models["t5"], folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if fault == "torn weights":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif fault == "no weights":
+        weights.unlink()
+    elif fault == "other shapes":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 48}))
+    elif fault == "no tokenizer":  # the library makes one up that knows no word
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    else:
+        config.write_text('{"model_type": "t5", ')
+    refused(train(home, folder, tmp_path / "student", "--num-train-epochs", 1), f"--model {folder}: ")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_refused_option_can_be_mended_as_the_message_says(models, home, tmp_path):
+    refused(train(home, models["t5"], tmp_path / "student", "--dtype", "float16", "--num-train-epochs", 1), "bfloat16")
+    done = train(home, models["t5"], tmp_path / "student", "--dtype", "bfloat16", "--num-train-epochs", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "student.run.json").read_text())["counts"]["dtype"] == "bfloat16"
+
+
+def test_a_loss_that_is_no_number_ends_the_training(models, home, tmp_path):
+    done = train(home, models["t5"], tmp_path / "student", "--learning-rate", 1e30, "--num-train-epochs", 3)
+    refused(done, "the loss is nan at step", "lower --learning-rate")
+    assert not (tmp_path / "student").exists() and not (tmp_path / "student.run.json").exists()
+
+
+def test_overwriting_loses_nothing_before_the_new_student_is_there(models, home, tmp_path):
+    """A wrong option with --overwrite, or the old student as the base of the new one: the old one is still there."""
+    folder = tmp_path / "student"
+    assert train(home, models["t5"], folder, "--num-train-epochs", 1).returncode == 0
+    weights = (folder / "model.safetensors").read_bytes()
+    refused(train(home, models["t5"], folder, "--dtype", "float16", "--overwrite"), "float16")
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_a_student_that_is_trained_on_in_place(models, home, tmp_path):
+    folder = tmp_path / "student"
+    assert train(home, models["t5"], folder, "--num-train-epochs", 1).returncode == 0
+    done = train(home, folder, folder, "--num-train-epochs", 1, "--overwrite")
+    assert done.returncode in (0, 1, 2) and (folder / "model.safetensors").exists()
