@@ -12,7 +12,7 @@ Predictions and targets are stripped and lower-cased; what is no label of the ta
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,7 +56,7 @@ def main(
     max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.")] = 512,
     max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.")] = 128,
     dtype: Annotated[
-        str, typer.Option(help="auto (bfloat16 on a GPU that has it, else float32), bfloat16, float32.")
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto = bfloat16 if the GPU has it.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records.")] = None,
@@ -128,7 +128,7 @@ def main(
         print(f"{name:<24} {m['accuracy']:.3f}  [{m['low']:.3f}, {m['high']:.3f}]  n={m['n']}")
 
     line(task.metric, metrics["overall"])
-    for key in ("by_label", f"by_{group_by}"):
+    for key in dict.fromkeys(("by_label", f"by_{group_by}")):
         for name, m in metrics.get(key, {}).items():
             line(f"  {key.removeprefix('by_')} {name}", m)
     if metrics.get("no_label"):

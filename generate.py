@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,7 @@ from records import (
 )
 from task import Task, load_task, parse_completion, render_prompt, text_key
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
@@ -67,7 +68,7 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
             )
         except TemplateError:
             continue
-        if system in text:  # some templates drop a system turn without a word
+        if system.strip() in text:  # some templates drop a system turn without a word
             return tokenizer(text, add_special_tokens=False)["input_ids"]
     fail(
         "--model: its chat template takes neither a system turn nor a user turn alone; use a base model or another one"
@@ -169,20 +170,30 @@ def sample_split(
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
         with path.open("ab") as file:
+            if file.tell() < size:
+                fail(
+                    f"{path}: has lost what was written to it ({file.tell():,} of {size:,} bytes); begin with --overwrite"
+                )
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
     shares = equal_shares(options["num_examples"], len(names))
     attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
     seen = set(excluded)
+    own = re.compile(rf"{task.name}-{iteration:02d}-{split}-(\d+)")
     for path in (accepted_path, rejected_path):
-        for _, record in read_records(path):
-            slot = int(record["id"].rsplit("-", 1)[1]) % len(names)
-            attempted[slot] += 1
-            if path == accepted_path:
-                accepted[slot] += 1
-                seen.add(text_key(task, record))
-            else:
-                reasons[record["reason"]] += 1
+        for number, record in read_records(path):
+            if match := own.fullmatch(str(record.get("id"))):  # a hand edit may have taken lines away or added some
+                slot = int(match[1]) % len(names)
+                attempted[slot] = max(attempted[slot], int(match[1]) // len(names) + 1)
+            if path == rejected_path:
+                reasons[record.get("reason")] += 1
+                continue
+            if any(not isinstance(record.get(name), str) for name in task.fields):
+                fail(f"{path}:{number}: lacks {' or '.join(task.fields)}; mend or delete the line")
+            label = record.get(task.answer_field) if task.labels else None
+            if label in names:
+                accepted[names.index(label)] += 1
+            seen.add(text_key(task, record))
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
@@ -261,7 +272,7 @@ def sample_split(
         save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
 
     counts = {
-        "attempted": sum(attempted),
+        "attempted": sum(accepted) + sum(reasons.values()),
         "accepted": sum(accepted),
         "rejected": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
         "accepted_by_label": dict(zip(map(str, names), accepted, strict=True)) if task.labels else None,
@@ -319,7 +330,7 @@ def sample(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     chat_template_kwargs: Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")] = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
-    dtype: Annotated[str, engine(help="auto (float32 on a CPU, else the model's own), bfloat16, float16, float32.")] = "auto",
+    dtype: Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")] = "auto",
     max_model_len: Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")] = None,
     gpu_memory_utilization: Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")] = 0.9,
     tensor_parallel_size: Annotated[int, engine(min=1, help="GPUs that hold one model together.")] = 1,
@@ -362,14 +373,14 @@ def sample(
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
     inputs = {"task_file": task_file, "model": model, "seed_examples": task.seed_examples, "exclude_file": exclude_file}
-    runs = {}
-    for split, number in wanted.items():
-        if number:
-            output, rejected = output_dir / f"{split}.jsonl", output_dir / f"{split}.rejected.jsonl"
+    runs: dict[str, Run | None] = {}
+    for check_only in (True, False):  # nothing is touched before both splits are found to be in order
+        for split in (split for split, number in wanted.items() if number):
             runs[split] = start_run(
-                "generate.py sample", output, options[split],
+                "generate.py sample", output_dir / f"{split}.jsonl", options[split],
                 inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
-                also=[rejected], resumable=True, extends="num_examples", overwrite=overwrite,
+                also=[output_dir / f"{split}.rejected.jsonl"], resumable=True, extends="num_examples",
+                overwrite=overwrite, check_only=check_only,
             )  # fmt: skip
     if not any(runs.values()):
         return

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import shlex
@@ -73,8 +74,11 @@ def _loads(line: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
+    def finite(digits: str) -> float:
+        return number if math.isfinite(number := float(digits)) else refuse(digits)
+
     try:
-        value = json.loads(line, parse_constant=refuse)
+        value = json.loads(line, parse_constant=refuse, parse_float=finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if "\\u" in line:
@@ -113,6 +117,8 @@ def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = Tr
                         f"{value!r}; delete {name!r} from the line (it is made anew) or edit both alike"
                     )
             record = {"id": f"{path.stem}:{number}", **record, **rendered}
+            if not isinstance(record["id"], str):
+                fail(f"{here}: the id must be a text, found {record['id']!r}; put it in quotes")
             if record["id"] in seen:
                 fail(f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique")
             seen[record["id"]] = here
@@ -124,7 +130,15 @@ def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = Tr
 
 def write_records(file: IO[str], records: Iterable[dict]) -> None:
     """Append records as JSON Lines; NaN and infinity are errors, never written."""
-    jsonlines.Writer(file, dumps=lambda r: json.dumps(r, ensure_ascii=False, allow_nan=False)).write_all(records)
+
+    def dumps(record: dict) -> str:
+        try:
+            return json.dumps(record, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            bad = [f"{k} is {v}" for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+            fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
+
+    jsonlines.Writer(file, dumps=dumps).write_all(records)
 
 
 def normalise(text: str) -> str:
@@ -166,67 +180,90 @@ def start_run(
     resumable: bool = False,
     extends: str | None = None,
     overwrite: bool = False,
+    check_only: bool = False,
 ) -> Run | None:
-    """Take the lock on an output and say what is to be done; None: it is up to date.
+    """Take the lock on an output and say what is to be done; None: it is up to date (or only to be checked).
 
     options: what changes the result, compared with an earlier run of the same output. inputs: option name -> path, list
-    of paths, model name or None; compared by content, never by path. resumable: an unfinished `.partial` is kept, to be
-    gone on with (otherwise the stage starts over). extends: the option that may grow, to extend a finished output.
+    of paths, model name or None; compared by content, never by path. also: files that are finished together with
+    `output`. resumable: an unfinished `.partial` is gone on with (otherwise the stage starts over). extends: the option
+    that may grow, to extend a finished output. Nothing finished is deleted here: finish_run replaces it.
+
     Ends the stage (exit 1) when another process writes this output, when an option or an input differs from the run that
-    made it, or when the output has no run record, that is, belongs to the user.
+    made it, or when there is a file without a run record, which then belongs to the user.
     """
     record_path, state_path = beside(output, ".run.json"), beside(output, ".partial.json")
+    files = [output, *also]
+    partials = [beside(path, ".partial") for path in files]
     options = json.loads(json.dumps(options, default=str))
     state = {"stage": stage, "options": options, "inputs": {k: fingerprint(k, v) for k, v in inputs.items()}}
     redo = shlex.join(sys.argv if "--overwrite" in sys.argv else [*sys.argv, "--overwrite"])
     redo = redo if os.access(sys.argv[0], os.X_OK) else f"{os.path.relpath(sys.executable)} {redo}"
+    for name, value in inputs.items():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if path is not None and any(Path(path).resolve() == file.resolve() for file in files):
+                fail(f"{path}: is the input {name} and would be replaced by the output; give the output another name")
+    if len({file.resolve() for file in files}) < len(files):
+        fail(f"{output}: two outputs have this name; give each its own")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(state_path, output)
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
+    run = Run(stage, output, files[1:], state, lock)
+    record, unfinished = _read_json(record_path), _read_json(state_path)
 
-    def refuse(message: str) -> NoReturn:
+    def refuse(path: Path, message: str) -> NoReturn:
         _release(run, keep=bool(unfinished))
-        fail(f"{output}: {message}: {redo}")
+        fail(f"{path}: {message}: {redo}")
 
-    run = Run(stage, output, list(also), state, lock)
-    files = [output, *run.also]
-    unfinished = _read_json(state_path)
-    record = _read_json(record_path) if all(path.exists() for path in files) else None  # what was deleted is made anew
-    partials = [beside(path, ".partial") for path in files]
-    if before := None if overwrite else record or unfinished:
-        grown = False
+    # Decide: what was made with these options and inputs?
+    missing = [path for path in files if not path.exists()]
+    if record and output in missing:
+        record = None  # deleted by the user, who wants it made anew
+    elif record and missing and not overwrite:
+        refuse(missing[0], f"is gone, {output} and its run record are there; put it back, or make both anew")
+    elif not record and not unfinished and not overwrite and len(missing) < len(files):
+        mine = next(path for path in files if path.exists())
+        if not record_path.exists():
+            refuse(mine, "is there without a run record, so it is yours; move it away, or replace it with")
+    before, grown = None, False
+    if not overwrite:
+        before = record or (unfinished if resumable and unfinished and unfinished.get("progress") else None)
+    if before:
         for name in sorted({*before["options"], *options}):
             old, new = before["options"].get(name), options.get(name)
             if name == extends and old is not None and old < new:
                 grown = True
             elif old != new:
-                refuse(f"was made with {name} {old}, now {new}; give the old value, another output, or")
+                refuse(output, f"was made with {name} {old}, now {new}; give the old value, another output, or")
         for name, new in state["inputs"].items():
             if before["inputs"].get(name) != new:
-                refuse(f"{name} has changed since this was made ({_names(inputs[name])}); to make it anew")
-        if record and not grown:
-            _release(run, keep=False)
+                refuse(output, f"{name} has changed since this was made ({_names(inputs[name])}); to make it anew")
+    up_to_date = bool(record) and not overwrite and not grown
+    if check_only or up_to_date:
+        _release(run, keep=bool(unfinished) and not up_to_date)
+        if up_to_date and not check_only:
             if record["git_commit"] != git_state()["git_commit"]:
                 say(f"warning: {output} was made by another version of the code ({record['git_commit']})")
             say(f"up to date: {output}")
-            return None
-        run.resumed = resumable
-        # A finished output that is to be extended holds as far as it goes, hand edits included
-        state["progress"] = [p.stat().st_size for p in files] if record else before.get("progress")
-    elif output.exists() and not overwrite:
-        refuse("is there without a run record, so it is yours; move it away, or replace it with")
+        return None
 
-    # The order matters: whenever this is cut off, the next start finds either the old record or the new state.
-    if state != unfinished:
-        save_progress(run, state.get("progress"))
-    _remove(record_path)
-    for path, partial in zip(files, partials, strict=True):
-        if run.resumed and path.exists():  # renamed but not yet recorded, or to be extended
-            path.replace(partial)
-        elif not run.resumed:
-            _remove(path, partial)
+    # Act, in this order: whenever it is cut off, the next start finds either the old record or the new state.
+    run.resumed = bool(before)
+    if run.resumed:  # a finished output that is to be extended holds as far as it goes, hand edits included
+        progress = [path.stat().st_size for path in files] if record else before["progress"]
+    else:
+        progress = None
+        _remove(*partials)
+    if {**state, "progress": progress} != unfinished:
+        save_progress(run, progress)
+    state["progress"] = progress
+    if run.resumed:
+        _remove(record_path)
+        for path, partial in zip(files, partials, strict=True):
+            if path.exists() and not partial.exists():  # to be extended, or renamed but not yet recorded
+                path.replace(partial)
     return run
 
 
@@ -244,7 +281,10 @@ def save_progress(run: Run, progress: list[int] | None) -> None:
 def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
     """Rename what is partial, then write the run record (last, atomically), and release the lock."""
     seconds = time.time() - run.started
+    _remove(beside(run.output, ".run.json"))  # from here on what is there belongs to the state, not to an older record
     for path in [*run.also, run.output]:
+        if path.is_dir():
+            _remove(path)
         beside(path, ".partial").replace(path)
     record = {
         "stage": run.stage,

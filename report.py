@@ -39,11 +39,17 @@ def load(path: Path) -> dict:
 
 def measured(folder: Path) -> dict:
     """Accuracy with interval and group accuracies from folder/metrics.json; nothing when it is not there."""
-    metrics = load(folder / "metrics.json")
+    path = folder / "metrics.json"
+    metrics = load(path)
     if not metrics:
         return {}
-    groups = {k: v for key, by in metrics.items() if key.startswith("by_") and key != "by_label" for k, v in by.items()}
-    return {**metrics["overall"], **{f"accuracy_{name}": m["accuracy"] for name, m in groups.items()}}
+    try:
+        groups = {
+            k: v for key, by in metrics.items() if key.startswith("by_") and key != "by_label" for k, v in by.items()
+        }
+        return {**metrics["overall"], **{f"accuracy_{name}": m["accuracy"] for name, m in groups.items()}}
+    except (AttributeError, KeyError, TypeError):
+        fail(f"{path}: not what evaluate.py writes; run evaluate.py again with --overwrite")
 
 
 def rows_of(run: Path) -> list[dict]:

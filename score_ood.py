@@ -20,7 +20,7 @@ import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -137,7 +137,11 @@ def score_examples(
                     values = torch.cat([piece[name] for piece in pieces])
                     grids[name] = torch.zeros(real.shape, dtype=values.dtype, device=device)
                     grids[name][scored] = values
-                correct = (grids.pop("hit") | ~real).all(-1)
+                # A target that was cut at max_target_length cannot be written, however well its beginning is known
+                whole = [
+                    f["labels"][-1] == tokenizer.eos_token_id or len(f["labels"]) < max_target_length for f in batch
+                ]
+                correct = (grids.pop("hit") | ~real).all(-1) & torch.tensor(whole, device=device)
                 columns = reduce_positions(grids.pop("energy"), real)
                 if not padded:
                     columns.pop("energy_padded")
@@ -197,6 +201,8 @@ def select_feedback(records: list[dict], task: Task, score: str, low: float, hig
         group.sort(key=lambda r: (r[score], r["id"]))
         for place in range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9)):
             selected.append(group[place] | {"score": group[place][score], "rank": n - place})
+    if not selected:
+        fail(f"--low {low} --high {high}: holds none of {len(records):,} examples; make the band wider")
     return sorted(selected, key=lambda r: (r["rank"], r["id"]))
 
 
@@ -234,7 +240,9 @@ def main(
         int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
     ] = 128,
     seed: Annotated[int, scoring(help="Seed of the random score.")] = 0,
-    dtype: Annotated[str, scoring(help="auto (bfloat16 where the GPU has it), bfloat16, float32.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], scoring(help="auto = bfloat16 where the GPU has it.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be scored and selected; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,
@@ -244,8 +252,6 @@ def main(
     examples = read_examples(input_file, task)[:limit]
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise typer.BadParameter(f"{dtype!r} is none of auto, bfloat16, float32", param_hint="--dtype")
     if feedback_file:  # too few of a label is an error that needs no model
         selected = select_feedback([e | {score: 0.0} for e in examples], task, score, low, high)
     if dry_run:
@@ -272,7 +278,7 @@ def main(
     rate = len(examples) / (time.perf_counter() - began)
     shown = ["id", *task.fields, task.answer_field]  # readable fields first, then scores, then the rest as it was
     records = [
-        {k: e[k] for k in shown} | s | {k: v for k, v in e.items() if k not in shown}
+        {k: e[k] for k in shown} | s | {k: v for k, v in e.items() if k not in shown and k not in s}
         for e, s in zip(examples, scores, strict=True)
     ]
     with run.partial.open("w", encoding="utf-8") as file:

@@ -28,6 +28,12 @@ KEYS = {  # table: (required keys, optional keys)
 }
 
 
+RESERVED = {  # what records hold besides the task's fields
+    *"id source target task iteration split shots feedback sampling_seed finish_reason completion reason".split(),
+    *"prediction correct nll msp entropy margin embedding random score rank teacher_label label_probs".split(),
+}
+
+
 @dataclass(frozen=True)
 class Task:
     """One task file, checked. `labels` is empty for text2text; its order fixes the class ids of an encoder student."""
@@ -62,7 +68,7 @@ def load_task(path: Path) -> Task:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         fail(f"{path}: no such task file; the ones here: {', '.join(map(str, sorted(Path('prompts').glob('*.toml'))))}")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         fail(f"{path}: not a readable TOML file: {error}")
 
     for table, (required, optional) in KEYS.items():
@@ -87,7 +93,7 @@ def load_task(path: Path) -> Task:
                 bad(f"{table}.{key}", f"must be a text, found {value!r}")
     if not re.fullmatch(r"[a-z0-9_]+", data["name"]):
         bad("name", f"must be lower-case letters, digits and _ (it begins every id), found {data['name']!r}")
-    if not isinstance(data["version"], int):
+    if type(data["version"]) is not int:
         bad("version", f"must be a whole number, found {data['version']!r}")
     if data["kind"] not in METRICS:
         bad("kind", f"must be one of {', '.join(METRICS)}, found {data['kind']!r}")
@@ -97,6 +103,9 @@ def load_task(path: Path) -> Task:
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.isidentifier() for n in names):
         bad("fields", f'must be a list of names such as ["premise", "hypothesis"], found {names!r}')
     answer = data["answer_field"]
+    for name in [*names, answer]:
+        if name in RESERVED or name.startswith("energy"):
+            bad("fields", f"the name {name!r} is one that the stages write; choose another")
     if not answer.isidentifier() or answer in names or len(set(names)) < len(names):
         bad("answer_field", f"must be a name of its own beside {names}, each once, found {answer!r}")
 
@@ -107,6 +116,11 @@ def load_task(path: Path) -> Task:
         bad("labels", f"a classification task needs two or more, found {len(labels)}")
     if data["kind"] == "text2text" and labels:
         bad("labels", 'a text2text task has none; delete the table or set kind = "classification"')
+    if len({name.strip().lower() for name in labels} - {""}) < len(labels):
+        bad(
+            "labels",
+            "names must differ in more than capitals and blanks, and not be empty: predictions are compared so",
+        )
     for name, definition in labels.items():
         if not isinstance(definition, str) or not definition.strip():
             bad(f"labels.{name}", "a label needs a definition that the teacher can read, as text")
@@ -149,13 +163,17 @@ def load_task(path: Path) -> Task:
         bad("parse.stop", f"must be a list of texts that are not empty, found {stop!r}")
     for key in ("min_words", "max_words"):
         limits = parse.get(key, {})
-        if not isinstance(limits, dict) or not all(isinstance(v, int) and v > 0 for v in limits.values()):
+        if not isinstance(limits, dict) or not all(type(v) is int and v > 0 for v in limits.values()):
             bad(
                 f"parse.{key}", f"must be whole numbers above 0 by field, such as {{{names[0]} = 40}}, found {limits!r}"
             )
         for name in limits:
             if name not in [*names, answer]:
                 bad(f"parse.{key}", f"no such field: {name}; the fields are {', '.join([*names, answer])}")
+
+    for name, most in parse.get("max_words", {}).items():
+        if most < parse.get("min_words", {}).get(name, 0):
+            bad("parse.max_words", f"{name} may have at most {most} words and needs {parse['min_words'][name]}")
 
     strip = {k: v.strip("\n") for k, v in data["prompt"].items()}
     return Task(
@@ -209,22 +227,25 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
     """(fields by name, reason of rejection or None). The fields found so far come back with a reason too."""
     start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
     text = completion
-    if start.strip() and start.strip() in text:  # a chat model may repeat where it was to begin
-        text = text.split(start.strip(), 1)[1]
-    elif (last := start.strip().rsplit("\n", 1)[-1].strip()) and text.lstrip().startswith(last):
+    # A chat model may repeat where it was to begin, perhaps after a line like "Here is one:"
+    preface, found, rest = text.partition(start.strip()) if start.strip() else ("", "", "")
+    last = start.strip().rsplit("\n", 1)[-1].strip()
+    if found and (not preface.strip() or (preface.rstrip().endswith(":") and "\n" not in preface.strip())):
+        text = rest
+    elif last and text.lstrip().startswith(last):
         text = text.lstrip()[len(last) :]
     opening = task.prompt["example"].split("$", 1)[0].strip()  # with it the teacher begins an example too many
     fields = {}
     for position, (name, after) in enumerate(parts):
         mark = after.strip() or after
-        if position == len(parts) - 1 and not mark:
-            value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
-        elif mark and mark in text:
-            value, text = text.split(mark, 1)
-        elif position == len(parts) - 1:  # what follows the last field may have been cut off by a stop string
-            value = text
-        else:
+        whole_word = r"(?!\w)" if mark[-1:].isalnum() else ""  # "Kind: warm" is not in "Kind: warmest"
+        end = re.search(re.escape(mark) + whole_word, text) if mark else None
+        if end:
+            value, text = text[: end.start()], text[end.end() :]
+        elif position < len(parts) - 1 or (mark and mark.split()[0] in text):
             return fields, "no_match"
+        else:  # the last field; a stop string may have cut off what follows it
+            value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
         fields[name] = value.strip()
     if not all(fields.values()):
         return fields, "empty_field"

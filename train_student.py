@@ -19,7 +19,7 @@ import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,12 +30,14 @@ from task import Task, load_task
 # Student: loading, encoding (score_ood.py and evaluate.py use these too, so that all three see the same strings)
 
 
-def load_student(model: str, task: Task) -> tuple[Any, Any, str]:
+def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
     """(model in evaluation mode, tokenizer, family) of a folder or hub name; family: encoder-decoder | encoder.
 
-    A base encoder gets a new classification head in the order of the task's labels; a trained one must have these.
+    A base encoder gets a new classification head, drawn with `seed`, in the order of the task's labels; a trained one must
+    have these.
     Ends the stage (exit 1) when nothing can be loaded, or the family does not fit the task.
     """
+    import torch
     from transformers import (
         AutoConfig,
         AutoModelForSeq2SeqLM,
@@ -47,6 +49,7 @@ def load_student(model: str, task: Task) -> tuple[Any, Any, str]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    torch.manual_seed(seed)
     try:
         config = AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -74,8 +77,14 @@ def load_student(model: str, task: Task) -> tuple[Any, Any, str]:
                 f"--model {model}: {config.model_type} is neither an encoder-decoder (T5) nor an encoder (BERT); "
                 "decoder-only students are not supported yet"
             )
-    except (OSError, ValueError, KeyError) as error:
-        fail(f"--model {model}: no student there that transformers can load: {str(error).splitlines()[0]}")
+    except Exception as error:  # broken files make transformers raise many kinds
+        fail(
+            f"--model {model}: no student there that transformers can load: {(str(error) or repr(error)).splitlines()[0]}"
+        )
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # transformers makes one up in silence
+        fail(
+            f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
+        )
     return network.eval(), tokenizer, family
 
 
@@ -86,6 +95,8 @@ def encode(
 
     Lengths in tokens; what is longer is cut, and said.
     """
+    if not examples:
+        return []
     sources = tokenizer([e["source"] for e in examples], return_token_type_ids=False)["input_ids"]
     if cut := sum(len(ids) > max_source_length for ids in sources):
         say(f"{cut:,} of {len(examples):,} sources are longer than --max-source-length {max_source_length}: cut")
@@ -167,7 +178,9 @@ def main(
     max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
     max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
-    dtype: Annotated[str, training(help="auto (bfloat16 where the GPU has it), bfloat16, float16, float32.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"], training(help="auto = bfloat16 where the GPU has it.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be trained on what; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Train anew what is there already.")] = False,
@@ -180,8 +193,6 @@ def main(
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
         fail(f"{train_file[0]}: only {len(examples)} examples, all of them held out; give more")
-    if dtype not in ("auto", "bfloat16", "float16", "float32"):
-        raise typer.BadParameter(f"{dtype!r} is none of auto, bfloat16, float16, float32", param_hint="--dtype")
     options = {
         "loss": str(loss), "learning_rate": learning_rate, "num_train_epochs": num_train_epochs,
         "per_device_train_batch_size": per_device_train_batch_size,
@@ -238,7 +249,7 @@ def train_on(
     )
 
     set_seed(options["seed"])
-    network, tokenizer, family = load_student(model, task)
+    network, tokenizer, family = load_student(model, task, options["seed"])
     cuda = torch.cuda.is_available()
     dtype = options["dtype"]
     if dtype == "auto":
@@ -268,6 +279,7 @@ def train_on(
                     total * self.args.world_size
                 )  # num_items counts all processes, whose gradients are then averaged
             if not torch.isfinite(total):
+                progress.bar.close()
                 fail(
                     f"the loss is {total.item()} at step {self.state.global_step}: lower --learning-rate, or --dtype float32"
                 )
@@ -296,6 +308,7 @@ def train_on(
         return right if right.dim() == 1 else right.all(-1)
 
     log: list[dict] = []
+    progress = Log()
     began = time.time()
     per_step = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
     total_steps = math.ceil(len(train) / per_step) * options["num_train_epochs"]
@@ -338,7 +351,7 @@ def train_on(
             "choice": accuracy + 1e-6 * trainer.state.epoch,  # few examples, many ties: the later epoch wins them
         },
         preprocess_logits_for_metrics=hits,
-        callbacks=[Log()],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -347,6 +360,7 @@ def train_on(
 
         trainer.save_model(str(folder))
         tokenizer.save_pretrained(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the options stand in the run record
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     best = max((r for r in log if "eval_accuracy" in r), key=lambda r: r["eval_choice"], default={})
     counts = {

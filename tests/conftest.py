@@ -19,7 +19,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands")
+ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "engine", "loop")
 
 PAIRS = """
 name = "pairs"
@@ -248,3 +248,22 @@ def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPa
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     return {name: folder / name for name in ("t5", "t5v11", "bert", "modernbert", "flip")}
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory):
+    """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
+    folder = tmp_path_factory.mktemp("embedded")
+    command = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "bert", "--steps", "150"]
+    subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_teacher(embedded):
+    return embedded / "teacher"
+
+
+@pytest.fixture(scope="session")
+def small_t5(embedded):
+    return embedded / "t5"

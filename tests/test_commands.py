@@ -116,7 +116,7 @@ def test_neither_model_nor_predictions(command):
 # Dry runs
 
 TOLD = {
-    "train_student.py": "would train {model} on 55 examples (5 held out), 20 steps",  # ceil(55 / 32) = 2 steps, 10 epochs
+    "train_student.py": "would train {model} on 55 examples (5 held out), 9 steps",  # ceil(55 / 20) = 3 steps, 3 epochs
     "score_ood.py": "would score 24 examples of {data} with {model}\nwould select 6 by energy in [0.5, 0.8)",
     "evaluate.py": "would measure {model} on 22 records of {data}",
 }
@@ -127,6 +127,8 @@ def test_dry_run(script, command, tmp_path, home):
     options = command[script]
     if script == "score_ood.py":
         options |= {"--feedback-file": tmp_path / "out" / "feedback.jsonl"}
+    if script == "train_student.py":
+        options |= {"--per-device-train-batch-size": 20, "--num-train-epochs": 3}
     shown, (*rest, loaded) = probe(script, *words_of(script, options), "--dry-run")
     assert TOLD[script].format(model=options["--model"], data=options[DATA[script]]) in shown
     assert rest in ([], ["0"], ["None"]) and not {"torch", "transformers", "vllm"} & set(

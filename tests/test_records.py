@@ -160,8 +160,8 @@ def test_any_bytes_are_read_or_refused_in_one_line(content, whole, tmp_path, pai
 
 
 def test_writing_refuses_what_is_no_json_number(tmp_path):
-    with (tmp_path / "some.jsonl").open("w") as file, pytest.raises(ValueError, match="not JSON compliant"):
-        write_records(file, [{"energy": float("nan")}])
+    with (tmp_path / "some.jsonl").open("w") as file, pytest.raises(SystemExit, match="error: r7: energy is nan"):
+        write_records(file, [{"id": "r7", "energy": float("nan")}])
 
 
 @pytest.mark.parametrize(
