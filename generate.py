@@ -220,14 +220,16 @@ def sample_split(
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
+        sent = [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit]
+        name = f"{run.output.parent.name} {split}"
+
+        def bar(
+            *queue: Any, name: str = name, **kw: Any
+        ) -> Any:  # vLLM asks for two: one for queueing, which is instant
+            return queue[0] if queue else tqdm(**kw | {"desc": name})
+
         began = time.perf_counter()
-        outputs = iter(
-            llm.generate(
-                [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit],
-                params,
-                use_tqdm=lambda *rest, **kw: tqdm(*rest, **kw | {"desc": f"{run.output.parent.name} {split}"}),
-            )
-        )
+        outputs = iter(llm.generate(sent, params, use_tqdm=bar))
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
         kept, rejects = [], []

@@ -321,7 +321,7 @@ def test_a_score_that_is_not_there_is_refused(pairs):
 @settings(deadline=None, max_examples=80)
 @given(
     values=st.lists(st.tuples(st.integers(-4, 4).map(float), st.booleans()), max_size=60),
-    band=st.tuples(st.integers(0, 20), st.integers(0, 20)).filter(lambda b: b[0] < b[1]),
+    band=st.tuples(st.integers(0, 20), st.integers(0, 20)).filter(lambda b: b[0] + 2 <= b[1]),  # holds one of ten
     seed=st.integers(0, 99),
 )
 def test_selection(values, band, seed, pairs):
