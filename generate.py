@@ -18,6 +18,7 @@ import random
 import re
 import string
 import time
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from task import Task, load_task, parse_completion, render_prompt, text_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
+VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
     "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
@@ -131,6 +133,8 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
 def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
     """vLLM's offline engine. Settings that only the CPU build needs are chosen here, and never over the user's own."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
     if not torch.cuda.is_available():
@@ -374,14 +378,20 @@ def sample(
         return
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
-    inputs = {"task_file": task_file, "model": model, "seed_examples": task.seed_examples, "exclude_file": exclude_file}
+    inputs = {
+        "task_file": task_file,
+        "model": model,
+        "the seed_examples of the task": task.seed_examples,
+        "exclude_file": exclude_file,
+    }
     runs: dict[str, Run | None] = {}
     for check_only in (True, False):  # nothing is touched before both splits are found to be in order
         for split in (split for split, number in wanted.items() if number):
             runs[split] = start_run(
-                "generate.py sample", output_dir / f"{split}.jsonl", options[split],
+                "generate.py sample", output_dir / f"{split}.jsonl",
+                {VALIDATION_OPTION.get(k, k) if split == "validation" else k: v for k, v in options[split].items()},
                 inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
-                also=[output_dir / f"{split}.rejected.jsonl"], resumable=True, extends="num_examples",
+                also=[output_dir / f"{split}.rejected.jsonl"], resumable=True, extends="num_examples" if split == "train" else "num_validation",
                 overwrite=overwrite, check_only=check_only,
             )  # fmt: skip
     if not any(runs.values()):

@@ -236,10 +236,14 @@ def start_run(
             if name == extends and old is not None and old < new:
                 grown = True
             elif old != new:
-                refuse(output, f"was made with {name} {old}, now {new}; give the old value, another output, or")
+                refuse(
+                    output, f"was made with {_option(name)} {old}, now {new}; give the old value, another output, or"
+                )
         for name, new in state["inputs"].items():
             if before["inputs"].get(name) != new:
-                refuse(output, f"{name} has changed since this was made ({_names(inputs[name])}); to make it anew")
+                refuse(
+                    output, f"{_option(name)} has changed since this was made ({_names(inputs[name])}); to make it anew"
+                )
     up_to_date = bool(record) and not overwrite and not grown
     if check_only or up_to_date:
         _release(run, keep=bool(unfinished) and not up_to_date)
@@ -351,6 +355,10 @@ def _remove(*paths: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _option(name: str) -> str:
+    return name if " " in name else f"--{name.replace('_', '-')}"
 
 
 def _names(value: Any) -> str:

@@ -130,7 +130,7 @@ def test_a_student_is_measured_by_its_predictions(home, trained, pairs, tmp_path
     again = evaluate(home, tmp_path, "--model", trained["t5"], "--group-by", "group")
     assert again.returncode == 0 and "up to date" in again.stderr
     other = evaluate(home, tmp_path, "--model", trained["bert"], "--group-by", "group")
-    assert other.returncode == 1 and "model has changed" in other.stderr
+    assert other.returncode == 1 and "--model has changed" in other.stderr
 
 
 def test_measuring_predictions_again_as_a_field(home, trained, tmp_path):

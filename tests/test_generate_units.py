@@ -463,7 +463,9 @@ def test_a_refused_split_leaves_the_other_as_it_was(command, tmp_path):
     assert command().returncode == 0
     before = {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()}
     done = command("--num-examples", 10, "--validation-temperature", 0.5)
-    assert done.returncode == 1 and "validation.jsonl: was made with temperature 1.2, now 0.5" in done.stderr
+    assert (
+        done.returncode == 1 and "validation.jsonl: was made with --validation-temperature 1.2, now 0.5" in done.stderr
+    )
     assert {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()} == before
 
 

@@ -332,9 +332,9 @@ def test_changed_option_is_named_with_the_command(tmp_path, monkeypatch):
     before = output.stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", ["stage.py", "--value", "b c"])
     message = refusal(stage, output, value="b c")
-    assert f"{output}: was made with value a, now b c" in message
+    assert f"{output}: was made with --value a, now b c" in message
     assert shlex.split(message)[-4:] == ["stage.py", "--value", "b c", "--overwrite"]  # can be pasted
-    assert "was made with n 3, now 2" in refusal(stage, output, n=2)  # what grows may not shrink
+    assert "was made with --n 3, now 2" in refusal(stage, output, n=2)  # what grows may not shrink
     assert output.stat().st_mtime_ns == before and files_of(tmp_path) == DONE
     assert stage(output, value="b c", overwrite=True) == "made"
     assert output.read_text() == "b c\n" * 3
@@ -349,7 +349,7 @@ def test_changed_input_is_named_with_the_command(tmp_path, monkeypatch):
     source.write_text("2")
     monkeypatch.setattr(sys, "argv", ["stage.py", "--overwrite-me-not"])
     message = refusal(stage, output, source=source)
-    assert f"source has changed since this was made ({source})" in message
+    assert f"--source has changed since this was made ({source})" in message
     assert message.endswith("stage.py --overwrite-me-not --overwrite")
     assert files_of(output.parent) == DONE
 
@@ -401,7 +401,7 @@ def test_unfinished_work(resumable, tmp_path):
 def test_unfinished_work_with_other_options_is_kept(tmp_path):
     output = tmp_path / "out.txt"
     begun(output, 2)
-    assert "was made with value a, now b" in refusal(stage, output, value="b")
+    assert "was made with --value a, now b" in refusal(stage, output, value="b")
     assert stage(output) == "resumed at 2"
 
 

@@ -187,7 +187,7 @@ def test_same_command_again_is_up_to_date_and_a_changed_option_is_named(trained,
     again = train(home, models["bert"], folder, *TRAINING)
     assert again.returncode == 0 and again.stderr == f"up to date: {folder}\n"
     changed = train(home, models["bert"], folder, *TRAINING, "--weight-decay", 0.5)
-    assert changed.returncode == 1 and "was made with weight_decay 0.01, now 0.5" in changed.stderr
+    assert changed.returncode == 1 and "was made with --weight-decay 0.01, now 0.5" in changed.stderr
     assert changed.stderr.rstrip().endswith("--weight-decay 0.5 --overwrite")
     other = train(home, models["modernbert"], folder, *TRAINING)
     assert other.returncode == 1 and f"--model has changed since this was made ({models['modernbert']})" in (
