@@ -378,22 +378,23 @@ def sample(
         return
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
-    inputs = {
-        "task_file": task_file,
-        "model": model,
-        "the seed_examples of the task": task.seed_examples,
-        "exclude_file": exclude_file,
-    }
+    inputs = {"task_file": task_file, "model": model, "the seed_examples of the task": task.seed_examples}
+    inputs |= {"exclude_file": exclude_file}
     runs: dict[str, Run | None] = {}
     for check_only in (True, False):  # nothing is touched before both splits are found to be in order
         for split in (split for split, number in wanted.items() if number):
+            names = VALIDATION_OPTION if split == "validation" else {}
             runs[split] = start_run(
-                "generate.py sample", output_dir / f"{split}.jsonl",
-                {VALIDATION_OPTION.get(k, k) if split == "validation" else k: v for k, v in options[split].items()},
+                "generate.py sample",
+                output_dir / f"{split}.jsonl",
+                {names.get(name, name): value for name, value in options[split].items()},
                 inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
-                also=[output_dir / f"{split}.rejected.jsonl"], resumable=True, extends="num_examples" if split == "train" else "num_validation",
-                overwrite=overwrite, check_only=check_only,
-            )  # fmt: skip
+                also=[output_dir / f"{split}.rejected.jsonl"],
+                resumable=True,
+                extends=names.get("num_examples", "num_examples"),
+                overwrite=overwrite,
+                check_only=check_only,
+            )
     if not any(runs.values()):
         return
 
