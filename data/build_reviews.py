@@ -8,8 +8,7 @@ data/reviews_grammar.py. Writes data/reviews/models/<name>/ in the Hugging Face 
 
 teacher   Llama, trained from scratch on documents of several reviews whose topics come in bursts, so that it goes on with
           the topic that it is shown last: without in-context learning no feedback could reach it.
-t5, bert  student bases with random weights and tokenizers of their own. Pretrained on unlabelled reviews by filling gaps,
-          for as long as the time allows, they were no better when trained on true labels (README, "The demonstration").
+t5, bert  student bases with random weights and tokenizers of their own.
 """
 
 import random
@@ -196,7 +195,7 @@ def main(
 ) -> None:
     """Build embedded models of the reviews task."""
     task = load_task(TASK_FILE)
-    inputs = {"task_file": TASK_FILE, "grammar": HERE / "reviews_grammar.py", "builder": Path(__file__)}
+    inputs = {"the task file": TASK_FILE, "the grammar": HERE / "reviews_grammar.py"}
     for name in names:
         options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
         run = start_run(f"build_reviews.py {name}", output_dir / name, options, inputs, overwrite=overwrite)
