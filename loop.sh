@@ -34,6 +34,7 @@ read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such
 # Environment and embedded models --------------------------------------------------------------------------------------
 if [[ -z ${PYTHON:-} ]]; then bash setup.sh; PYTHON=.venv/bin/python; fi
 export TQDM_MININTERVAL=1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads make a busy CPU machine ten times slower
 mkdir -p "$RUN"
 run() {
   echo "+ $*"

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${PYTHON:-} ]]; then bash setup.sh tests/requirements.txt; PYTHON=.venv/bin/python; fi
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # as loop.sh
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 exec "$PYTHON" -m pytest "$@"
