@@ -19,6 +19,7 @@ import typer
 from records import beside, fail, finish_run, read_examples, say, start_run, write_json, write_records
 from score_ood import score_examples
 from task import load_task
+from train_student import targets_of
 
 
 def accuracy_with_interval(correct: list[bool], seed: int, resamples: int) -> dict[str, Any]:
@@ -55,9 +56,7 @@ def main(
     per_device_eval_batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch. Not compared.")] = 64,
     max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.")] = 512,
     max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.")] = 128,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto = bfloat16 if the GPU has it.")
-    ] = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be measured; no model.")] = False,
@@ -111,7 +110,7 @@ def main(
 
     metrics: dict[str, Any] = {"metric": task.metric, "test_file": str(test_file), "overall": measure(records)}
     if task.labels:
-        known = {e["target"].strip().lower() for e in examples} | {name.strip().lower() for name in task.labels}
+        known = {target.strip().lower() for target in targets_of(task)}
         metrics["no_label"] = sum(r["prediction"] not in known for r in records)
         metrics["by_label"] = {
             name: measure(rows)

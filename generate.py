@@ -210,7 +210,7 @@ def sample_split(
             for a in attempts
         ]
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
-        if not any(fits):
+        if not any(fits) and not sum(attempted):  # later on, those that do not fit are rejects
             fail(
                 f"{run.output}: the prompt has {min(map(len, prompts)):,} tokens and --max-tokens {options['max_tokens']} come "
                 f"on top, the context holds {max_model_len:,}; show fewer or shorter examples, or lower --max-tokens"
@@ -233,7 +233,7 @@ def sample_split(
             return queue[0] if queue else tqdm(**kw | {"desc": name})
 
         began = time.perf_counter()
-        outputs = iter(llm.generate(sent, params, use_tqdm=bar))
+        outputs = iter(llm.generate(sent, params, use_tqdm=bar) if sent else [])
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
         kept, rejects = [], []
@@ -444,10 +444,9 @@ def load_tokenizer(model: str) -> tuple[Any, int | None]:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         fail(f"--model {model}: no model there that transformers can load: {str(error).splitlines()[0]}")
-    if config.is_encoder_decoder or "ForCausalLM" not in "".join(config.architectures or ["ForCausalLM"]):
-        fail(
-            f"--model {model}: is a {config.model_type} ({config.architectures}); a teacher is a causal language model"
-        )
+    names = config.architectures or []
+    if config.is_encoder_decoder or (names and all(n.endswith(("MaskedLM", "Classification", "Model")) for n in names)):
+        fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -7,7 +7,7 @@
 #   LAUNCH="srun --gpus=1" ITERATIONS=3 bash loop.sh prompts/reviews.toml runs/cluster
 #
 # Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on.
-# PYTHON=/path/to/python uses an environment of your own and installs nothing.
+# PYTHON=/path/to/python uses an environment of your own and installs nothing. Paths are relative to this folder.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -26,9 +26,11 @@ LEARNING_RATE=${LEARNING_RATE:-$([[ $STUDENT == "$MODELS"/* ]] && echo 5e-4 || e
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
 TEST_FILE=${TEST_FILE:-data/$(basename "$TASK_FILE" .toml)/test.jsonl}
-GROUP_BY=${GROUP_BY-$([[ $TASK_FILE == prompts/reviews.toml ]] && echo group)} # a field of the test file to measure by
+if [[ $TASK_FILE == *prompts/reviews.toml ]]; then GROUP_BY=${GROUP_BY-group}; fi
+GROUP_BY=${GROUP_BY:-}                           # a field of the test file to measure by as well
 SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
+SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-}
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 # Environment and embedded models --------------------------------------------------------------------------------------
@@ -47,7 +49,8 @@ done
 # The loop -------------------------------------------------------------------------------------------------------------
 measure() { # model, folder, test file
   if [[ ! -e $3 ]]; then echo "no $3: $1 is not measured" >&2; return; fi
-  run evaluate.py --task-file "$TASK_FILE" --model "$1" --output-dir "$2" --test-file "$3" ${GROUP_BY:+--group-by "$GROUP_BY"}
+  run evaluate.py --task-file "$TASK_FILE" --model "$1" --output-dir "$2" --test-file "$3" ${GROUP_BY:+--group-by "$GROUP_BY"} \
+    $EVALUATE_ARGS
 }
 measure "$STUDENT" "$RUN/untrained" "$TEST_FILE"
 trained_on=() feedback=()
@@ -60,7 +63,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$dir/student" --seed "$SEED" \
     --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" "${trained_on[@]}" $TRAIN_ARGS
   run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "$dir/validation.jsonl" \
-    --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH"
+    --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" $SCORE_ARGS
   feedback=(--feedback-file "$dir/feedback.jsonl")
   measure "$dir/student" "$dir" "$TEST_FILE"
 done
@@ -79,5 +82,5 @@ Look into   $RUN/iter-00/train.jsonl           what the teacher wrote
             $RUN/iter-00/train.rejected.jsonl  what was turned down, and why
             $RUN/iter-01/feedback.jsonl        what the student did not know, and the teacher was shown next
             $RUN/final/predictions.jsonl       the final student on the test set
-Try next    FEEDBACK_RATE=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
+Try next    (with the variables of this run) FEEDBACK_RATE=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
 END

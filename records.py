@@ -120,7 +120,9 @@ def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = Tr
             if not isinstance(record["id"], str):
                 fail(f"{here}: the id must be a text, found {record['id']!r}; put it in quotes")
             if record["id"] in seen:
-                fail(f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique")
+                fail(
+                    f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique, so change one"
+                )
             seen[record["id"]] = here
             examples.append(record)
         if len(examples) == before:
@@ -197,8 +199,10 @@ def start_run(
     partials = [beside(path, ".partial") for path in files]
     options = json.loads(json.dumps(options, default=str))
     state = {"stage": stage, "options": options, "inputs": {k: fingerprint(k, v) for k, v in inputs.items()}}
-    redo = shlex.join(sys.argv if "--overwrite" in sys.argv else [*sys.argv, "--overwrite"])
-    redo = redo if os.access(sys.argv[0], os.X_OK) else f"{os.path.relpath(sys.executable)} {redo}"
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m package.module`
+    as_module = module and module.origin and Path(module.origin).resolve() == Path(sys.argv[0]).resolve()
+    called = ["-m", module.name, *sys.argv[1:]] if as_module else sys.argv
+    redo = shlex.join([os.path.relpath(sys.executable), *called, *(["--overwrite"] * ("--overwrite" not in sys.argv))])
     for name, value in inputs.items():
         for path in value if isinstance(value, list | tuple) else [value]:
             if path is not None and any(Path(path).resolve() == file.resolve() for file in files):
@@ -219,14 +223,16 @@ def start_run(
 
     # Decide: what was made with these options and inputs?
     missing = [path for path in files if not path.exists()]
-    if record and output in missing:
+    ours = bool(unfinished) and bool(unfinished.get("moving"))  # cut off while files got their names
+    if not record and record_path.exists() and not overwrite:
+        refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
+    elif record and output in missing:
         record = None  # deleted by the user, who wants it made anew
     elif record and missing and not overwrite:
         refuse(missing[0], f"is gone, {output} and its run record are there; put it back, or make both anew")
-    elif not record and not unfinished and not overwrite and len(missing) < len(files):
+    elif not record and not ours and not overwrite and len(missing) < len(files):
         mine = next(path for path in files if path.exists())
-        if not record_path.exists():
-            refuse(mine, "is there without a run record, so it is yours; move it away, or replace it with")
+        refuse(mine, "is there without a run record, so it is yours; move it away, or replace it with")
     before, grown = None, False
     if not overwrite:
         before = record or (unfinished if resumable and unfinished and unfinished.get("progress") else None)
@@ -260,6 +266,7 @@ def start_run(
     else:
         progress = None
         _remove(*partials)
+    state["moving"] = bool(run.resumed and (record or ours))
     if {**state, "progress": progress} != unfinished:
         save_progress(run, progress)
     state["progress"] = progress
@@ -285,6 +292,8 @@ def save_progress(run: Run, progress: list[int] | None) -> None:
 def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
     """Rename what is partial, then write the run record (last, atomically), and release the lock."""
     seconds = time.time() - run.started
+    run.state["moving"] = True
+    save_progress(run, run.state.get("progress"))
     _remove(beside(run.output, ".run.json"))  # from here on what is there belongs to the state, not to an older record
     for path in [*run.also, run.output]:
         if path.is_dir():
@@ -312,9 +321,11 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
     draft = beside(path, ".tmp")
-    draft.write_text(
-        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n", encoding="utf-8"
-    )
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
 
 
@@ -358,7 +369,7 @@ def _remove(*paths: Path) -> None:
 
 
 def _option(name: str) -> str:
-    return name if " " in name else f"--{name.replace('_', '-')}"
+    return name if " " in name or name.startswith("-") else f"--{name.replace('_', '-')}"
 
 
 def _names(value: Any) -> str:
@@ -366,7 +377,7 @@ def _names(value: Any) -> str:
 
 
 def fingerprint(option: str, value: Any) -> Any:
-    """What an input holds: sha256 of a file; of a model folder its run record, else names, sizes and JSON files."""
+    """What an input holds: sha256 of a file; of a model folder its run record, else names, sizes and ends of its files."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -376,14 +387,19 @@ def fingerprint(option: str, value: Any) -> Any:
         record = beside(path, ".run.json")
         if record.exists():
             return _sha256(record.read_bytes())
-        parts = [f"{p.relative_to(path)} {p.stat().st_size}".encode() for p in sorted(path.rglob("*")) if p.is_file()]
-        return _sha256(*parts, *(p.read_bytes() for p in sorted(path.glob("*.json"))))
+        digests = []
+        for p in sorted(p for p in path.rglob("*") if p.is_file()):
+            with p.open("rb") as file:  # both ends of a file tell weights apart without reading all of them
+                head, size = file.read(2**16), p.stat().st_size
+                file.seek(max(0, size - 2**16))
+                digests += [f"{p.relative_to(path)} {size}".encode(), head, file.read()]
+        return _sha256(*digests)
     if path.is_file():
         with path.open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(value, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value) and not Path(value.split("/")[0]).exists():
         return f"hub:{value}"
-    fail(f"{option} {value}: no such file or folder; check the path, or run the stage that writes it")
+    fail(f"{_option(option)} {value}: no such file or folder; check the path, or run the stage that writes it")
 
 
 def _sha256(*parts: bytes) -> str:

@@ -5,7 +5,7 @@ Reads the run records and metrics that the stages left in RUN, and the accepted 
     python report.py runs/demo
     python report.py runs/demo runs/mine
 
-distinct-2: different word pairs / all word pairs in the first W words of the iteration's train.jsonl, W being the same for
+distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same for
 all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy: mean over validation.jsonl
 under the student of that iteration; every iteration has another student, so it says more within an iteration than between.
 """
@@ -21,10 +21,19 @@ from records import beside, fail, read_records, write_records
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def distinct_n(words: list[str], n: int) -> float:
-    """Different n-grams / all n-grams of one word list, 0 to 1; higher = more diverse (Li et al. 2016)."""
-    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+def distinct_n(texts: list[list[str]], n: int) -> float:
+    """Different n-grams / all n-grams within the texts (lists of words), 0 to 1; higher = more diverse (Li et al. 2016)."""
+    grams = [gram for words in texts for gram in zip(*(words[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def first_words(texts: list[list[str]], budget: int) -> list[list[str]]:
+    """The texts up to `budget` words in all; the last one may be cut."""
+    taken = []
+    for words in texts:
+        taken.append(words[:budget])
+        budget -= len(taken[-1])
+    return taken
 
 
 def load(path: Path) -> dict:
@@ -61,8 +70,8 @@ def rows_of(run: Path) -> list[dict]:
     for folder in folders:
         path = folder / "train.jsonl"
         records = [record for _, record in read_records(path)] if path.exists() else []
-        words[folder] = " ".join(str(r.get("source", "")) for r in records).lower().split()
-    budget = min((len(w) for w in words.values() if w), default=0)
+        words[folder] = [str(r.get("source", "")).lower().split() for r in records]
+    budget = min((sum(map(len, w)) for w in words.values() if w), default=0)
     rows = []
     for folder in folders:
         made = {name: load(beside(folder / name, ".run.json")) for name in ("train.jsonl", "validation.jsonl")}
@@ -72,7 +81,7 @@ def rows_of(run: Path) -> list[dict]:
             "iteration": folder.name,
             "attempted": sum(c["attempted"] for c in counts),
             "accepted": sum(c["accepted"] for c in counts),
-            "distinct_2": round(distinct_n(words[folder][:budget], 2), 4),
+            "distinct_2": round(distinct_n(first_words(words[folder], budget), 2), 4),
             "energy": stages["scored.jsonl"].get("means", {}).get("energy"),
             **measured(folder),
             "seconds": {

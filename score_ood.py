@@ -26,7 +26,7 @@ import typer
 
 from records import beside, fail, finish_run, read_examples, say, start_run, write_records
 from task import Task, load_task
-from train_student import encode, load_student
+from train_student import encode, load_student, targets_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -49,7 +49,7 @@ def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, A
     return {
         "energy": -temperature * torch.logsumexp(z / temperature, -1),
         "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
-        "msp": 1 - log_p.max(-1).values.exp(),
+        "msp": -torch.expm1(log_p.max(-1).values),  # 1 - p loses all digits where p is near 1
         "entropy": -(log_p.exp() * log_p).sum(-1),
         "hit": z.argmax(-1) == labels,
     }
@@ -71,15 +71,15 @@ def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
 
 def score_examples(
     examples: list[dict], task: Task, model: str, batch_size: int = 64, energy_temperature: float = 1.0,
-    padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "auto",
+    padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "float32",
 ) -> list[dict]:  # fmt: skip
     """Score examples with a student; one dict of scores an example, in input order.
 
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
-    weights; auto = bfloat16 on a GPU that has it, else float32. `random` is a function of the seed and the id.
-    `prediction`: the label, or the greedily decoded text, stripped and lower-cased; `correct`: equal to the target so
-    treated. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so only
-    the other examples are decoded.
+    weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
+    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: equal to the target
+    so treated. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
+    only the other examples are decoded.
     """
     import torch
     from tqdm import tqdm
@@ -87,8 +87,6 @@ def score_examples(
 
     network, tokenizer, family = load_student(model, task)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     network.to(device, getattr(torch, dtype))
     features = encode(examples, tokenizer, family, task, max_source_length, max_target_length)
     results: list[dict] = [{} for _ in examples]
@@ -101,7 +99,7 @@ def score_examples(
         return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
 
     # A class needs no more tokens than the longest label has; what goes on longer is no label.
-    names = tokenizer(text_target=list(task.labels))["input_ids"] if task.labels else []
+    names = tokenizer(text_target=targets_of(task))["input_ids"] if task.labels else []
     max_new_tokens = max(map(len, names), default=max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
@@ -117,7 +115,7 @@ def score_examples(
                 logits = network(**inputs).logits
                 columns = position_scores(logits, labels, energy_temperature)
                 correct = columns.pop("hit")
-                predictions = [list(task.labels)[k].strip().lower() for k in logits.argmax(-1).tolist()]
+                predictions = [targets_of(task)[k].strip().lower() for k in logits.argmax(-1).tolist()]
             else:
                 labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
                 real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
@@ -163,7 +161,7 @@ def score_examples(
                 results[i] = {
                     "prediction": predictions[row],
                     "correct": predictions[row] == target,
-                    **{name: round(float(values[row]), 6) for name, values in columns.items()},
+                    **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
                     "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
                 }
             bar.update(len(chosen))
@@ -240,9 +238,7 @@ def main(
         int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
     ] = 128,
     seed: Annotated[int, scoring(help="Seed of the random score.")] = 0,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], scoring(help="auto = bfloat16 where the GPU has it.")
-    ] = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16"], scoring(help="Of the weights; bfloat16 blurs ranks.")] = "float32",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be scored and selected; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,

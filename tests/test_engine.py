@@ -131,7 +131,7 @@ def test_a_teacher_that_never_succeeds_stops_at_the_limit_and_keeps_what_it_made
     with pytest.raises(SystemExit, match=r"80 attempts gave 0 of 60.*too_short"):
         sample(task=never, max_attempts=80)
     kept = (tmp_path / "a/train.rejected.jsonl.partial").read_text().splitlines()
-    assert len(kept) == 80 and {json.loads(line)["reason"] for line in kept} <= {"too_short", "truncated"}
+    assert len(kept) == 80 and {json.loads(line)["reason"] for line in kept} <= {"too_short", "truncated", "no_match"}
 
 
 def test_a_prompt_longer_than_the_context_is_an_error_before_anything_is_generated(sample):
@@ -163,3 +163,20 @@ def test_greedy_text_is_that_of_transformers(engine, sample, small_teacher):
         with torch.inference_mode():
             out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
         assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "Sentiment: Negative\nReview: The kettle was loud.",  # another label than the one that was asked for
+        "Sure, here is one more review:",  # what a stop string leaves of a chat model's preface
+        "The kettle was loud. Sentiment: negative",
+    ],
+)
+def test_what_is_no_example_or_tells_the_label_is_rejected(completion):
+    assert generate.parse_completion(TASK, completion, "positive")[1] == "no_match"
+
+
+def test_a_repeated_start_is_read_in_any_capitals():
+    said = "Sentiment: Positive\nReview: The kettle was quiet."
+    assert generate.parse_completion(TASK, said, "positive") == ({"review": "The kettle was quiet."}, None)

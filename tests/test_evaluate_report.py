@@ -198,10 +198,11 @@ def test_metrics_of_the_user_are_not_touched(home, trained, tmp_path):
         ("a b a b c", 6, 0.0),  # no n-gram at all
         ("", 2, 0.0),
         ("x x x x", 2, 1 / 3),
+        ("a b|b a|a b", 2, 2 / 3),  # within texts only: a b, b a, a b
     ],
 )
 def test_distinct_n_by_hand(words, n, expected):
-    assert distinct_n(words.split(), n) == pytest.approx(expected)
+    assert distinct_n([text.split() for text in words.split("|")], n) == pytest.approx(expected)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.engine
 SMALL = {
     "ITERATIONS": "2",
     "NUM_EXAMPLES": "80",
@@ -33,6 +32,7 @@ def finished(tmp_path_factory, small_teacher, small_t5):
     return run, done
 
 
+@pytest.mark.engine
 def test_the_files_of_a_run(finished):
     run, _ = finished
     in_iteration = {
@@ -46,6 +46,7 @@ def test_the_files_of_a_run(finished):
     assert {p.name for p in (run / "final").iterdir()} >= {"student", "predictions.jsonl", "metrics.json", "test_zipf"}
 
 
+@pytest.mark.engine
 def test_the_table_says_what_the_files_say(finished):
     run, done = finished
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
@@ -62,6 +63,7 @@ def test_the_table_says_what_the_files_say(finished):
     assert "Look into" in done.stdout and "Try next" in done.stdout
 
 
+@pytest.mark.engine
 def test_feedback_of_one_iteration_steers_the_next(finished):
     run, _ = finished
     feedback = {json.loads(line)["id"] for line in (run / "iter-00/feedback.jsonl").open()}
@@ -75,6 +77,7 @@ def test_feedback_of_one_iteration_steers_the_next(finished):
     assert log["counts"]["train_examples"] + log["counts"]["held_out_examples"] == 160
 
 
+@pytest.mark.engine
 def test_run_again_everything_is_up_to_date_then_a_hand_edit_stops_the_next_stage(finished, small_teacher, small_t5):
     run, _ = finished
     files = sorted(p for p in run.rglob("*.json*") if p.name != "metrics.jsonl")
@@ -96,3 +99,19 @@ def test_run_again_everything_is_up_to_date_then_a_hand_edit_stops_the_next_stag
     done = subprocess.run(message[1], shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "iter-01/student.run.json").read_text())["counts"]["train_examples"] < 160
+
+
+def test_any_task_file_will_do_and_the_knobs_reach_the_stages(tmp_path):
+    """With `true` in the place of Python every stage succeeds at once: what is left is the shell itself."""
+    task = tmp_path / "other.toml"
+    task.write_text(Path("prompts/reviews.toml").read_text())
+    env = {**os.environ, "PYTHON": "true", "TEACHER": "org/teacher", "STUDENT": "org/student", "ITERATIONS": "2"}
+    env |= {"LAUNCH": "env A=1", "SCORE_ARGS": "--energy-temperature 2", "TEST_FILE": "data/reviews/test.jsonl"}
+    done = subprocess.run(
+        ["bash", "loop.sh", str(task), str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ran = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("+ ")]
+    stages = ["generate.py", "train_student.py", "score_ood.py", "evaluate.py"]
+    assert ran == ["evaluate.py", *stages, *stages, "train_student.py", "evaluate.py", "evaluate.py", "report.py"]
+    assert "--energy-temperature 2" in done.stdout and "--group-by" not in done.stdout

@@ -510,3 +510,22 @@ def test_output_that_is_a_folder(tmp_path):
         finish_run(run, {})
         assert files_of(tmp_path / "student") == {value}
     assert files_of(tmp_path) == {"student", "student.run.json"}
+
+
+def test_a_failed_run_does_not_make_the_users_file_ours(tmp_path):
+    """What a stage leaves when it fails, its state, must not open the way to a file that the user puts there."""
+    output = tmp_path / "student"
+    start_run("stage", output, {}, {}).lock.close()  # as if the process had ended here
+    output.write_text("mine")
+    with pytest.raises(SystemExit, match="is yours"):
+        start_run("stage", output, {}, {})
+    assert output.read_text() == "mine"
+
+
+def test_a_broken_run_record_is_refused_not_replaced(tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("work of hours")
+    (tmp_path / "out.jsonl.run.json").write_text("")
+    with pytest.raises(SystemExit, match=r"run\.json: cannot be read"):
+        start_run("stage", output, {}, {})
+    assert output.read_text() == "work of hours"
