@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import beside, fail, finish_run, read_examples, say, start_run, write_json, write_records
+from records import beside, fail, finish_run, read_examples, run_command, say, start_run, write_json, write_records
 from score_ood import score_examples
 from task import load_task
 from train_student import targets_of
@@ -135,4 +135,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

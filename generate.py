@@ -30,9 +30,11 @@ from records import (
     Run,
     beside,
     fail,
+    fingerprint,
     finish_run,
     read_examples,
     read_records,
+    run_command,
     save_progress,
     say,
     start_run,
@@ -181,7 +183,8 @@ def sample_split(
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
     shares = equal_shares(options["num_examples"], len(names))
-    attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
+    attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
+    tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")})
     seen = set(excluded)
     own = re.compile(rf"{task.name}-{iteration:02d}-{split}-(\d+)")
     for path in (accepted_path, rejected_path):
@@ -201,7 +204,7 @@ def sample_split(
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
-    generating = 0.0
+    generating = run.notes.get("generate_seconds", 0.0)
     while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted):
         # Render
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
@@ -275,6 +278,9 @@ def sample_split(
         for path, records in ((accepted_path, kept), (rejected_path, rejects)):
             with path.open("a", encoding="utf-8") as file:
                 write_records(file, records)
+        run.notes.update(
+            {f"{kind}_tokens": number for kind, number in tokens.items()}, generate_seconds=round(generating, 2)
+        )
         save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
 
     counts = {
@@ -416,7 +422,14 @@ def sample(
         if run is None:
             continue
         if split == "validation":
-            pools["train"] = read_examples(output_dir / "train.jsonl", task)
+            train_file = output_dir / "train.jsonl"
+            shown = fingerprint("train_file", train_file)
+            if not runs.get("train") and run.notes.get("train_file", shown) != shown:
+                say(
+                    f"warning: {train_file} has changed since {run.output} was begun; the rest is made from it as it is now"
+                )
+            run.notes["train_file"] = shown
+            pools["train"] = read_examples(train_file, task)
             excluded |= {text_key(task, record) for record in pools["train"]}
         attempts = max_attempts or 5 * wanted[split]
         sample_split(
@@ -488,4 +501,4 @@ def show_prompts(task: Task, model: str, iteration: int, options: dict, pools: d
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import beside, fail, finish_run, read_examples, say, start_run, write_records
+from records import beside, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 from train_student import encode, load_student, targets_of
 
@@ -297,4 +297,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)
