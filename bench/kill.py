@@ -1,11 +1,12 @@
 """Kill loop.sh again and again, run it again each time, and compare what it made with a run that nobody interrupted.
 
 Builds tiny models and the uninterrupted run first (about two minutes), then kills SIGKILL-wise the whole process group of
-loop.sh: ten times on the way of a run folder to its end, once inside every stage and four times at random seconds, each
+loop.sh: ten times on the way of a run folder to its end, once inside every stage and the others at random seconds, each
 followed by the same command again. A folder that came to its end is compared, and the next one begins.
 
     python bench/kill.py 100                            # so many kills; --seed draws the moments
     python bench/kill.py 20 --seed 7 --folder /tmp/kill # models, runs and logs in there
+    python bench/kill.py 100 --kills-per-run 20         # quicker: fewer folders
 
 Prints a line a kill, one a folder, and the counts. Exit code 1 when a file differs or a rerun ends with an error.
 """
@@ -41,7 +42,6 @@ PLACES = [  # (stage, folder) in the order of the loop
     ("train", "final"), ("evaluate", "final"), ("evaluate", "final/test_zipf"), ("report", ""),
 ]  # fmt: skip
 LINGER = {"train": 0.5, "score": 1.0, "evaluate": 1.0, "report": 0.2}  # at most so many seconds into it
-KILLS = 10  # of one run folder
 PER_RUN = re.compile(
     r"seconds|runtime|per_second|finished_at|^command$|^git_"
 )  # fields that differ between any two runs
@@ -149,7 +149,7 @@ def differences(run: Path, whole: Path) -> list[str]:
 # One run folder
 
 
-def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random, kills: int = KILLS) -> Counter:
+def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random, kills: int = 10) -> Counter:
     """Kill the loop `kills` times on its way to the end and run it to its end; counts of the kills by what they hit.
 
     Once inside every stage, in a folder that is drawn, else at a moment drawn from a quarter of `seconds`, the time of an
@@ -193,6 +193,7 @@ def tail(log: Path) -> str:
 def main(
     kills: Annotated[int, typer.Argument(min=1, help="How many in all.")],
     seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    kills_per_run: Annotated[int, typer.Option(min=6, help="How many on the way of one run folder to its end.")] = 10,
     folder: Annotated[Path | None, typer.Option(help="Models, runs and logs (none = a new one in /tmp).")] = None,
 ) -> None:
     """Kill loop.sh so many times, and compare."""
@@ -218,7 +219,7 @@ def main(
         run, folders = folder / f"run-{folders:03d}", folders + 1
         shutil.rmtree(run, ignore_errors=True)
         try:
-            hits += kill_on_the_way(run, models, seconds, rng, min(KILLS, kills - sum(hits.values())))
+            hits += kill_on_the_way(run, models, seconds, rng, min(kills_per_run, kills - sum(hits.values())))
             different = differences(run, whole)
         except AssertionError as error:
             different = [str(error)]

@@ -11,15 +11,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from bench.kill import environment
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "engine", "loop")
+ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "engine", "loop", "kill")
 
 PAIRS = """
 name = "pairs"
@@ -133,6 +136,15 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
             if isinstance(end.code, str):
                 print(end.code, file=err)
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
+    """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
+    command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(models) | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -267,3 +279,13 @@ def small_teacher(embedded):
 @pytest.fixture(scope="session")
 def small_t5(embedded):
     return embedded / "t5"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, embedded):
+    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    began = time.monotonic()
+    done = loop(folder, embedded)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder, done.stdout, time.monotonic() - began
