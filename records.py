@@ -364,8 +364,8 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
     All that needs room on the disk is done before the first file gets its name.
     """
     record_path = beside(run.output, ".run.json")
-    for path in [*run.also, run.output]:
-        _sync(beside(path, ".partial"))
+    for partial in [beside(path, ".partial") for path in [*run.also, run.output]]:
+        _sync(*(p for p in partial.glob("*") if p.is_file()), partial)
     run.notes["seconds"] = run.seconds
     record = {
         "stage": run.stage,
@@ -390,8 +390,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
         if path.is_dir():
             _remove(path)
         beside(path, ".partial").replace(path)
-    for folder in {path.parent for path in [*run.also, run.output]}:
-        _sync(folder)
+    _sync(*{path.parent for path in [*run.also, run.output]})
     draft.replace(record_path)
     _release(run, keep=False)
     return record
@@ -412,12 +411,11 @@ def _draft(path: Path, value: Any) -> Path:
     return draft
 
 
-def _sync(path: Path) -> None:
-    """Have a file, or a folder's names and the files directly in it, on the disk: a power cut must not take what a
-    run record tells of."""
-    for each in [*(p for p in path.iterdir() if p.is_file()), path] if path.is_dir() else [path]:
-        with _naming(each):
-            number = os.open(each, os.O_RDONLY)
+def _sync(*paths: Path) -> None:
+    """Have files, or the names in folders, on the disk: a power cut must not take what a run record tells of."""
+    for path in paths:
+        with _naming(path):
+            number = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(number)
             finally:
