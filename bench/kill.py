@@ -65,15 +65,27 @@ def start_loop(run: Path, models: Path, log: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file; asked of the kernel, since trying would be in the stage's way."""
+    try:
+        inode = f":{path.stat().st_ino} "
+    except FileNotFoundError:
+        return False
+    return any(inode in line and "FLOCK" in line and "->" not in line for line in Path("/proc/locks").open())
+
+
 def is_inside(run: Path, log: Path, stage: str, folder: str) -> bool:
     """Whether the stage is at work: a chunk is written and not the last one (generate), the Trainer has begun (train)."""
     if stage == "report":
         return f"+ report.py {run}" in log.read_text()
     output = run / folder / OUTPUT[stage]
+    state = Path(f"{output}.partial.json")
+    if not is_locked(state):  # what is there was left by a stage that is dead
+        return False
     if stage == "train":
         return output.with_name("student.partial").is_dir()
     try:
-        with Path(f"{output}.partial.json").open() as file:  # empty while a finished output is only looked at
+        with state.open() as file:  # empty while a finished output is only looked at
             return file.read(14).startswith('{"progress": [' if stage.startswith("generate") else '{"progress": ')
     except FileNotFoundError:
         return False
