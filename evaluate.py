@@ -26,6 +26,7 @@ from records import (
     finish_run,
     parse_shard,
     read_examples,
+    run_command,
     say,
     shard_path,
     start_run,
@@ -171,4 +172,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

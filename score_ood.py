@@ -34,6 +34,7 @@ from records import (
     finish_run,
     parse_shard,
     read_examples,
+    run_command,
     say,
     shard_path,
     start_run,
@@ -340,4 +341,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

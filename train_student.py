@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import expand, fail, finish_run, read_examples, say, start_run, write_records
+from records import expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,4 +384,4 @@ def train_on(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from data import reviews_grammar as grammar
-from records import finish_run, start_run
+from records import finish_run, run_command, start_run
 from task import Task, load_task, render_prompt
 
 HERE = Path(__file__).parent
@@ -209,4 +209,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

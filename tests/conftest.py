@@ -12,10 +12,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
+
+from bench.kill import environment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 # Some virtual machines advertise AMX and then refuse its instructions: bfloat16 on such a CPU ends in SIGILL.
@@ -23,17 +26,9 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "records",
-    "task",
-    "generate_units",
-    "score",
-    "train",
-    "evaluate_report",
-    "commands",
-    "shards",
-    "engine",
-    "loop",
-)
+    "records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "shards", "engine",
+    "chat_teacher", "loop", "kill",
+)  # fmt: skip
 
 PAIRS = """
 name = "pairs"
@@ -150,6 +145,15 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     for number, handler in handlers.items():  # generate.py sets its own, and this process goes on
         signal.signal(number, handler)
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
+    """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
+    command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(models) | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -284,3 +288,13 @@ def small_teacher(embedded):
 @pytest.fixture(scope="session")
 def small_t5(embedded):
     return embedded / "t5"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, embedded):
+    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    began = time.monotonic()
+    done = loop(folder, embedded)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder, done.stdout, time.monotonic() - began
