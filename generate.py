@@ -14,7 +14,6 @@ Kill it at any time and run the same command again: it goes on after the last wh
 systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -24,7 +23,7 @@ import string
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -174,16 +173,12 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
     )
 
 
-@contextlib.contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Inside, SIGUSR1 and SIGTERM are put into a list instead of ending the process."""
+def note_signals() -> list[int]:
+    """From now on SIGUSR1 and SIGTERM are put into this list instead of ending the process."""
     noted: list[int] = []
-    before = {s: signal.signal(s, lambda number, frame: noted.append(number)) for s in (signal.SIGUSR1, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda received, frame: noted.append(received))
+    return noted
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +193,7 @@ def sample_split(
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
     pools: the records that prompts may show: seed and feedback (train) or train (validation). excluded: keys of
-    texts that count as duplicates. signals: what signals_noted gives; with one in it the stage ends (exit 75) after the
+    texts that count as duplicates. signals: what note_signals gives; with one in it the stage ends (exit 75) after the
     chunk. Ends the stage (exit 1) when `max_attempts` are made and examples are missing.
     """
     from tqdm import tqdm
@@ -326,9 +321,9 @@ def sample_split(
     }
     summary = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
     say(f"{run.output}: {counts['attempted']:,} attempted = {counts['accepted']:,} accepted + rejected ({summary})")
-    if sum(accepted) < options["num_examples"]:
+    if sum(accepted) < sum(shares):
         fail(
-            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {options['num_examples']:,}; rejected: "
+            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {sum(shares):,}; rejected: "
             f"{summary}. Read {rejected_path}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
         )
     rate = tokens["completion"] / generating if generating else 0.0
@@ -429,6 +424,7 @@ def sample(
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
     inputs = {"task_file": task_file, "model": model, "the seed_examples of the task": task.seed_examples}
     inputs |= {"exclude_file": exclude_file}
+    signals = note_signals()
     outputs = {split: shard_path(output_dir / f"{split}.jsonl", part) for split in wanted}
     runs: dict[str, Run | None] = {}
     for check_only in (True, False):  # nothing is touched before both splits are found to be in order
@@ -455,27 +451,28 @@ def sample(
         if max_model_len:
             fail(f"--max-model-len {max_model_len:,}: the model's context holds {context:,} tokens; lower it")
         need = context
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # the engine's own processes are to inherit this
     began = time.perf_counter()
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGUSR1}
+    )  # the engine's own processes inherit it: they are not to die
     llm = start_engine(
         model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
     )  # fmt: skip
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
 
-    with signals_noted() as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        for split, run in runs.items():
-            if run is None:
-                continue
-            if split == "validation":
-                pools["train"] = read_examples(outputs["train"], task)
-                excluded |= {text_key(task, record) for record in pools["train"]}
-            sample_split(
-                run, task, split, iteration, options[split],
-                max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
-                pools, excluded, llm, tokenizer, need, template_kwargs, part or (0, 1), signals,
-            )  # fmt: skip
+    for split, run in runs.items():
+        if run is None:
+            continue
+        if split == "validation":
+            pools["train"] = read_examples(outputs["train"], task)
+            excluded |= {text_key(task, record) for record in pools["train"]}
+        sample_split(
+            run, task, split, iteration, options[split],
+            max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
+            pools, excluded, llm, tokenizer, need, template_kwargs, part or (0, 1), signals,
+        )  # fmt: skip
 
 
 def load_tokenizer(model: str) -> tuple[Any, int | None]:
