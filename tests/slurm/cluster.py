@@ -37,6 +37,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
+SlurmctldDebug=debug
 # no cgroups, no MPI, no accounting: what a container offers
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -114,7 +115,7 @@ def cluster(cpus: int) -> Iterator[dict[str, str]]:
             if name == "munged":
                 until(munge["socket"].exists, "munged listens")
         until(lambda: ask("sinfo", "--noheader", "--format=%T") == "idle", "the node is idle")
-        yield env | {"GOLD_SLURM_FOLDER": str(folder)}
+        yield env
     finally:
         if len(running) == len(daemons):
             ask("scancel", f"--user={getpass.getuser()}")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from cluster import cluster, logs, why_not
 
 from records import expand, read_examples
@@ -68,7 +67,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if reason := why_not():
         pytest.skip(reason)
     with cluster(cpus=2) as env:
-        yield Slurm(env, tmp_path_factory.mktemp("slurm"))
+        folder = tmp_path_factory.mktemp("slurm")
+        yield Slurm(env, folder)
+        for path in Path(env["SLURM_CONF"]).parent.glob("*.out"):
+            shutil.copy(path, folder)  # what the daemons say stays beside what the jobs say
 
 
 def progress(output: Path) -> bool:
