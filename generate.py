@@ -45,7 +45,7 @@ from records import (
     start_run,
     write_records,
 )
-from task import Task, load_task, parse_completion, render_prompt, text_key
+from task import Task, load_task, parse_completion, render_prompt, structured_pattern, text_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
@@ -168,9 +168,16 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
         }
     from vllm import LLM
 
-    return LLM(
-        model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
-    )
+    try:
+        return LLM(
+            model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
+        )
+    except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
+        fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def note_signals() -> list[int]:
@@ -198,6 +205,7 @@ def sample_split(
     """
     from tqdm import tqdm
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
@@ -210,6 +218,9 @@ def sample_split(
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
+    forms: dict[str | None, Any] = dict.fromkeys(names)
+    if options.get("structured"):
+        forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
     seen = set(excluded)
     own = re.compile(rf"{task.name}-{iteration:02d}-{split}-(\d+)")
     for path in (accepted_path, rejected_path):
@@ -252,6 +263,7 @@ def sample_split(
             SamplingParams(
                 temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"], min_p=options["min_p"],
                 max_tokens=options["max_tokens"], stop=task.parse.get("stop"), seed=a["sampling_seed"],
+                structured_outputs=forms[a["label"]],
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
@@ -266,9 +278,9 @@ def sample_split(
         began = time.perf_counter()
         try:
             outputs = iter(llm.generate(sent, params, use_tqdm=bar) if sent else [])
-        except Exception:
+        except Exception as error:
             if not signals:
-                raise
+                fail(f"{run.output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
             continue  # a batch system signals all processes: the engine's own is gone, and with it the chunk
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
@@ -364,13 +376,14 @@ def sample(
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
-    temperature: Annotated[float, sampling(min=0, help="Sampling temperature of the training split (0 = greedy).")] = 1.0,
-    validation_temperature: Annotated[float, sampling(min=0, help="The same of the validation split.")] = 1.2,
+    temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the training split.")] = 1.0,
+    validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
     min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.0,
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
+    structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
     chat_template_kwargs: Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")] = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
     dtype: Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")] = "auto",
@@ -406,6 +419,7 @@ def sample(
         wanted = {split: min(limit, number) for split, number in wanted.items()}
     common = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
     common |= {"chat_template_kwargs": template_kwargs} | ({"shard": shard} if part else {})
+    common |= {"structured": True} if structured else {}
     for split, number in wanted.items():
         if number and not sum(shares_of(number, max(len(task.labels), 1), part or (0, 1))):
             fail(f"--shard {shard}: {number} {split} examples leave it none; use fewer shards or more examples")
@@ -528,6 +542,9 @@ def show_prompts(
                 ids = encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), template_kwargs)
                 print(f"--- {a['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in a['shots'])}")
                 print(tokenizer.decode(ids) + "\n")
+        if options[split].get("structured"):
+            for name in list(task.labels) or [None]:
+                print(f"--- forced into {structured_pattern(task, name)}" + (f"   ({name})" if name else ""))
         number = sum(shares_of(options[split]["num_examples"], num_labels, shard))
         print(f"=== would write {number} examples of the {split} split\n")
 
