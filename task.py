@@ -233,8 +233,8 @@ def structured_pattern(task: Task, label: str | None) -> str:
     for name, after in split_example(task, {task.answer_field: label} if label is not None else {})[1]:
         least = task.parse.get("min_words", {}).get(name, 1)
         most = task.parse.get("max_words", {}).get(name, "")
-        more = "" if most == 1 else f"( [^\\s]+){{{least - 1},{most and most - 1}}}"
-        pattern += f"[^\\s]+{more}" + literal(after)
+        more = "" if most == 1 else f"( [^\\x00-\\x20]+){{{least - 1},{most and most - 1}}}"
+        pattern += f"[^\\x00-\\x20]+{more}" + literal(after)
     stops = "|".join(map(literal, task.parse.get("stop", [])))
     return pattern + (f"({stops})?" if stops else "")
 
