@@ -27,7 +27,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "shards", "engine",
-    "chat_teacher", "loop", "kill",
+    "chat_teacher", "loop", "kill", "slurm",
 )  # fmt: skip
 
 PAIRS = """
