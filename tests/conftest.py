@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "records",
     "task",
+    "word_problems",
     "generate_units",
     "score",
     "train",
@@ -271,7 +272,7 @@ def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPa
 def embedded(tmp_path_factory):
     """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
     folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "bert", "--steps", "150"]
+    command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
     subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 
