@@ -55,7 +55,8 @@ VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validatio
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
+    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "check_failed",
+    "copied_shot", "duplicate", "surplus",
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from records import (
     start_run,
     write_records,
 )
-from task import Task, load_task
+from task import Task, is_correct, load_task
 from train_student import encode, load_student, targets_of
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,8 +92,8 @@ def score_examples(
 
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
-    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: equal to the target
-    so treated. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
+    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: by the task's
+    metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
     only the other examples are decoded.
     """
     import torch
@@ -172,10 +172,9 @@ def score_examples(
                     ):
                         predictions[row] = text.strip().lower()
             for row, i in enumerate(chosen):
-                target = examples[i]["target"].strip().lower()
                 results[i] = {
                     "prediction": predictions[row],
-                    "correct": predictions[row] == target,
+                    "correct": is_correct(task, predictions[row], examples[i]["target"]),
                     **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
                     "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
                 }
