@@ -119,11 +119,8 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
         fail(
             f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
         )
-    if len(tokenizer) > (known := network.get_input_embeddings().num_embeddings):
-        fail(
-            f"--model {model}: its tokenizer has {len(tokenizer):,} tokens, the model {known:,}; save them as they belong "
-            "together"
-        )
+    if (last := max(tokenizer.get_vocab().values())) >= (known := network.get_input_embeddings().num_embeddings):
+        fail(f"--model {model}: its tokenizer has a token {last:,}, the model only {known:,} tokens; save a pair")
     if family == "decoder":
         takes = {"logits_to_keep", "position_ids"} <= set(inspect.signature(network.forward).parameters)
         if not takes or not isinstance(getattr(network, "lm_head", None), torch.nn.Linear):
@@ -190,7 +187,9 @@ def encode(
         limit = positions - (len(newline) + max_target_length if decoder else 0)
         told = f"the {limit} tokens that the model's {positions} positions leave them"
         if limit < 1:
-            fail(f"--max-target-length {max_target_length}: the model has {positions} positions for source and target")
+            fail(
+                f"--max-target-length {max_target_length}: leaves no room for a source in {positions} positions; lower it"
+            )
     asked = {"return_token_type_ids": False, "return_special_tokens_mask": decoder}
     texts = [e["source"] for e in examples]
     sources = tokenizer(texts, **asked)

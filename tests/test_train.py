@@ -353,7 +353,7 @@ def test_positions_bound_the_source(models, home, pairs, capsys):
     features = encode(examples, tokenizer, "decoder", pairs, 512, 3, positions=8)
     assert {len(f["input_ids"]) for f in features} == {5} and max(len(f["labels"]) for f in features) == 3
     assert "the 4 tokens that the model's 8 positions leave them: cut" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="--max-target-length 7: the model has 8 positions"):
+    with pytest.raises(SystemExit, match="--max-target-length 7: leaves no room for a source in 8 positions"):
         encode(examples, tokenizer, "decoder", pairs, 512, 7, positions=8)
 
 
@@ -416,7 +416,7 @@ def test_students_that_do_not_fit_are_refused(models, trained, home, tmp_path):
     shutil.copytree(models["llama"], tmp_path / "mixed")
     for path in models["qwen2"].glob("tokenizer*"):
         shutil.copy(path, tmp_path / "mixed")
-    refused(attempt(tmp_path / "mixed"), "its tokenizer has 350 tokens, the model 31")
+    refused(attempt(tmp_path / "mixed"), "its tokenizer has a token 349, the model only 31 tokens")
     refused(attempt(tmp_path / "none"), f"model {tmp_path / 'none'}: no such file or folder")
     refused(attempt("nobody/no-such-model"), "--model nobody/no-such-model: no student there")
     (tmp_path / "empty").mkdir()
