@@ -350,10 +350,10 @@ def start_run(
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
     run = Run(stage, output, files[1:], state, lock)
-    record, unfinished = _read_json(record_path), _read_json(state_path)
+    record, unfinished = _read_json(record_path, len(files)), _read_json(state_path, len(files))
 
     def refuse(path: Path, message: str) -> NoReturn:
-        _release(run, keep=bool(unfinished))
+        _release(run, keep=state_path.stat().st_size > 0)  # empty: made by _lock just now
         fail(f"{path}: {message}: {redo}")
 
     # Decide: what was made with these options and inputs?
@@ -361,6 +361,10 @@ def start_run(
     ours = bool(unfinished) and bool(unfinished.get("moving"))  # cut off while files got their names
     if not record and record_path.exists() and not overwrite:
         refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
+    elif (
+        resumable and not unfinished and partials[0].exists() and state_path.read_bytes().strip(b"\0") and not overwrite
+    ):
+        refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
     elif record and output in missing:
         record = None  # deleted by the user, who wants it made anew
     elif record and missing and not overwrite:
@@ -374,7 +378,7 @@ def start_run(
     if before:
         for name in sorted({*before["options"], *options}):
             old, new = before["options"].get(name), options.get(name)
-            if name == extends and old is not None and old < new:
+            if name == extends and type(old) is int and old < new:
                 grown = True
             elif old != new:
                 refuse(
@@ -389,8 +393,8 @@ def start_run(
     if check_only or up_to_date:
         _release(run, keep=bool(unfinished) and not up_to_date)
         if up_to_date and not check_only:
-            if record["git_commit"] != git_state()["git_commit"]:
-                say(f"warning: {output} was made by another version of the code ({record['git_commit']})")
+            if record.get("git_commit") != git_state()["git_commit"]:
+                say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
             say(f"up to date: {output}")
         return None
 
@@ -502,10 +506,16 @@ def _sync(*paths: Path) -> None:
                 os.close(number)
 
 
-def _read_json(path: Path) -> dict | None:
+def _read_json(path: Path, outputs: int) -> dict | None:
+    """A run record or state with what start_run needs of it; None: not there, or not readable as such."""
     try:
-        return json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
-    except (OSError, ValueError):  # not there, or cut off while it was first written: nothing had been done by then
+        found = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
+        sizes = found.get("progress") or [0] * outputs
+        totals = [value for name, value in found.get("notes", {}).items() if name != "train_file"]
+        sound = isinstance(found["options"], dict) and isinstance(found["inputs"], dict) and len(sizes) == outputs
+        sound = sound and all(type(size) is int and size >= 0 for size in sizes)
+        return found if sound and all(type(total) in (int, float) for total in totals) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -421,6 +421,16 @@ def test_torn_state_is_no_state(tmp_path):
     assert stage(tmp_path / "out.txt") == "made"
 
 
+def test_unreadable_state_of_work_that_could_go_on_is_never_passed_over(tmp_path):
+    state, work = (beside(tmp_path / "out.txt", suffix) for suffix in (".partial.json", ".partial"))
+    state.write_text('{"stage": "sta')
+    work.write_text("work")
+    with pytest.raises(SystemExit, match=r"partial.json: cannot be read, .* to begin it anew"):
+        stage(tmp_path / "out.txt", resumable=True)
+    assert work.read_text() == "work" and state.read_text() == '{"stage": "sta'
+    assert stage(tmp_path / "out.txt", resumable=True, overwrite=True) == "made"
+
+
 def test_progress_is_one_document_however_it_shrinks(tmp_path):
     run = start_run("stage.py", tmp_path / "out.txt", {}, {}, resumable=True)
     for progress in ([10**9, 10**9], [1, 2], None):
