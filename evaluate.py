@@ -7,6 +7,9 @@ Reads a task file and a test file with human or trusted answers. Writes predicti
         --test-file data/reviews/test.jsonl --group-by group --output-dir runs/a/final
     python evaluate.py ... --model google-t5/t5-base                  # the untrained student: a row of every table
     python evaluate.py ... --prediction-field teacher_label           # predictions that the test file holds already
+    python evaluate.py ... --shard 0/4                                # predict a quarter, in one process of four; then measure:
+    python evaluate.py --task-file prompts/reviews.toml --prediction-field prediction \
+        --test-file 'runs/a/final/predictions-*-of-00004.jsonl' --group-by group --output-dir runs/a/final
 
 Predictions and targets are stripped and lower-cased; what is no label of the task counts as wrong and is reported.
 """
@@ -16,7 +19,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import beside, fail, finish_run, read_examples, run_command, say, start_run, write_json, write_records
+from records import (
+    beside,
+    expand,
+    fail,
+    finish_run,
+    parse_shard,
+    read_examples,
+    run_command,
+    say,
+    shard_path,
+    start_run,
+    write_json,
+    write_records,
+)
 from score_ood import score_examples
 from task import load_task
 from train_student import targets_of
@@ -45,13 +61,19 @@ app = typer.Typer(
 @app.command()
 def main(
     task_file: Annotated[Path, typer.Option(help="Task, as prompts/<task>.toml.")],
-    test_file: Annotated[Path, typer.Option(help="Test records; only the task's fields are needed.")],
+    test_file: Annotated[
+        list[Path], typer.Option(help="Test records; only the task's fields are needed. Repeat, or a glob in quotes.")
+    ],
     output_dir: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and metrics.json.")],
     model: Annotated[str | None, typer.Option(help="Student to measure: a folder or a name on the hub.")] = None,
     prediction_field: Annotated[
         str | None, typer.Option(help="Instead of --model: the field of --test-file that holds predictions.")
     ] = None,
     group_by: Annotated[str | None, typer.Option(help="Also by the values of this field, such as group.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Predict only every N-th record: predictions-0000I-of-0000N.jsonl."),
+    ] = None,
     num_resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the 95 % interval.")] = 10_000,
     per_device_eval_batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch. Not compared.")] = 64,
     max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.")] = 512,
@@ -66,13 +88,22 @@ def main(
     task = load_task(task_file)
     if (model is None) == (prediction_field is None):
         raise typer.BadParameter("give one of --model and --prediction-field", param_hint="--model")
-    examples = read_examples(test_file, task)[:limit]
+    part, counts = parse_shard(shard), {}
+    if part and not model:
+        raise typer.BadParameter("stored predictions are measured in one go; leave it out", param_hint="--shard")
+    test_file = expand("--test-file", test_file)
+    examples = read_examples(test_file, task, counts=counts)[:limit]
+    if part:
+        examples = examples[part[0] :: part[1]]
+        if not examples:
+            fail(f"--shard {shard}: none of the records is left for it; use fewer shards")
+    names = ", ".join(map(str, test_file))
     for option, name in (("--group-by", group_by), ("--prediction-field", prediction_field)):
         for example in examples if name else []:
             if name not in example:
-                fail(f"{test_file}: {example['id']} has no field {name!r} ({option}); found {', '.join(example)}")
+                fail(f"{names}: {example['id']} has no field {name!r} ({option}); found {', '.join(example)}")
     if dry_run:
-        print(f"would measure {model or prediction_field} on {len(examples):,} records of {test_file}")
+        print(f"would measure {model or prediction_field} on {len(examples):,} records of {names}")
         return
     lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length, "dtype": dtype}
     compared = {
@@ -80,11 +111,12 @@ def main(
         "group_by": group_by,
         "num_resamples": num_resamples,
         "seed": seed,
-    }
-    metrics_file = output_dir / "metrics.json"
+    } | ({"shard": shard} if part else {})
+    output_file, metrics_file = shard_path(output_dir / "predictions.jsonl", part), output_dir / "metrics.json"
     run = start_run(
-        "evaluate.py", output_dir / "predictions.jsonl", {**lengths, **compared, "limit": limit},
-        {"task_file": task_file, "model": model, "test_file": test_file}, also=[metrics_file], overwrite=overwrite,
+        "evaluate.py", output_file, {**lengths, **compared, "limit": limit},
+        {"task_file": task_file, "model": model, "test_file": test_file}, also=[] if part else [metrics_file],
+        overwrite=overwrite,
     )  # fmt: skip
     if run is None:
         return
@@ -104,11 +136,16 @@ def main(
         write_records(
             file, [{k: r[k] for k in shown} | {k: v for k, v in r.items() if k not in shown} for r in records]
         )
+    counts |= {"records": len(records), "correct": sum(r["correct"] for r in records)}
+    if part:
+        finish_run(run, counts)
+        say(f"{output_file}: {len(records):,} predicted; measure the whole set with --prediction-field prediction")
+        return
 
     def measure(rows: list[dict]) -> dict:
         return accuracy_with_interval([r["correct"] for r in rows], seed, num_resamples)
 
-    metrics: dict[str, Any] = {"metric": task.metric, "test_file": str(test_file), "overall": measure(records)}
+    metrics: dict[str, Any] = {"metric": task.metric, "test_file": names, "overall": measure(records)}
     if task.labels:
         known = {target.strip().lower() for target in targets_of(task)}
         metrics["no_label"] = sum(r["prediction"] not in known for r in records)
@@ -121,7 +158,7 @@ def main(
         values = sorted({str(r[group_by]) for r in records})
         metrics[f"by_{group_by}"] = {v: measure([r for r in records if str(r[group_by]) == v]) for v in values}
     write_json(beside(metrics_file, ".partial"), metrics)
-    finish_run(run, {"records": len(records), "correct": sum(r["correct"] for r in records)})
+    finish_run(run, counts)
 
     def line(name: str, m: dict) -> None:
         print(f"{name:<24} {m['accuracy']:.3f}  [{m['low']:.3f}, {m['high']:.3f}]  n={m['n']}")

@@ -6,20 +6,24 @@ train.jsonl, validation.jsonl, what was rejected (*.rejected.jsonl, each with a 
     python generate.py sample --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
     python generate.py sample ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
     python generate.py sample ... --dry-run                           # show the prompts, load no model
+    python generate.py sample ... --shard 0/4                         # the first of four processes that share the work
     python generate.py sample --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20   # the embedded teacher, on a laptop
 
-Kill it at any time and run the same command again: it goes on after the last whole chunk.
+Kill it at any time and run the same command again: it goes on after the last whole chunk. SIGUSR1 or SIGTERM, as batch
+systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
 import json
 import os
 import random
 import re
+import signal
 import string
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,22 +33,26 @@ import typer
 from records import (
     Run,
     beside,
+    expand,
     fail,
     fingerprint,
     finish_run,
+    parse_shard,
     read_examples,
     read_records,
     run_command,
     save_progress,
     say,
+    shard_path,
     start_run,
     write_records,
 )
-from task import Task, load_task, parse_completion, render_prompt, text_key
+from task import Task, load_task, parse_completion, render_prompt, structured_pattern, text_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
+STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
     "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
@@ -88,20 +96,30 @@ def equal_shares(num_examples: int, num_labels: int) -> list[int]:
     return [num_examples // num_labels + (i < num_examples % num_labels) for i in range(num_labels)]
 
 
-def plan_chunk(num_examples: int, limit: int, attempted: list[int], accepted: list[int]) -> list[int]:
+def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1)) -> list[int]:
+    """How many examples of each label shard i of n has to bring: its equal share of the label's equal share."""
+    i, n = shard
+    return [equal_shares(share, n)[i] for share in equal_shares(num_examples, num_labels)]
+
+
+def plan_chunk(
+    num_examples: int, limit: int, attempted: list[int], accepted: list[int], shard: tuple[int, int] = (0, 1)
+) -> list[int]:
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
+    Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
+    all labels (a mod n would leave shards with one label only where n and L have a common factor).
     attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far.
     limit: how many attempts are left.
     """
-    num_labels = len(attempted)
+    num_labels, (index, size) = len(attempted), shard
     chunk = []
-    for i, share in enumerate(equal_shares(num_examples, num_labels)):
+    for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
         missing = share - accepted[i]
         if missing > 0:
             expected_yield = (accepted[i] + 1) / (attempted[i] + 1)
             count = min(-int(-missing // max(expected_yield, 0.05)), max(1, CHUNK // num_labels))
-            chunk += [i + num_labels * (attempted[i] + k) for k in range(count)]
+            chunk += [i + num_labels * (index + size * (attempted[i] + k)) for k in range(count)]
     return sorted(chunk)[: max(limit, 0)]
 
 
@@ -152,9 +170,24 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
         }
     from vllm import LLM
 
-    return LLM(
-        model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
-    )
+    try:
+        return LLM(
+            model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
+        )
+    except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
+        fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0]
+
+
+def note_signals() -> list[int]:
+    """From now on SIGUSR1 and SIGTERM are put into this list instead of ending the process."""
+    noted: list[int] = []
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda received, frame: noted.append(received))
+    return noted
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,14 +197,17 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
+    shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (),
 ) -> dict:  # fmt: skip
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
     pools: the records that prompts may show: seed and feedback (train) or train (validation). excluded: keys of
-    texts that count as duplicates. Ends the stage (exit 1) when `max_attempts` are made and examples are missing.
+    texts that count as duplicates. signals: what note_signals gives; with one in it the stage ends (exit 75) after the
+    chunk. Ends the stage (exit 1) when `max_attempts` are made and examples are missing.
     """
     from tqdm import tqdm
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
@@ -182,16 +218,19 @@ def sample_split(
                 )
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
-    shares = equal_shares(options["num_examples"], len(names))
+    shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
     tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")})
+    forms: dict[str | None, Any] = dict.fromkeys(names)
+    if options.get("structured"):
+        forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
     seen = set(excluded)
     own = re.compile(rf"{task.name}-{iteration:02d}-{split}-(\d+)")
     for path in (accepted_path, rejected_path):
         for number, record in read_records(path):
             if match := own.fullmatch(str(record.get("id"))):  # a hand edit may have taken lines away or added some
-                slot = int(match[1]) % len(names)
-                attempted[slot] = max(attempted[slot], int(match[1]) // len(names) + 1)
+                stream, slot = divmod(int(match[1]), len(names))
+                attempted[slot] = max(attempted[slot], stream // shard[1] + 1)
             if path == rejected_path:
                 reasons[record.get("reason")] += 1
                 continue
@@ -205,7 +244,10 @@ def sample_split(
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
     generating = run.notes.get("generate_seconds", 0.0)
-    while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted):
+    while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted, shard):
+        if signals:
+            say(f"{run.output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
+            raise SystemExit(STOPPED)
         # Render
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         prompts = [
@@ -224,6 +266,7 @@ def sample_split(
             SamplingParams(
                 temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"], min_p=options["min_p"],
                 max_tokens=options["max_tokens"], stop=task.parse.get("stop"), seed=a["sampling_seed"],
+                structured_outputs=forms[a["label"]],
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
@@ -236,7 +279,12 @@ def sample_split(
             return queue[0] if queue else tqdm(**kw | {"desc": name})
 
         began = time.perf_counter()
-        outputs = iter(llm.generate(sent, params, use_tqdm=bar) if sent else [])
+        try:
+            outputs = iter(llm.generate(sent, params, use_tqdm=bar) if sent else [])
+        except Exception as error:
+            if not signals:
+                fail(f"{run.output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+            continue  # a batch system signals all processes: the engine's own is gone, and with it the chunk
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
         kept, rejects = [], []
@@ -291,9 +339,9 @@ def sample_split(
     }
     summary = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
     say(f"{run.output}: {counts['attempted']:,} attempted = {counts['accepted']:,} accepted + rejected ({summary})")
-    if sum(accepted) < options["num_examples"]:
+    if sum(accepted) < sum(shares):
         fail(
-            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {options['num_examples']:,}; rejected: "
+            f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {sum(shares):,}; rejected: "
             f"{summary}. Read {rejected_path}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
         )
     rate = tokens["completion"] / generating if generating else 0.0
@@ -326,20 +374,22 @@ def sample(
     task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
     model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
     output_dir: Annotated[Path, files(help="Folder of the iteration; iter-NN in its name gives the number (else 0).")],
-    feedback_file: Annotated[Path | None, files(help="Examples to steer by, from score_ood.py (none = no feedback).")] = None,
-    exclude_file: Annotated[list[Path] | None, files(help="Texts in it count as duplicates; repeat for several.")] = None,
+    feedback_file: Annotated[list[Path] | None, files(help="To steer by, from score_ood.py (none = no feedback).")] = None,
+    exclude_file: Annotated[list[Path] | None, files(help="Its texts are duplicates; repeat, or a glob in quotes.")] = None,
+    shard: Annotated[str | None, files(metavar="I/N", help="Only share I (0 to N-1) of N: train-0000I-of-0000N.jsonl.")] = None,
     num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
     num_validation: Annotated[int, sampling(min=0, help="Examples in validation.jsonl, the feedback pool (0 = none).")] = 200,
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
-    temperature: Annotated[float, sampling(min=0, help="Sampling temperature of the training split (0 = greedy).")] = 1.0,
-    validation_temperature: Annotated[float, sampling(min=0, help="The same of the validation split.")] = 1.2,
+    temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the training split.")] = 1.0,
+    validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
     min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.0,
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
+    structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
     chat_template_kwargs: Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")] = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
     dtype: Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")] = "auto",
@@ -360,9 +410,13 @@ def sample(
         raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
     if not isinstance(template_kwargs, dict):
         raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
-    pools = {"seed": read_examples(task.seed_examples, task)}
-    pools["feedback"] = read_examples(feedback_file, task) if feedback_file else []
-    earlier = read_examples(exclude_file, task) if exclude_file else []
+    part = parse_shard(shard)
+    feedback_file, exclude_file = (
+        expand("--feedback-file", feedback_file or []),
+        expand("--exclude-file", exclude_file or []),
+    )
+    pools = {"seed": read_examples(task.seed_examples, task), "feedback": read_examples(feedback_file, task)}
+    earlier = read_examples(exclude_file, task)
     excluded = {text_key(task, record) for record in earlier}
     match = re.fullmatch(r"iter-(\d+)", output_dir.resolve().name)
     iteration = int(match[1]) if match else 0
@@ -370,7 +424,11 @@ def sample(
     if limit:
         wanted = {split: min(limit, number) for split, number in wanted.items()}
     common = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
-    common["chat_template_kwargs"] = template_kwargs
+    common |= {"chat_template_kwargs": template_kwargs} | ({"shard": shard} if part else {})
+    common |= {"structured": True} if structured else {}
+    for split, number in wanted.items():
+        if number and not sum(shares_of(number, max(len(task.labels), 1), part or (0, 1))):
+            fail(f"--shard {shard}: {number} {split} examples leave it none; use fewer shards or more examples")
     options = {
         "train": {
             "num_examples": wanted["train"], "temperature": temperature, **common, "num_fewshot": num_fewshot,
@@ -380,22 +438,24 @@ def sample(
     }  # fmt: skip
 
     if dry_run:
-        show_prompts(task, model, iteration, options, pools, template_kwargs)
+        show_prompts(task, model, iteration, options, pools, template_kwargs, part or (0, 1))
         return
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
     inputs = {"task_file": task_file, "model": model, "the seed_examples of the task": task.seed_examples}
     inputs |= {"exclude_file": exclude_file}
+    signals = note_signals()
+    outputs = {split: shard_path(output_dir / f"{split}.jsonl", part) for split in wanted}
     runs: dict[str, Run | None] = {}
     for check_only in (True, False):  # nothing is touched before both splits are found to be in order
         for split in (split for split, number in wanted.items() if number):
             names = VALIDATION_OPTION if split == "validation" else {}
             runs[split] = start_run(
                 "generate.py sample",
-                output_dir / f"{split}.jsonl",
+                outputs[split],
                 {names.get(name, name): value for name, value in options[split].items()},
                 inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
-                also=[output_dir / f"{split}.rejected.jsonl"],
+                also=[outputs[split].with_suffix(".rejected.jsonl")],
                 resumable=True,
                 extends=names.get("num_examples", "num_examples"),
                 overwrite=overwrite,
@@ -412,17 +472,21 @@ def sample(
             fail(f"--max-model-len {max_model_len:,}: the model's context holds {context:,} tokens; lower it")
         need = context
     began = time.perf_counter()
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGUSR1}
+    )  # the engine's own processes inherit it: they are not to die
     llm = start_engine(
         model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
     )  # fmt: skip
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
 
     for split, run in runs.items():
         if run is None:
             continue
         if split == "validation":
-            train_file = output_dir / "train.jsonl"
+            train_file = outputs["train"]
             shown = fingerprint("train_file", train_file)
             if not runs.get("train") and run.notes.get("train_file", shown) != shown:
                 say(
@@ -431,21 +495,11 @@ def sample(
             run.notes["train_file"] = shown
             pools["train"] = read_examples(train_file, task)
             excluded |= {text_key(task, record) for record in pools["train"]}
-        attempts = max_attempts or 5 * wanted[split]
         sample_split(
-            run,
-            task,
-            split,
-            iteration,
-            options[split],
-            attempts,
-            pools,
-            excluded,
-            llm,
-            tokenizer,
-            need,
-            template_kwargs,
-        )
+            run, task, split, iteration, options[split],
+            max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
+            pools, excluded, llm, tokenizer, need, template_kwargs, part or (0, 1), signals,
+        )  # fmt: skip
 
 
 def load_tokenizer(model: str) -> tuple[Any, int | None]:
@@ -482,22 +536,30 @@ def longest_prompt(task: Task, tokenizer: Any, pools: dict, options: dict, templ
     return max(tokens("train", []) + sum(lengths), tokens("validation", []) + VALIDATION_SHOTS * generated) + 8
 
 
-def show_prompts(task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict) -> None:
+def show_prompts(
+    task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict, shard: tuple[int, int]
+) -> None:
     """Print the first prompts of each kind, as the teacher gets them."""
     tokenizer, _ = load_tokenizer(model)
     pools = pools | {"train": pools["seed"]}  # train.jsonl is not there yet: seed examples stand in for it
     for split in ("train", "validation"):
         if not options[split]["num_examples"]:
             continue
+        num_labels = max(len(task.labels), 1)
+        first = plan_chunk(50, 50, [0] * num_labels, [0] * num_labels, shard)
         attempts = [
-            draw_attempt(task, options[split]["seed"], iteration, split, a, pools, options[split]) for a in range(50)
+            draw_attempt(task, options[split]["seed"], iteration, split, a, pools, options[split]) for a in first
         ]
         for kind in (False, True):
             for a in [a for a in attempts if a["feedback"] == kind][:2]:
                 ids = encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), template_kwargs)
                 print(f"--- {a['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in a['shots'])}")
                 print(tokenizer.decode(ids) + "\n")
-        print(f"=== would write {options[split]['num_examples']} examples of the {split} split\n")
+        if options[split].get("structured"):
+            for name in list(task.labels) or [None]:
+                print(f"--- forced into {structured_pattern(task, name)}" + (f"   ({name})" if name else ""))
+        number = sum(shares_of(options[split]["num_examples"], num_labels, shard))
+        print(f"=== would write {number} examples of the {split} split\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Only the standard library and jsonlines are imported here, so that `--help` and 
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -130,16 +131,24 @@ def _loads(line: str) -> Any:
     return value
 
 
-def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = True) -> list[dict]:
+def read_examples(
+    paths: Path | Iterable[Path], task: "Task", answers: bool = True, counts: dict | None = None
+) -> list[dict]:
     """All examples of the files, each with `id`, the task's fields, `source` and `target`.
+
+    Where the teacher wrote one text in two shards of a set, the first one stays: how many were dropped is said and noted
+    in counts["duplicates_between_shards"].
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
     is scored would not be the string that was edited. `answers=False` allows records without the answer field.
     """
-    examples, seen = [], {}
+    from task import text_key
+
+    examples, seen, written, dropped = [], {}, {}, 0
     for path in [paths] if isinstance(paths, Path) else list(paths):
-        before = len(examples)
+        before = len(examples) + dropped
+        shard_set = SHARD.fullmatch(path.name) and (path.parent, *SHARD.fullmatch(path.name).group(1, 3))
         for number, record in read_records(path):
             here = f"{path}:{number}"
             for name in [*task.fields, *([task.answer_field] if answers else [])]:
@@ -168,10 +177,78 @@ def read_examples(paths: Path | Iterable[Path], task: "Task", answers: bool = Tr
                     f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique, so change one"
                 )
             seen[record["id"]] = here
+            if shard_set and "sampling_seed" in record:  # generated: one shard cannot know what the others write
+                key = (*shard_set, text_key(task, record))
+                if written.setdefault(key, path) != path:
+                    dropped += 1
+                    continue
             examples.append(record)
-        if len(examples) == before:
+        if len(examples) + dropped == before:
             fail(f"{path}: no records in it; run the stage that writes it, or check the path")
+    if dropped:
+        say(f"{dropped:,} duplicates between shards dropped, {len(examples):,} examples stay")
+    if counts is not None and dropped:
+        counts["duplicates_between_shards"] = dropped
     return examples
+
+
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """(i, n) of the option --shard i/n, 0 <= i < n; a bad value is an error of the command line (exit code 2)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
+    if not match or not int(match[1]) < int(match[2]):
+        import typer
+
+        raise typer.BadParameter(f"{text!r} is not i/n with 0 <= i < n, such as 0/4 to 3/4", param_hint="--shard")
+    return int(match[1]), int(match[2])
+
+
+def shard_path(path: Path, shard: tuple[int, int] | None) -> Path:
+    """train.jsonl -> train-00000-of-00004.jsonl for the shard (0, 4); unchanged without one."""
+    return path.with_name(f"{path.stem}-{shard[0]:05d}-of-{shard[1]:05d}{path.suffix}") if shard else path
+
+
+def expand(option: str, paths: Iterable[Path]) -> list[Path]:
+    """The files of an option that may be repeated and may hold a glob (in quotes); shards must be there as a whole set.
+
+    A glob takes finished .jsonl files, and rejects only where it names them. Ends the stage (exit 1) when a glob finds
+    nothing, a shard is missing, or a folder holds two sets of one file.
+    """
+    found = []
+    for path in paths:
+        pattern = str(path)
+        if path.exists() or not glob.has_magic(pattern):
+            found.append(path)
+            continue
+        names = [p for p in sorted(glob.glob(pattern)) if p.endswith(".jsonl")]
+        names = [p for p in names if "rejected" in path.name or not p.endswith(".rejected.jsonl")]
+        found += map(Path, names)
+        if not names and not glob.glob(pattern + ".partial"):
+            fail(f"{option} {pattern}: no such files; check the path, or run the stage that writes them")
+        if not names:
+            fail(f"{option} {pattern}: none of them is finished; run the stage that writes them again: it goes on")
+    sets: dict[tuple[Path, str], dict[int, set[int]]] = {}
+    for path in found:
+        if match := SHARD.fullmatch(path.name):
+            sets.setdefault((path.parent, match[1]), {}).setdefault(int(match[3]), set()).add(int(match[2]))
+    for (folder, stem), by_size in sets.items():
+        if len(by_size) > 1:
+            sizes = " and of ".join(map(str, sorted(by_size)))
+            one = f"{stem}-*-of-{max(by_size):05d}.jsonl"
+            fail(f"{option}: {folder / stem}-*.jsonl holds shards of {sizes}; give one set, such as {one}")
+        (size, there), *_ = by_size.items()
+        for i in sorted(set(range(size)) - there):
+            missing = folder / f"{stem}-{i:05d}-of-{size:05d}.jsonl"
+            problem = f"shard {i} of {size} is not among the files; give the whole set: {stem}-*-of-{size:05d}.jsonl in quotes"
+            if not missing.exists():
+                state = "not finished" if beside(missing, ".partial").exists() else "missing"
+                problem = f"shard {i} of {size} is {state}; run its stage (again) with --shard {i}/{size}"
+            fail(f"{option}: {missing}: {problem}")
+    return found
 
 
 def write_records(file: IO[str], records: Iterable[dict]) -> None:

@@ -7,6 +7,9 @@ score, prediction and correctness, and --feedback-file, the selected ones. One f
         --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
         --feedback-file runs/a/iter-00/feedback.jsonl
     python score_ood.py ... --score nll --low 0.8 --high 1            # the top fifth by another score
+    python score_ood.py ... --shard 0/4                               # score a quarter, in one process of four; then select:
+    python score_ood.py --task-file prompts/reviews.toml --input-file 'runs/a/iter-00/scored-*-of-00004.jsonl' \
+        --output-file runs/a/iter-00/scored.jsonl --feedback-file runs/a/iter-00/feedback.jsonl
     python score_ood.py ... --dry-run                                 # how many would be scored and selected; no model
 
 Every score: HIGHER = more out of distribution, or more uncertain. Energy: E(x) = -T * logsumexp(z / T) (Liu et al. 2020,
@@ -24,7 +27,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import beside, fail, finish_run, read_examples, run_command, say, start_run, write_records
+from records import (
+    beside,
+    expand,
+    fail,
+    finish_run,
+    parse_shard,
+    read_examples,
+    run_command,
+    say,
+    shard_path,
+    start_run,
+    write_records,
+)
 from task import Task, load_task
 from train_student import encode, load_student, targets_of
 
@@ -222,10 +237,16 @@ scoring = partial(typer.Option, rich_help_panel="Scoring")
 @app.command()
 def main(
     task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
-    model: Annotated[str, files(help="Trained student: a folder or a name on the hub.")],
-    input_file: Annotated[Path, files(help="Examples to score, such as validation.jsonl.")],
+    input_file: Annotated[list[Path], files(help="Examples to score (validation.jsonl); repeat, or a glob in quotes.")],
     output_file: Annotated[Path, files(help="The same with scores.")],
+    model: Annotated[
+        str | None,
+        files(help="Trained student: a folder or a name on the hub (none = the scores are there)."),
+    ] = None,
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
+    shard: Annotated[
+        str | None, files(metavar="I/N", help="Score every N-th example: scored-0000I-of-0000N.jsonl.")
+    ] = None,
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
@@ -244,21 +265,39 @@ def main(
     overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,
 ) -> None:
     """Score --input-file with a student and select feedback."""
-    task = load_task(task_file)
-    examples = read_examples(input_file, task)[:limit]
+    task, part, counts = load_task(task_file), parse_shard(shard), {}
+    if part and (feedback_file or not model):
+        problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
+        raise typer.BadParameter(problem, param_hint="--shard")
+    input_file = expand("--input-file", input_file)
+    examples = read_examples(input_file, task, counts=counts)[:limit]
+    if part:
+        examples = examples[part[0] :: part[1]]
+        output_file = shard_path(output_file, part)
+        if not examples:
+            fail(f"--shard {shard}: none of the examples is left for it; use fewer shards")
+    for e in [] if model else examples:
+        if type(e.get(score)) not in (int, float) or type(e.get("correct")) is not bool:
+            fail(f"--input-file: {e['id']} has no {score} or no 'correct'; give the --model to score it with")
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
         selected = select_feedback([e | {score: 0.0} for e in examples], task, score, low, high)
     if dry_run:
-        print(f"would score {len(examples):,} examples of {input_file} with {model}")
+        names = ", ".join(map(str, input_file))
+        print(
+            f"would {'score' if model else 'read'} {len(examples):,} examples of {names}"
+            + (f" with {model}" if model else "")
+        )
         print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
         return
     how = {
         "energy_temperature": energy_temperature, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
     }  # fmt: skip
-    what = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)}
+    what = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)} | (
+        {"shard": shard} if part else {}
+    )
     run = start_run(
         "score_ood.py", output_file, {**how, **what, "limit": limit},
         {"task_file": task_file, "model": model, "input_file": input_file},
@@ -268,9 +307,13 @@ def main(
         return
 
     began = time.perf_counter()
-    scores = score_examples(
-        examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **how
-    )
+    if model:
+        scores = score_examples(
+            examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **how
+        )
+    else:
+        names = {*Score, "prediction", "correct"}
+        scores = [{name: value for name, value in e.items() if name in names} for e in examples]
     rate = len(examples) / (time.perf_counter() - began)
     shown = ["id", *task.fields, task.answer_field]  # readable fields first, then scores, then the rest as it was
     records = [
@@ -279,7 +322,7 @@ def main(
     ]
     with run.partial.open("w", encoding="utf-8") as file:
         write_records(file, records)
-    counts: dict[str, Any] = {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
+    counts |= {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
     if feedback_file:
         selected = select_feedback(records, task, score, low, high)
         counts["selected"] = len(selected)
@@ -288,10 +331,11 @@ def main(
             write_records(
                 file, [{k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in selected]
             )
-    means = {k: round(sum(s[k] for s in scores) / len(scores), 4) for k in scores[0] if isinstance(scores[0][k], float)}
-    finish_run(run, counts, means=means, examples_per_second=round(rate, 1))
+    numbers = [k for k in scores[0] if all(type(s.get(k)) in (int, float) for s in scores)]
+    means = {k: round(sum(s[k] for s in scores) / len(scores), 4) for k in numbers}
+    finish_run(run, counts, means=means, **({"examples_per_second": round(rate, 1)} if model else {}))
     say(
-        f"{output_file}: {len(records):,} scored, {counts['correct']:,} predicted right, mean energy {means['energy']}"
+        f"{output_file}: {len(records):,} scored, {counts['correct']:,} predicted right, mean {score} {means[score]}"
         + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")
     )
 

@@ -219,6 +219,26 @@ def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) 
     return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
 
 
+def structured_pattern(task: Task, label: str | None) -> str:
+    """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
+
+    A field is one line of words with single blanks between them, as many as [parse] allows; between the fields stands what
+    stands in `example`, at the end perhaps a stop string, with which a teacher ends that does not write its end token.
+    """
+
+    def literal(text: str) -> str:  # re.escape escapes blanks and newlines too, which not all engines read
+        return "".join("\\n" if c == "\n" else "\\" + c if c in r"\.^$*+?{}[]()|/-" else c for c in text)
+
+    pattern = " ?"
+    for name, after in split_example(task, {task.answer_field: label} if label is not None else {})[1]:
+        least = task.parse.get("min_words", {}).get(name, 1)
+        most = task.parse.get("max_words", {}).get(name, "")
+        more = "" if most == 1 else f"( [^\\x00-\\x20]+){{{least - 1},{most and most - 1}}}"
+        pattern += f"[^\\x00-\\x20]+{more}" + literal(after)
+    stops = "|".join(map(literal, task.parse.get("stop", [])))
+    return pattern + (f"({stops})?" if stops else "")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parsing: the `example` template, read backwards
 
@@ -226,7 +246,7 @@ def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) 
 def parse_completion(task: Task, completion: str, label: str | None) -> tuple[dict[str, str], str | None]:
     """(fields by name, reason of rejection or None). The fields found so far come back with a reason too."""
     start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
-    text = completion
+    text = completion.rsplit("</think>", 1)[-1]  # what a thinking model says to itself is no part of the example
     # A chat model may repeat where it was to begin, perhaps after a line like "Here is one:"
     preface, found, rest = text, "", ""
     if start.strip() and (at := re.search(re.escape(start.strip()), text, re.IGNORECASE)):

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import fail, finish_run, read_examples, run_command, say, start_run, write_records
+from records import expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ training = partial(typer.Option, rich_help_panel="Training")
 def main(
     task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
     model: Annotated[str, files(help="Student base: a folder or a name on the hub.")],
-    train_file: Annotated[list[Path], files(help="Examples to train on; repeat the option for several files.")],
+    train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
     loss: Annotated[Loss, training(help="ce, or sce against wrong labels.")] = Loss.ce,
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
@@ -194,8 +194,9 @@ def main(
 ) -> None:  # fmt: skip
     """Fine-tune the student on every --train-file."""
     # Data
-    task = load_task(task_file)
-    examples = read_examples(train_file, task)[:limit]
+    task, shard_counts = load_task(task_file), {}
+    train_file = expand("--train-file", train_file)
+    examples = read_examples(train_file, task, counts=shard_counts)[:limit]
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
@@ -226,7 +227,7 @@ def main(
     counts, log = train_on(task, model, train, held_out, run.partial, options)
     with (run.partial / "training_log.jsonl").open("w", encoding="utf-8") as file:
         write_records(file, log)
-    record = finish_run(run, counts)
+    record = finish_run(run, counts | shard_counts)
     say(
         f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"

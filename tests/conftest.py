@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,9 +21,23 @@ import pytest
 from bench.kill import environment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
+# Some virtual machines advertise AMX and then refuse its instructions: bfloat16 on such a CPU ends in SIGILL.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("records", "task", "generate_units", "score", "train", "evaluate_report", "commands", "engine", "loop", "kill")
+ORDER = (
+    "records",
+    "task",
+    "generate_units",
+    "score",
+    "train",
+    "evaluate_report",
+    "commands",
+    "shards",
+    "engine",
+    "loop",
+    "kill",
+)
 
 PAIRS = """
 name = "pairs"
@@ -124,6 +139,7 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     """Run a script's command in this process, where torch is loaded already; an exception other than exit escapes."""
     argv, out, err, code = [script, *map(str, args)], io.StringIO(), io.StringIO(), 0
     app = importlib.import_module(script.removesuffix(".py")).app
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -135,6 +151,8 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
             code = 1 if isinstance(end.code, str) else end.code or 0
             if isinstance(end.code, str):
                 print(end.code, file=err)
+    for number, handler in handlers.items():  # generate.py sets its own, and this process goes on
+        signal.signal(number, handler)
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 

@@ -3,16 +3,18 @@
 Every mutation starts from the two task files of conftest, which load; so it is the mutation that is refused.
 """
 
+import re
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FLIP, PAIRS
+from conftest import FLIP, PAIRS, pair
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import generate
-from task import Task, load_task, parse_completion, render_prompt, split_example, text_key
+from task import Task, load_task, parse_completion, render_prompt, split_example, structured_pattern, text_key
 
 ROOT = Path(__file__).parent.parent
 
@@ -298,3 +300,32 @@ def test_text_key_is_of_the_fields_alone(pairs):
     one = {"first": "The  Lake!", "second": "sun", "label": "Warm", "id": "1"}
     assert text_key(pairs, one) == text_key(pairs, {"first": "the lake", "second": "Sun.", "label": "not warm"})
     assert text_key(pairs, {"first": "a", "second": "b c"}) != text_key(pairs, {"first": "a b", "second": "c"})
+
+
+@pytest.mark.parametrize("label", ["Warm", "not warm"])
+def test_the_structured_pattern_fits_what_the_example_renders(pairs, label):
+    pattern = structured_pattern(pairs, label)
+    for number in range(20):
+        shot = pair(number) | {"label": label}
+        completion = string.Template(pairs.prompt["example"]).substitute(shot).split("First:")[1]
+        assert re.fullmatch(pattern, completion) and re.fullmatch(pattern, completion + "\n\n")
+        assert parse_completion(pairs, completion, label)[1] is None
+    for completion in (
+        " sea\nSecond: sun",
+        " the sea\nFirst: sun",
+        " the sea\nSecond: a b c d e f g",
+        " the  sea\nSecond: b",
+    ):
+        assert not re.fullmatch(pattern, completion)  # min_words of first is 2, max_words of second 6
+
+
+def test_the_structured_pattern_of_a_text2text_task_and_its_special_characters(flip):
+    assert re.fullmatch(structured_pattern(flip, None), " lake sun\nAnswer: sun lake")
+    odd = replace(flip, prompt={**flip.prompt, "example": "Q (easy?) $text [A] $answer."}, parse={"stop": ["##", "|"]})
+    pattern = structured_pattern(odd, None)
+    assert re.fullmatch(pattern, " a b [A] c.|") and not re.fullmatch(pattern, " a b A c.")
+
+
+def test_what_a_thinking_model_says_to_itself_is_left_out(flip):
+    said = "<think>\nText: no\nAnswer: no\n</think>\n\nlake sun\nAnswer: sun lake"
+    assert parse_completion(flip, said, None) == ({"text": "lake sun", "answer": "sun lake"}, None)
