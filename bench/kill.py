@@ -102,16 +102,18 @@ def wait_for(process: subprocess.Popen, moment: Callable[[], bool], seconds: flo
 
 
 def living(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    found = []
+    """Processes of a session of which any thread still runs: until the last one is gone, files stay open and locked."""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+            if int(path.read_text().rpartition(")")[2].split()[3]) != session:
+                continue
+            states = [task.read_text().rpartition(")")[2].split()[0] for task in path.parent.glob("task/*/stat")]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(of) == session and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+        if set(states) - {"Z", "X"}:
+            found.add(int(path.parent.name))
+    return sorted(found)
 
 
 def kill_group(process: subprocess.Popen) -> None:
