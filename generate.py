@@ -55,7 +55,8 @@ VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validatio
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
+    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "check_failed",
+    "copied_shot", "duplicate", "surplus",
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -486,14 +487,13 @@ def sample(
         if run is None:
             continue
         if split == "validation":
-            train_file = outputs["train"]
-            shown = fingerprint("train_file", train_file)
+            shown = fingerprint("train_file", outputs["train"])
             if not runs.get("train") and run.notes.get("train_file", shown) != shown:
                 say(
-                    f"warning: {train_file} has changed since {run.output} was begun; the rest is made from it as it is now"
+                    f"warning: {outputs['train']} has changed since {run.output} was begun: the rest is made from it as it is"
                 )
             run.notes["train_file"] = shown
-            pools["train"] = read_examples(train_file, task)
+            pools["train"] = read_examples(outputs["train"], task)
             excluded |= {text_key(task, record) for record in pools["train"]}
         sample_split(
             run, task, split, iteration, options[split],

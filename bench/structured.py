@@ -91,9 +91,9 @@ def main(
             row |= {f"{name}_rejected": dict(reasons[structured])}
         results.append(row)
         print(
-            f"temperature {degree}: yield free {row['free_yield']:.3f}, structured {row['structured_yield']:.3f}; time structured / "
-            f"free {row['time_ratio']:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]; rejected free {row['free_rejected']}, "
-            f"structured {row['structured_rejected']}"
+            f"temperature {degree}: yield free {row['free_yield']:.3f}, structured {row['structured_yield']:.3f}; time "
+            f"structured / free {row['time_ratio']:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]; rejected free "
+            f"{row['free_rejected']}, structured {row['structured_rejected']}"
         )
     record = {"model": model, "task": task.name, "results": results, **git_state(), "versions": versions()}
     path = Path(__file__).parent / "results" / f"structured-{task.name}.json"

@@ -26,18 +26,9 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "records",
-    "task",
-    "generate_units",
-    "score",
-    "train",
-    "evaluate_report",
-    "commands",
-    "shards",
-    "engine",
-    "loop",
-    "kill",
-)
+    "records", "task", "word_problems", "generate_units", "score", "train", "evaluate_report", "commands", "shards", "engine",
+    "chat_teacher", "loop", "kill", "slurm",
+)  # fmt: skip
 
 PAIRS = """
 name = "pairs"
@@ -284,7 +275,7 @@ def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPa
 def embedded(tmp_path_factory):
     """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
     folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "bert", "--steps", "150"]
+    command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
     subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 

@@ -1,0 +1,229 @@
+"""slurm/*.sbatch on a Slurm of one node (cluster.py), with the embedded teacher: stopped in the middle, nothing is lost."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import cluster, logs, why_not
+
+from records import expand, read_examples
+from task import load_task
+
+ROOT = Path(__file__).parents[2]
+WRAPPERS = sorted((ROOT / "slurm").glob("*.sbatch"))
+needs_slurm = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
+
+
+class Slurm:
+    """The commands of a cluster; jobs write their logs into `folder`."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self.env, self.folder = env | {"PYTHON": sys.executable}, folder
+
+    def ask(self, *command: object, **variables: object) -> str:
+        env = self.env | {name: str(value) for name, value in variables.items()}
+        done = subprocess.run(
+            [*map(str, command)], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, wrapper: str, *arguments: object, options: tuple[str, ...] = (), **variables: object) -> str:
+        """The job's number; options are sbatch's, arguments the wrapper's."""
+        output = self.folder / ("%x-%A_%a.log" if wrapper == "generate" else "%x-%j.log")
+        command = ("sbatch", "--parsable", f"--output={output}", *options, f"slurm/{wrapper}.sbatch", *arguments)
+        return self.ask(*command, **variables)
+
+    def show(self, job: str) -> dict[str, str]:
+        """What scontrol says of a job or of one task of an array."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", job)))
+
+    def log(self, job: str) -> str:
+        return "".join(p.read_text(errors="replace") for p in self.folder.glob(f"*-{job}.log"))
+
+    def wait(self, job: str, met: Callable[[], bool] = lambda: False) -> dict[str, str]:
+        """Until the job has ended or a condition is met; Slurm's two minutes of pause before a requeued job are skipped."""
+        deadline = time.monotonic() + 600
+        while not met():
+            seen = self.show(job)
+            if seen["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+                break
+            if seen["JobState"] == "PENDING" and seen["Reason"] == "BeginTime":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            assert time.monotonic() < deadline, f"{seen}\n{self.log(job)}\n{logs(Path(self.env['SLURM_CONF']).parent)}"
+            time.sleep(0.2)
+        return self.show(job)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with cluster(cpus=2) as env:
+        folder = tmp_path_factory.mktemp("slurm")
+        yield Slurm(env, folder)
+        for path in Path(env["SLURM_CONF"]).parent.glob("*.out"):
+            shutil.copy(path, folder)  # what the daemons say stays beside what the jobs say
+
+
+def progress(output: Path) -> bool:
+    """Whether the first chunk of an unfinished output is on disk."""
+    try:
+        return bool(json.loads(output.with_name(output.name + ".partial.json").read_text())["progress"])
+    except (OSError, ValueError):
+        return False
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without Slurm
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda p: p.name)
+def test_a_wrapper_is_short_and_says_what_is_missing(wrapper, tmp_path):
+    assert len(wrapper.read_text().splitlines()) < 60
+    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "5"}
+    given = {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": "o", "NUM_EXAMPLES": "9"}
+    arguments = ["prompts/reviews.toml", "runs/x"] if wrapper.name == "loop.sbatch" else []
+
+    def said(*args: str, cwd: Path = ROOT, **variables: str) -> str:
+        command = ["bash", str(wrapper), *args]
+        done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and not done.stdout, done.stdout
+        return done.stderr
+
+    assert "not in a Slurm" in said(PATH=env["PATH"])
+    assert "call sbatch in the toolkit's folder" in said(cwd=tmp_path, **env)
+    if arguments:
+        assert "usage: sbatch" in said(**env) and "no prompts/x.toml" in said("prompts/x.toml", "runs/x", **env)
+    for name in () if arguments else given:
+        assert f"set {name}" in said(**env, **{k: v for k, v in given.items() if k != name})
+    if not arguments:
+        assert "--array goes to 5, NUM_SHARDS is 4" in said(**env, **given)
+    assert "bash setup.sh" in said(*arguments, **env, **given, NUM_SHARDS="6", PYTHON="no/such/python")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate.sbatch
+
+
+@needs_slurm
+def test_a_job_that_saves_nothing_is_not_queued_again_and_a_failure_neither(slurm, tmp_path):
+    """PYTHON is a stand-in that ends as the stage would."""
+    stub = tmp_path / "python"
+    variables = {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": tmp_path, "NUM_EXAMPLES": 9}
+    for code, said in ((75, "longer --time"), (1, "sbatch --array=1 for this task alone")):
+        stub.write_text(f"#!/bin/sh\nexit {code}\n")
+        stub.chmod(0o755)
+        job = slurm.submit("generate", options=("--array=1",), **variables, PYTHON=stub)
+        ended = slurm.wait(f"{job}_1")
+        assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0")
+        assert said in slurm.log(f"{job}_1")
+
+
+@needs_slurm
+@pytest.mark.engine
+def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm, small_teacher, tmp_path):
+    variables = {
+        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 600,
+        "NUM_VALIDATION": 1000, "GENERATE_ARGS": "--enforce-eager --validation-temperature 1",
+    }  # fmt: skip
+    disturbed, calm = tmp_path / "disturbed/iter-00", tmp_path / "calm/iter-00"
+    job = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=disturbed, **variables)
+
+    # In the middle, with the first chunk on disk, one task is requeued and the other told to stop
+    commands = {f"{job}_0": ("scontrol", "requeue"), f"{job}_1": ("scancel", "--signal=USR1")}
+    outputs = {task: disturbed / f"train-0000{task[-1]}-of-00002.jsonl" for task in commands}
+    while commands:
+        ready = [task for task in commands if progress(outputs[task]) or outputs[task].exists()]
+        for task in ready:
+            slurm.ask(*commands.pop(task), task)
+        for task in commands:
+            assert slurm.show(task)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), slurm.log(task)
+    # The second is cancelled when it runs again; then it is submitted alone
+    slurm.wait(f"{job}_1", lambda: "start 2" in slurm.log(f"{job}_1"))
+    print(slurm.ask("squeue"))
+    slurm.ask("scancel", f"{job}_1")
+    assert slurm.wait(f"{job}_1")["JobState"] == "CANCELLED"
+    log = slurm.log(f"{job}_1")
+    assert log.count("stopped in time") == 1 and not (disturbed / "validation-00001-of-00002.jsonl").exists(), log
+    again = slurm.submit("generate", options=("--array=1",), OUTPUT_DIR=disturbed, **variables)
+    reference = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=calm, **variables)
+
+    tasks = [f"{job}_0", f"{again}_1", f"{reference}_0", f"{reference}_1"]
+    ended = [slurm.wait(task) for task in tasks]
+    print(slurm.ask("scontrol", "show", "job", tasks[0]))
+    assert [seen["JobState"] for seen in ended] == ["COMPLETED"] * 4, "".join(map(slurm.log, tasks))
+    assert [seen["Restarts"] for seen in ended] == ["1", "0", "0", "0"]
+    for task in tasks[:2]:
+        assert "going on after" in slurm.log(task) or "up to date" in slurm.log(task)
+
+    # All of it is there, once, and the same to the byte as what nobody disturbed
+    made = sorted(p.name for p in calm.glob("*.jsonl"))
+    assert made == sorted(p.name for p in disturbed.glob("*.jsonl")) and len(made) == 8
+    assert [name for name in made if (calm / name).read_bytes() != (disturbed / name).read_bytes()] == []
+    assert not list(disturbed.glob("*.partial*"))
+    for split in ("train", "validation"):
+        accepted = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.jsonl")]
+        rejected = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.rejected.jsonl")]
+        assert len(accepted) == {"train": 600, "validation": 1000}[split]
+        for field in ("id", "sampling_seed"):
+            assert len({r[field] for r in accepted + rejected}) == len(accepted + rejected)
+    whole = expand("--train-file", [disturbed / "train-*-of-00002.jsonl"])  # the next stage's view of it
+    assert 500 < len(read_examples(whole, load_task(ROOT / "prompts/reviews.toml"))) <= 600
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# loop.sbatch
+
+
+@needs_slurm
+@pytest.mark.engine
+def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slurm, small_teacher, small_t5, tmp_path):
+    run = tmp_path / "run"
+    variables = {
+        "TEACHER": small_teacher,
+        "STUDENT": small_t5,
+        "ITERATIONS": 1,
+        "NUM_EXAMPLES": 80,
+        "NUM_VALIDATION": 60,
+    }
+    few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
+    (tmp_path / "test.jsonl").write_text("".join(few))
+    variables |= {"EPOCHS": 2, "GENERATE_ARGS": "--enforce-eager", "TEST_FILE": tmp_path / "test.jsonl"}
+    job = slurm.submit("loop", "prompts/reviews.toml", run, **variables)
+
+    # Slurm looks at time limits every half a minute; less than five minutes are left, so the signal comes then
+    slurm.wait(job, (run / "untrained/predictions.jsonl.run.json").exists)
+    minutes = 2 + sum(int(n) * 60**i for i, n in enumerate(reversed(slurm.show(job)["RunTime"].split(":")))) // 60
+    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    assert slurm.wait(job, lambda: slurm.show(job)["Restarts"] == "1")["Restarts"] == "1", slurm.log(job)
+    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
+
+    # And as an administrator or a preempting job does it, while another stage runs
+    slurm.wait(job, (run / "final/student.partial.json").exists)
+    slurm.ask("scontrol", "requeue", job)
+    ended = slurm.wait(job)
+    print(slurm.ask("scontrol", "show", "job", job))
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), slurm.log(job)
+    log = slurm.log(job)
+    assert log.count("stopped in time") == 1 and log.count("+ ") and "Look into" in log and "start 3" in log
+    assert len(read(run / "iter-00/train.jsonl")) == 80 and len(read(run / "iter-00/validation.jsonl")) == 60
+    for split in ("train", "validation"):
+        rows = read(run / f"iter-00/{split}.jsonl") + read(run / f"iter-00/{split}.rejected.jsonl")
+        assert len({r["id"] for r in rows}) == len(rows)
+        assert len(rows) == json.loads((run / f"iter-00/{split}.jsonl.run.json").read_text())["counts"]["attempted"]
+    assert {"student", "student.run.json", "predictions.jsonl", "metrics.json"} <= {
+        p.name for p in (run / "final").iterdir()
+    }
+    assert not list(run.rglob("*.partial*"))
