@@ -66,6 +66,42 @@ def test_run_again_everything_is_up_to_date(finished, embedded):
     assert {p: p.read_bytes() for p in files} == before
 
 
+def dry_loop(*args: object, **env: str) -> subprocess.CompletedProcess:
+    """The shell alone: with `true` in the place of Python every stage succeeds at once."""
+    env = {**os.environ, "PYTHON": "true", "ITERATIONS": "1", **env}
+    return subprocess.run(["bash", "loop.sh", *map(str, args)], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["reviews", "word_problems"])
+def test_an_embedded_task_brings_its_models(name, tmp_path):
+    done = dry_loop(f"prompts/{name}.toml", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
+    assert lines[:2] == [f"+ -m data.build_models {name} {model}" for model in ("teacher", "t5")]
+    assert f"--model data/{name}/models/t5 " in lines[2] and f"--test-file data/{name}/test.jsonl" in lines[2]
+    assert "--group-by group" in lines[2] and any("--learning-rate 5e-4" in line for line in lines)
+
+
+def test_models_of_one_task_for_another(tmp_path):
+    student = "data/reviews/models/t5"
+    done = dry_loop("prompts/word_problems.toml", tmp_path / "run", TEACHER="org/teacher", STUDENT=student, GROUP_BY="")
+    assert done.returncode == 0, done.stderr
+    assert "+ -m data.build_models reviews t5" in done.stdout and "models teacher" not in done.stdout
+    assert "--group-by" not in done.stdout
+
+
+@pytest.mark.parametrize("given", [{}, {"TEACHER": "org/teacher"}, {"STUDENT": "org/student"}])
+def test_another_task_needs_models(given, tmp_path):
+    task = tmp_path / "reviews.toml"  # the name alone does not make it the embedded one
+    task.write_text(Path("prompts/reviews.toml").read_text())
+    env = {"TEACHER": "", "STUDENT": "", **given}
+    done = dry_loop(task, tmp_path / "run", **env)
+    assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "run").exists()
+    assert done.stderr == (
+        f"error: {task} has no embedded models; name yours: TEACHER=... STUDENT=... bash loop.sh {task} {tmp_path}/run\n"
+    )
+
+
 def test_any_task_file_will_do_and_the_knobs_reach_the_stages(tmp_path):
     """With `true` in the place of Python every stage succeeds at once: what is left is the shell itself."""
     task = tmp_path / "other.toml"
