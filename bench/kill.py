@@ -52,7 +52,7 @@ PER_RUN = re.compile(
 
 
 def environment(models: Path) -> dict[str, str]:
-    """What loop.sh needs to make a tiny run with this Python and the models of `data.build_reviews`."""
+    """What loop.sh needs to make a tiny run with this Python and the models of `data.build_models reviews`."""
     return {**os.environ, "PYTHON": sys.executable, "TEACHER": f"{models}/teacher", "STUDENT": f"{models}/t5", **TINY}
 
 
@@ -218,7 +218,18 @@ def main(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     print(f"{kills} kills, seed {seed}, code {commit.stdout.strip()}, in {folder}", flush=True)
-    build = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "--steps", "150", "--output-dir", str(models)]
+    build = [
+        sys.executable,
+        "-m",
+        "data.build_models",
+        "reviews",
+        "teacher",
+        "t5",
+        "--steps",
+        "150",
+        "--output-dir",
+        str(models),
+    ]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()
