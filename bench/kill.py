@@ -52,7 +52,7 @@ PER_RUN = re.compile(
 
 
 def environment(models: Path) -> dict[str, str]:
-    """What loop.sh needs to make a tiny run with this Python and the models of `data.build_reviews`."""
+    """What loop.sh needs to make a tiny run with this Python and the models of `data.build_models reviews`."""
     return {**os.environ, "PYTHON": sys.executable, "TEACHER": f"{models}/teacher", "STUDENT": f"{models}/t5", **TINY}
 
 
@@ -102,16 +102,18 @@ def wait_for(process: subprocess.Popen, moment: Callable[[], bool], seconds: flo
 
 
 def living(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    found = []
+    """Processes of a session of which any thread still runs: until the last one is gone, files stay open and locked."""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+            if int(path.read_text().rpartition(")")[2].split()[3]) != session:
+                continue
+            states = [task.read_text().rpartition(")")[2].split()[0] for task in path.parent.glob("task/*/stat")]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(of) == session and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+        if set(states) - {"Z", "X"}:
+            found.add(int(path.parent.name))
+    return sorted(found)
 
 
 def kill_group(process: subprocess.Popen) -> None:
@@ -216,7 +218,18 @@ def main(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     print(f"{kills} kills, seed {seed}, code {commit.stdout.strip()}, in {folder}", flush=True)
-    build = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "--steps", "150", "--output-dir", str(models)]
+    build = [
+        sys.executable,
+        "-m",
+        "data.build_models",
+        "reviews",
+        "teacher",
+        "t5",
+        "--steps",
+        "150",
+        "--output-dir",
+        str(models),
+    ]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()
