@@ -11,7 +11,8 @@ Reads a task file and a test file with human or trusted answers. Writes predicti
     python evaluate.py --task-file prompts/reviews.toml --prediction-field prediction \
         --test-file 'runs/a/final/predictions-*-of-00004.jsonl' --group-by group --output-dir runs/a/final
 
-Predictions and targets are stripped and lower-cased; what is no label of the task counts as wrong and is reported.
+Predictions and targets are stripped and lower-cased, equations compared by value (metric equation_value); what is no label
+of the task, or no equation, counts as wrong; the former is reported.
 """
 
 from pathlib import Path
@@ -26,6 +27,7 @@ from records import (
     finish_run,
     parse_shard,
     read_examples,
+    run_command,
     say,
     shard_path,
     start_run,
@@ -33,7 +35,7 @@ from records import (
     write_records,
 )
 from score_ood import score_examples
-from task import load_task
+from task import is_correct, load_task
 from train_student import targets_of
 
 
@@ -126,7 +128,7 @@ def main(
     else:
         answers = [str(e[prediction_field]).strip().lower() for e in examples]
         results = [
-            {"prediction": a, "correct": a == e["target"].strip().lower()}
+            {"prediction": a, "correct": is_correct(task, a, e["target"])}
             for a, e in zip(answers, examples, strict=True)
         ]
     records = [e | r for e, r in zip(examples, results, strict=True)]
@@ -171,4 +173,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

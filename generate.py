@@ -35,10 +35,12 @@ from records import (
     beside,
     expand,
     fail,
+    fingerprint,
     finish_run,
     parse_shard,
     read_examples,
     read_records,
+    run_command,
     save_progress,
     say,
     shard_path,
@@ -53,7 +55,8 @@ VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validatio
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "copied_shot", "duplicate", "surplus",
+    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "check_failed",
+    "copied_shot", "duplicate", "surplus",
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,7 +220,8 @@ def sample_split(
             file.truncate(size)  # what an unfinished chunk left behind
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
-    attempted, accepted, reasons, tokens = [0] * len(names), [0] * len(names), Counter(), Counter()
+    attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
+    tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")})
     forms: dict[str | None, Any] = dict.fromkeys(names)
     if options.get("structured"):
         forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
@@ -240,7 +244,7 @@ def sample_split(
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
-    generating = 0.0
+    generating = run.notes.get("generate_seconds", 0.0)
     while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted, shard):
         if signals:
             say(f"{run.output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
@@ -323,6 +327,9 @@ def sample_split(
         for path, records in ((accepted_path, kept), (rejected_path, rejects)):
             with path.open("a", encoding="utf-8") as file:
                 write_records(file, records)
+        run.notes.update(
+            {f"{kind}_tokens": number for kind, number in tokens.items()}, generate_seconds=round(generating, 2)
+        )
         save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
 
     counts = {
@@ -480,6 +487,12 @@ def sample(
         if run is None:
             continue
         if split == "validation":
+            shown = fingerprint("train_file", outputs["train"])
+            if not runs.get("train") and run.notes.get("train_file", shown) != shown:
+                say(
+                    f"warning: {outputs['train']} has changed since {run.output} was begun: the rest is made from it as it is"
+                )
+            run.notes["train_file"] = shown
             pools["train"] = read_examples(outputs["train"], task)
             excluded |= {text_key(task, record) for record in pools["train"]}
         sample_split(
@@ -550,4 +563,4 @@ def show_prompts(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -3,6 +3,7 @@
 # those examples steer what the teacher writes next.
 #
 #   bash loop.sh                                            the embedded demonstration: no GPU, no download, minutes
+#   bash loop.sh prompts/word_problems.toml runs/words      the other embedded task
 #   TEACHER=Qwen/Qwen2.5-7B-Instruct STUDENT=google-t5/t5-base bash loop.sh prompts/reviews.toml runs/mine
 #   LAUNCH="srun --gpus=1" ITERATIONS=3 bash loop.sh prompts/reviews.toml runs/cluster
 #
@@ -14,20 +15,26 @@ cd "$(dirname "$0")"
 # Knobs ----------------------------------------------------------------------------------------------------------------
 TASK_FILE=${1:-prompts/reviews.toml}
 RUN=${2:-runs/demo}
-MODELS=data/reviews/models                       # the embedded models; anything in here is built when it is missing
-TEACHER=${TEACHER:-$MODELS/teacher}
-STUDENT=${STUDENT:-$MODELS/t5}
+TASK=$(basename "$TASK_FILE" .toml)
+embedded=                                        # models in there are built when they are missing
+if [[ $TASK_FILE -ef prompts/$TASK.toml && -e data/${TASK}_grammar.py ]]; then embedded=data/$TASK/models; fi
+TEACHER=${TEACHER:-${embedded:+$embedded/teacher}}
+STUDENT=${STUDENT:-${embedded:+$embedded/t5}}
+if [[ -z $TEACHER || -z $STUDENT ]]; then
+  echo "error: $TASK_FILE has no embedded models; name yours: TEACHER=... STUDENT=... bash loop.sh $TASK_FILE $RUN" >&2
+  exit 1
+fi
+is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_REMATCH[1]}_grammar.py ]]; }
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
 NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
 FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
 SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # what is fed back: the band of this score within each label
-LEARNING_RATE=${LEARNING_RATE:-$([[ $STUDENT == "$MODELS"/* ]] && echo 5e-4 || echo 1e-4)} # random weights need more
+LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
-TEST_FILE=${TEST_FILE:-data/$(basename "$TASK_FILE" .toml)/test.jsonl}
-if [[ $TASK_FILE == *prompts/reviews.toml ]]; then GROUP_BY=${GROUP_BY-group}; fi
-GROUP_BY=${GROUP_BY:-}                           # a field of the test file to measure by as well
+TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
+GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
 SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
 SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-}
@@ -43,7 +50,7 @@ run() {
   ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" "$@" 2>&1 | tee -a "$RUN/loop.log"
 }
 for model in "$TEACHER" "$STUDENT"; do
-  if [[ $model == "$MODELS"/* ]]; then run -m data.build_reviews "${model#"$MODELS"/}"; fi
+  if is_embedded "$model"; then run -m data.build_models "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; fi
 done
 
 # The loop -------------------------------------------------------------------------------------------------------------

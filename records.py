@@ -4,10 +4,13 @@
     run  = start_run("score_ood.py", output, options, inputs)  None when the output is up to date
     finish_run(run, counts={...})                              rename what is partial, then write the run record
 
-Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback.
+Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback; so does a disk that
+is full or may not be written (run_command).
 Only the standard library and jsonlines are imported here, so that `--help` and "up to date" are quick.
 """
 
+import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -22,7 +25,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -41,6 +44,47 @@ def fail(message: str) -> NoReturn:
 def say(message: str) -> None:
     """A message for people, on stderr: stdout is for data."""
     print(message, file=sys.stderr, flush=True)
+
+
+FREE, RIGHTS = "free some space and run again", "choose another folder or change its rights, and run again"
+DISK = {  # what is wrong with the disk, or with what we may do on it -> the cure
+    errno.ENOSPC: FREE, errno.EDQUOT: FREE, errno.EFBIG: "raise the limit of a file's size (ulimit -f) and run again",
+    errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.EIO: "check the disk and run again",
+}  # fmt: skip
+at_work: list[Path] = []  # outputs that this process has begun and not finished
+
+
+def run_command(app: Callable[[], Any]) -> None:
+    """Run a stage's command; what the disk refuses ends it with one line, whichever library was writing."""
+    try:
+        app()
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while before := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(before)
+        for e in chain:
+            code, reason = getattr(e, "errno", None), getattr(e, "strerror", None)
+            if found := re.search(r"([^:]+) \(os error (\d+)\)", str(e)):  # safetensors and tokenizers, written in Rust
+                code, reason = int(found[2]), found[1].strip()
+            elif "inline_container" in str(e):  # torch.save keeps the reason to itself
+                code, reason = errno.ENOSPC, "torch could not write all of it"
+            if code in DISK:
+                if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
+                    for bar in list(sys.modules["tqdm"].tqdm._instances):
+                        bar.close()
+                names = [str(e.filename) for e in chain if isinstance(e, OSError) and e.filename]
+                name = [*names, *map(str, at_work[:1]), "a file"][0]
+                fail(f"{name}: {reason}; {DISK[code]}: what was written stays")
+        raise
+
+
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """Errors of an open file do not tell its name: add it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,7 +252,7 @@ def expand(option: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def write_records(file: IO[str], records: Iterable[dict]) -> None:
-    """Append records as JSON Lines; NaN and infinity are errors, never written."""
+    """Append records as JSON Lines, down to the disk; NaN and infinity are errors, never written."""
 
     def dumps(record: dict) -> str:
         try:
@@ -217,7 +261,10 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
             bad = [f"{k} is {v}" for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
             fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
 
-    jsonlines.Writer(file, dumps=dumps).write_all(records)
+    with _naming(file.name):
+        jsonlines.Writer(file, dumps=dumps).write_all(records)
+        file.flush()
+        os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
 
 
 def normalise(text: str) -> str:
@@ -236,10 +283,21 @@ class Run:
     stage: str
     output: Path
     also: list[Path]  # further files that are finished together with `output`
-    state: dict  # what <output>.partial.json holds: stage, options, inputs, and how far a resumable stage has come
+    state: dict  # what <output>.partial.json holds: stage, options, inputs, how far a resumable stage has come, `notes`
     lock: IO[bytes]
     resumed: bool = False
     started: float = field(default_factory=time.time)
+    earlier_seconds: float = 0.0
+
+    @property
+    def notes(self) -> dict:
+        """What a resumable stage wants to know when it goes on, such as its counts so far; kept in the run record too."""
+        return self.state["notes"]
+
+    @property
+    def seconds(self) -> float:
+        """Of this session, and of those before it whose work is gone on with."""
+        return round(self.earlier_seconds + time.time() - self.started, 2)
 
     @property
     def partial(self) -> Path:
@@ -292,10 +350,10 @@ def start_run(
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
     run = Run(stage, output, files[1:], state, lock)
-    record, unfinished = _read_json(record_path), _read_json(state_path)
+    record, unfinished = _read_json(record_path, len(files)), _read_json(state_path, len(files))
 
     def refuse(path: Path, message: str) -> NoReturn:
-        _release(run, keep=bool(unfinished))
+        _release(run, keep=state_path.stat().st_size > 0)  # empty: made by _lock just now
         fail(f"{path}: {message}: {redo}")
 
     # Decide: what was made with these options and inputs?
@@ -303,6 +361,10 @@ def start_run(
     ours = bool(unfinished) and bool(unfinished.get("moving"))  # cut off while files got their names
     if not record and record_path.exists() and not overwrite:
         refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
+    elif (
+        resumable and not unfinished and partials[0].exists() and state_path.read_bytes().strip(b"\0") and not overwrite
+    ):
+        refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
     elif record and output in missing:
         record = None  # deleted by the user, who wants it made anew
     elif record and missing and not overwrite:
@@ -316,7 +378,7 @@ def start_run(
     if before:
         for name in sorted({*before["options"], *options}):
             old, new = before["options"].get(name), options.get(name)
-            if name == extends and old is not None and old < new:
+            if name == extends and type(old) is int and old < new:
                 grown = True
             elif old != new:
                 refuse(
@@ -331,13 +393,16 @@ def start_run(
     if check_only or up_to_date:
         _release(run, keep=bool(unfinished) and not up_to_date)
         if up_to_date and not check_only:
-            if record["git_commit"] != git_state()["git_commit"]:
-                say(f"warning: {output} was made by another version of the code ({record['git_commit']})")
+            if record.get("git_commit") != git_state()["git_commit"]:
+                say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
             say(f"up to date: {output}")
         return None
 
     # Act, in this order: whenever it is cut off, the next start finds either the old record or the new state.
     run.resumed = bool(before)
+    state["notes"] = dict((before or {}).get("notes", {}))
+    run.earlier_seconds = run.notes.get("seconds", 0.0)
+    at_work.append(output)
     if run.resumed:  # a finished output that is to be extended holds as far as it goes, hand edits included
         progress = [path.stat().st_size for path in files] if record else before["progress"]
     else:
@@ -358,58 +423,99 @@ def start_run(
 def save_progress(run: Run, progress: list[int] | None) -> None:
     """Note in `<output>.partial.json` how far the work has come: the bytes that hold, of the output and of each of `also`.
 
-    In one write and in place, because the file is the lock too.
+    In place, because the file is the lock too, and so that neither a full disk nor a kill can tear it: what changes stands
+    in the first 1,024 bytes, the rest stays the same, and the file has its full length from the beginning.
     """
     run.state["progress"] = progress
-    text = json.dumps(run.state, indent=1).encode()
-    os.pwrite(run.lock.fileno(), text, 0)
-    os.ftruncate(run.lock.fileno(), len(text))
+    run.notes["seconds"] = run.seconds
+    changing = {name: run.state.get(name) for name in ("progress", "moving", "notes")}
+    fixed = {name: value for name, value in run.state.items() if name not in changing}
+    text = ((json.dumps(changing)[:-1] + ",").ljust(1023) + json.dumps(fixed, indent=1)[1:]).encode()
+    block = text.ljust(-len(text) // 4096 * -4096)
+    file = run.lock.fileno()
+    with _naming(beside(run.output, ".partial.json")):
+        if os.fstat(file).st_size < len(block):
+            os.posix_fallocate(file, 0, len(block))  # no room? Then say so before anything is written over
+        if os.pwrite(file, block, 0) < len(block):
+            raise OSError(errno.EIO, "was not written whole")
+        os.ftruncate(file, len(block))
+        os.fsync(file)
 
 
 def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
-    """Rename what is partial, then write the run record (last, atomically), and release the lock."""
-    seconds = time.time() - run.started
-    run.state["moving"] = True
-    save_progress(run, run.state.get("progress"))
-    _remove(beside(run.output, ".run.json"))  # from here on what is there belongs to the state, not to an older record
-    for path in [*run.also, run.output]:
-        if path.is_dir():
-            _remove(path)
-        beside(path, ".partial").replace(path)
+    """Rename what is partial, then write the run record (last, atomically), and release the lock.
+
+    All that needs room on the disk is done before the first file gets its name.
+    """
+    record_path = beside(run.output, ".run.json")
+    for partial in [beside(path, ".partial") for path in [*run.also, run.output]]:
+        _sync(*(p for p in partial.glob("*") if p.is_file()), partial)
+    run.notes["seconds"] = run.seconds
     record = {
         "stage": run.stage,
         "output": run.output.name,
         "command": shlex.join(sys.argv),
         "counts": counts,
         **more,
-        "seconds": round(seconds, 2),
+        "seconds": run.notes["seconds"],
         "options": run.state["options"],
         "inputs": run.state["inputs"],
+        "notes": run.notes,
         **git_state(),
         "versions": versions(),
         "machine": {"cpus": os.cpu_count(), "host": os.uname().nodename, "system": os.uname().sysname},
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_json(beside(run.output, ".run.json"), record)
+    draft = _draft(record_path, record)
+    run.state["moving"] = True
+    save_progress(run, run.state.get("progress"))
+    _remove(record_path)  # from here on what is there belongs to the state, not to an older record
+    for path in [*run.also, run.output]:
+        if path.is_dir():
+            _remove(path)
+        beside(path, ".partial").replace(path)
+    _sync(*{path.parent for path in [*run.also, run.output]})
+    draft.replace(record_path)
     _release(run, keep=False)
     return record
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
+    _draft(path, value).replace(path)
+
+
+def _draft(path: Path, value: Any) -> Path:
     draft = beside(path, ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
+    with _naming(draft), draft.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False, default=str)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    return draft
 
 
-def _read_json(path: Path) -> dict | None:
+def _sync(*paths: Path) -> None:
+    """Have files, or the names in folders, on the disk: a power cut must not take what a run record tells of."""
+    for path in paths:
+        with _naming(path):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
+def _read_json(path: Path, outputs: int) -> dict | None:
+    """A run record or state with what start_run needs of it; None: not there, or not readable as such."""
     try:
-        return json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
-    except (OSError, ValueError):  # not there, or cut off while it was first written: nothing had been done by then
+        found = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]
+        sizes = found.get("progress") or [0] * outputs
+        totals = [value for name, value in found.get("notes", {}).items() if name != "train_file"]
+        sound = isinstance(found["options"], dict) and isinstance(found["inputs"], dict) and len(sizes) == outputs
+        sound = sound and all(type(size) is int and size >= 0 for size in sizes)
+        return found if sound and all(type(total) in (int, float) for total in totals) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -435,6 +541,8 @@ def _release(run: Run, keep: bool) -> None:
     if not keep:
         _remove(beside(run.output, ".partial.json"))
     run.lock.close()
+    if run.output in at_work:
+        at_work.remove(run.output)
 
 
 def _remove(*paths: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from records import beside, fail, read_records, write_records
+from records import beside, fail, read_records, run_command, write_records
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -148,4 +148,4 @@ def main(runs: Annotated[list[Path], typer.Argument(help="Run folders, as loop.s
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -34,13 +34,14 @@ from records import (
     finish_run,
     parse_shard,
     read_examples,
+    run_command,
     say,
     shard_path,
     start_run,
     write_records,
 )
-from task import Task, load_task
-from train_student import encode, load_student, targets_of
+from task import Task, is_correct, load_task
+from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -83,6 +84,17 @@ def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
     }
 
 
+def check_score(score: str, model: str, task: Task) -> None:
+    """Ends the stage where a student of this kind has no such score, before its weights are read."""
+    _, family = family_of(model, task)
+    if family == "encoder" and score.startswith("energy_"):
+        fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
+    if family == "decoder" and score == "energy_padded":
+        fail(
+            f"--score {score}: the authors' setting for T5, which pads its targets; a decoder student has none: use energy"
+        )
+
+
 def score_examples(
     examples: list[dict], task: Task, model: str, batch_size: int = 64, energy_temperature: float = 1.0,
     padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "float32",
@@ -91,38 +103,46 @@ def score_examples(
 
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
-    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: equal to the target
-    so treated. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
+    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: by the task's
+    metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
     only the other examples are decoded.
     """
     import torch
     from tqdm import tqdm
     from transformers.modeling_outputs import BaseModelOutput
 
+    if padded:
+        check_score("energy_padded", model, task)
     network, tokenizer, family = load_student(model, task)
+    decoder = family == "decoder"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device, getattr(torch, dtype))
-    features = encode(examples, tokenizer, family, task, max_source_length, max_target_length)
+    positions = positions_of(network, family)
+    features = encode(examples, tokenizer, family, task, max_source_length, max_target_length, positions)
     results: list[dict] = [{} for _ in examples]
     # Longest first: little padding, and the batch that needs most memory comes first
-    order = sorted(range(len(examples)), key=lambda i: -len(features[i]["input_ids"]))
+    sizes = [len(f["input_ids"]) + (len(f["labels"]) if decoder else 0) for f in features]
+    order = sorted(range(len(examples)), key=lambda i: -sizes[i])
     pad = tokenizer.pad_token_id
 
-    def batch_of(rows: list[list[int]], value: int, length: int = 0) -> Any:
+    def batch_of(rows: list[list[int]], value: int, length: int = 0, left: bool = False) -> Any:
         length = max(length, *map(len, rows))
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
+        gaps = [[value] * (length - len(row)) for row in rows]
+        return torch.tensor([g + row if left else row + g for row, g in zip(rows, gaps, strict=True)], device=device)
 
     # A class needs no more tokens than the longest label has; what goes on longer is no label.
-    names = tokenizer(text_target=targets_of(task))["input_ids"] if task.labels else []
+    names = target_ids(targets_of(task), tokenizer, family) if task.labels else []
     max_new_tokens = max(map(len, names), default=max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             batch = [features[i] for i in chosen]
+            # A decoder reads its target behind the prompt; padding on the right is seen by no real token
+            read = [f["input_ids"] + f["labels"] if decoder else f["input_ids"] for f in batch]
             inputs = {
-                "input_ids": batch_of([f["input_ids"] for f in batch], pad),
-                "attention_mask": batch_of([f["attention_mask"] for f in batch], 0),
+                "input_ids": batch_of(read, pad),
+                "attention_mask": batch_of([[1] * len(row) for row in read], 0),
             }
             if family == "encoder":
                 labels = torch.tensor([f["labels"] for f in batch], device=device)
@@ -136,10 +156,18 @@ def score_examples(
                 scored = torch.ones_like(real) if padded else real
                 # The output layer sees only scored positions, some at a time: no (B, L, V) block is ever built.
                 head, network.lm_head = network.get_output_embeddings(), torch.nn.Identity()
-                outputs = network(**inputs, decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels))
+                if decoder:
+                    outputs = network(**inputs, use_cache=False)
+                    # (B, 1) + (T,): target token j is predicted at the position before it; clamped where there is none
+                    last = torch.tensor([[len(f["input_ids"]) - 1] for f in batch], device=device)
+                    place = (last + torch.arange(labels.shape[1], device=device)).clamp(max=outputs.logits.shape[1] - 1)
+                    states = outputs.logits[torch.arange(len(batch), device=device)[:, None], place]  # (B, T, d)
+                else:
+                    outputs = network(**inputs, decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels))
+                    states = outputs.logits  # (B, T, d): T5's scaling is in it
                 network.lm_head = head
-                hidden, targets = outputs.logits[scored], labels[scored]  # (n, d): T5's scaling is in it, (n,)
-                rows = max(1, 2**25 // network.config.vocab_size)  # 128 MiB of float32 logits
+                hidden, targets = states[scored], labels[scored]  # (n, d), (n,)
+                rows = max(1, 2**25 // head.out_features)  # 128 MiB of float32 logits
                 pieces = [
                     position_scores(head(hidden[i : i + rows]), targets[i : i + rows], energy_temperature)
                     for i in range(0, len(hidden), rows)
@@ -161,20 +189,28 @@ def score_examples(
                 predictions = [examples[i]["target"].strip().lower() for i in chosen]
                 wrong = (~correct).nonzero().flatten()
                 if len(wrong):
-                    written = network.generate(
-                        encoder_outputs=BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
-                        attention_mask=inputs["attention_mask"][wrong],
-                        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-                    )  # fmt: skip
+                    if decoder:
+                        prompts = [batch[row]["input_ids"] for row in wrong.tolist()]
+                        begun = {
+                            "input_ids": batch_of(prompts, pad, left=True),
+                            "attention_mask": batch_of([[1] * len(prompt) for prompt in prompts], 0, left=True),
+                        }
+                    else:
+                        begun = {
+                            "encoder_outputs": BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
+                            "attention_mask": inputs["attention_mask"][wrong],
+                        }
+                    written = network.generate(**begun, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+                    if decoder:
+                        written = written[:, begun["input_ids"].shape[1] :]
                     for row, text in zip(
                         wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
                     ):
                         predictions[row] = text.strip().lower()
             for row, i in enumerate(chosen):
-                target = examples[i]["target"].strip().lower()
                 results[i] = {
                     "prediction": predictions[row],
-                    "correct": predictions[row] == target,
+                    "correct": is_correct(task, predictions[row], examples[i]["target"]),
                     **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
                     "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
                 }
@@ -290,6 +326,8 @@ def main(
         )
         print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
         return
+    if model and score.startswith("energy_"):
+        check_score(score, model, task)
     how = {
         "energy_temperature": energy_temperature, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
@@ -340,4 +378,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -3,6 +3,7 @@
     task = load_task(Path("prompts/reviews.toml"))        strict: unknown keys and missing variables are refused
     system, user = render_prompt(task, "train", shots, "positive")
     fields, reason = parse_completion(task, completion, "positive")
+    is_correct(task, prediction, target)                  by the metric of the task
 
 One template, `prompt.example`, renders the shots, begins the answer and, read backwards, parses it.
 """
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from equations import equations_agree, evaluate_equation
 from records import fail, normalise
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
 
-METRICS = {"classification": ("accuracy",), "text2text": ("exact_match",)}
+METRICS = {"classification": ("accuracy",), "text2text": ("exact_match", "equation_value")}
 KEYS = {  # table: (required keys, optional keys)
     "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
     "prompt": ("train validation example", "system"),
-    "parse": ("", "stop min_words max_words"),
+    "parse": ("", "stop min_words max_words evaluates"),
     "student": ("source target", ""),
 }
 
@@ -49,7 +51,7 @@ class Task:
     seed_examples: Path
     labels: dict[str, str]  # name: definition shown to the teacher
     prompt: dict[str, str]  # system, train, validation, example
-    parse: dict[str, Any]  # stop: [str], min_words and max_words: {field: int}
+    parse: dict[str, Any]  # stop: [str], min_words and max_words: {field: int}, evaluates: [field]
     student: dict[str, str]  # source, target
 
     @property
@@ -175,6 +177,13 @@ def load_task(path: Path) -> Task:
         if most < parse.get("min_words", {}).get(name, 0):
             bad("parse.max_words", f"{name} may have at most {most} words and needs {parse['min_words'][name]}")
 
+    evaluates, written = parse.get("evaluates", []), names if labels else [*names, answer]
+    if not isinstance(evaluates, list) or not all(isinstance(name, str) for name in evaluates):
+        bad("parse.evaluates", f'must be a list of fields such as ["{written[-1]}"], found {evaluates!r}')
+    for name in evaluates:
+        if name not in written:
+            bad("parse.evaluates", f"no field that the teacher writes: {name}; these are {', '.join(written)}")
+
     strip = {k: v.strip("\n") for k, v in data["prompt"].items()}
     return Task(
         path=path, name=data["name"], version=data["version"], description=data["description"], kind=data["kind"],
@@ -282,9 +291,22 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
             return fields, "too_short"
         if words > task.parse.get("max_words", {}).get(name, words):
             return fields, "too_long"
+    if any(evaluate_equation(fields[name]) is None for name in task.parse.get("evaluates", [])):
+        return fields, "check_failed"
     return fields, None
 
 
 def text_key(task: Task, record: dict) -> str:
     """What makes two examples duplicates: their normalised fields, whatever the answer."""
     return "|".join(normalise(record[name]) for name in task.fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Correctness: one definition, for score_ood.py and evaluate.py
+
+
+def is_correct(task: Task, prediction: str, target: str) -> bool:
+    """Whether a prediction counts as right: equal when stripped and lower-cased, or with equation_value equal in value."""
+    if task.metric == "equation_value":
+        return equations_agree(prediction, target)
+    return prediction.strip().lower() == target.strip().lower()

@@ -1,7 +1,8 @@
 """Fine-tune a small language model on generated examples: the student of one iteration, or the final one.
 
-Reads a task file, one or more train.jsonl, and a base model (encoder-decoder such as T5, or an encoder such as BERT).
-Writes --output-dir as a Hugging Face model folder with training_log.jsonl in it, and a run record beside it.
+Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or a
+decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl in it, and a
+run record beside it.
 
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
@@ -19,53 +20,88 @@ import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from records import expand, fail, finish_run, read_examples, say, start_run, write_records
+from records import expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Student: loading, encoding (score_ood.py and evaluate.py use these too, so that all three see the same strings)
 
 
+# What a config says of its model changing the logits after the output layer (Gemma 2, Cohere, Granite, Falcon-H1)
+AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def family_of(model: str, task: Task) -> tuple[Any, str]:
+    """(config, family) of a folder or hub name, before any weights are read; family: encoder-decoder | encoder | decoder.
+
+    Ends the stage (exit 1) when there is no config, or the family does not fit the task or our code.
+    """
+    from transformers import AutoConfig, logging
+    from transformers.models.auto import modeling_auto as auto
+
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:  # broken files make transformers raise many kinds
+        no_student(model, error)
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        if kind not in ("t5", "mt5", "umt5", "longt5"):
+            fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
+        return config, "encoder-decoder"
+    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # before the decoders: BERT has a class of theirs too
+        if not task.labels:
+            fail(
+                f"--model {model}: an encoder ({kind}) chooses among labels, {task.path} has none; use a T5 or a decoder"
+            )
+        return config, "encoder"
+    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        for key in AFTER_HEAD:
+            if (value := getattr(config.get_text_config(), key, None)) not in (None, 1):
+                fail(
+                    f"--model {model}: {kind} changes the logits after its output layer ({key} {value}), which is not "
+                    "supported; choose a model without, such as Llama or Qwen2"
+                )
+        return config, "decoder"
+    fail(
+        f"--model {model}: {kind} is none of encoder-decoder (T5), encoder (BERT) and decoder-only model (Llama, Qwen2)"
+    )
+
+
+def no_student(model: str, error: Exception) -> NoReturn:
+    what = (str(error) or repr(error)).splitlines()[0]
+    fail(f"--model {model}: no student there that transformers can load: {what}")
+
+
 def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
-    """(model in evaluation mode, tokenizer, family) of a folder or hub name; family: encoder-decoder | encoder.
+    """(model in evaluation mode, tokenizer, family) of a folder or hub name; family: encoder-decoder | encoder | decoder.
 
     A base encoder gets a new classification head, drawn with `seed`, in the order of the task's labels; a trained one must
-    have these.
+    have these. A decoder's tokenizer without a padding token pads with the end token: masks and labels go by lengths.
     Ends the stage (exit 1) when nothing can be loaded, or the family does not fit the task.
     """
+    import inspect
+
     import torch
     from transformers import (
-        AutoConfig,
+        AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
+        GenerationConfig,
         logging,
     )
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    logging.set_verbosity_error()
+    config, family = family_of(model, task)
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        if config.is_encoder_decoder:
-            family = "encoder-decoder"
-            if config.model_type not in ("t5", "mt5", "umt5", "longt5"):
-                fail(
-                    f"--model {model}: {config.model_type} is an encoder-decoder other than T5; choose a T5 or an encoder"
-                )
-            network = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=torch.float32)  # bf16 by autocast only
-        elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            family = "encoder"
-            if not task.labels:
-                fail(
-                    f"--model {model}: an encoder ({config.model_type}) chooses among labels, {task.path} has none; use a T5"
-                )
+        if family == "encoder":
             labels = list(task.labels)
             trained = "SequenceClassification" in "".join(config.architectures or [])
             if trained and [config.id2label[i] for i in range(config.num_labels)] != labels:
@@ -74,20 +110,47 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
             network = AutoModelForSequenceClassification.from_pretrained(
                 model, dtype=torch.float32, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=ids
             )
-        else:
-            fail(
-                f"--model {model}: {config.model_type} is neither an encoder-decoder (T5) nor an encoder (BERT); "
-                "decoder-only students are not supported yet"
-            )
+        else:  # bf16 by autocast only
+            auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
+            network = auto.from_pretrained(model, dtype=torch.float32)
     except Exception as error:  # broken files make transformers raise many kinds
-        fail(
-            f"--model {model}: no student there that transformers can load: {(str(error) or repr(error)).splitlines()[0]}"
-        )
+        no_student(model, error)
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # transformers makes one up in silence
         fail(
             f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
         )
+    if (last := max(tokenizer.get_vocab().values())) >= (known := network.get_input_embeddings().num_embeddings):
+        fail(f"--model {model}: its tokenizer has a token {last:,}, the model only {known:,} tokens; save a pair")
+    if family == "decoder":
+        takes = {"logits_to_keep", "position_ids"} <= set(inspect.signature(network.forward).parameters)
+        if not takes or not isinstance(getattr(network, "lm_head", None), torch.nn.Linear):
+            fail(
+                f"--model {model}: {config.model_type} is built unlike Llama and Qwen2, which a decoder-only student must be"
+            )
+        if tokenizer.eos_token_id is None:
+            fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        network.config.pad_token_id = tokenizer.pad_token_id
+        # A base may come with sampling settings, penalties and other end tokens: a student is decoded plainly
+        network.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     return network.eval(), tokenizer, family
+
+
+def positions_of(network: Any, family: str) -> int | None:
+    """How many tokens the model can hold; None = no bound that the config knows of (T5's positions are relative)."""
+    import torch
+
+    if family == "encoder-decoder":
+        return None
+    for name, module in network.named_modules():  # RoBERTa counts from padding_idx + 1: of its 514 positions 512 serve
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
+            return module.num_embeddings - module.padding_idx - 1
+    return getattr(network.config.get_text_config(), "max_position_embeddings", None)
 
 
 def targets_of(task: Task) -> list[str]:
@@ -95,28 +158,58 @@ def targets_of(task: Task) -> list[str]:
     return [string.Template(task.student["target"]).substitute({task.answer_field: name}) for name in task.labels]
 
 
+def target_ids(texts: list[str], tokenizer: Any, family: str) -> list[list[int]]:
+    """The tokens that the student writes for each text, the end token included."""
+    if family == "decoder":  # the tokenizer of a base model often appends none, but may prepend a BOS
+        return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return tokenizer(text_target=texts)["input_ids"]
+
+
 def encode(
-    examples: list[dict], tokenizer: Any, family: str, task: Task, max_source_length: int, max_target_length: int
-) -> list[dict]:
+    examples: list[dict], tokenizer: Any, family: str, task: Task, max_source_length: int, max_target_length: int,
+    positions: int | None = None,
+) -> list[dict]:  # fmt: skip
     """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or [class id] of an encoder).
 
-    Lengths in tokens; what is longer is cut, and said.
+    Lengths in tokens; what is longer is cut, and said. positions: what the model holds (positions_of), an upper limit of
+    the source, for a decoder together with a newline and a target of max_target_length.
+    A decoder reads the source as its tokenizer frames it (a BOS stays, an EOS at the end goes), a newline, and writes the
+    target and EOS. The three are tokenised apart, so that training and decoding see the same tokens at the seams.
     """
     if not examples:
         return []
-    sources = tokenizer([e["source"] for e in examples], return_token_type_ids=False)["input_ids"]
-    if cut := sum(len(ids) > max_source_length for ids in sources):
-        say(f"{cut:,} of {len(examples):,} sources are longer than --max-source-length {max_source_length}: cut")
-        sources = tokenizer(
-            [e["source"] for e in examples], truncation=True, max_length=max_source_length, return_token_type_ids=False
-        )["input_ids"]
+    decoder = family == "decoder"
+    newline = (
+        tokenizer("\n", add_special_tokens=False)["input_ids"] if decoder else []
+    )  # none, if whitespace is nothing
+    limit, told = max_source_length, f"--max-source-length {max_source_length}"
+    if positions and positions - (len(newline) + max_target_length if decoder else 0) < limit:
+        limit = positions - (len(newline) + max_target_length if decoder else 0)
+        told = f"the {limit} tokens that the model's {positions} positions leave them"
+        if limit < 1:
+            fail(
+                f"--max-target-length {max_target_length}: leaves no room for a source in {positions} positions; lower it"
+            )
+    asked = {"return_token_type_ids": False, "return_special_tokens_mask": decoder}
+    texts = [e["source"] for e in examples]
+    sources = tokenizer(texts, **asked)
+    framed = decoder and any(  # by an EOS of the tokenizer's own
+        0 in mask and mask[-1] == 1 and ids[-1] == tokenizer.eos_token_id
+        for ids, mask in zip(sources["input_ids"], sources["special_tokens_mask"], strict=True)
+    )
+    if cut := sum(len(ids) - framed > limit for ids in sources["input_ids"]):
+        say(f"{cut:,} of {len(examples):,} sources are longer than {told}: cut")
+        sources = tokenizer(texts, truncation=True, max_length=limit + framed, **asked)
+    sources = sources["input_ids"]
+    if decoder:  # an empty prompt predicts nothing: it begins with EOS
+        sources = [((ids[:-1] if framed else ids) + newline) or [tokenizer.eos_token_id] for ids in sources]
     features = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sources]
     if family == "encoder":
         ids = {name: i for i, name in enumerate(task.labels)}
         for feature, example in zip(features, examples, strict=True):
             feature["labels"] = ids[example[task.answer_field]]
         return features
-    targets = tokenizer(text_target=[e["target"] for e in examples])["input_ids"]
+    targets = target_ids([e["target"] for e in examples], tokenizer, family)
     if cut := sum(len(ids) > max_target_length for ids in targets):
         say(f"{cut:,} of {len(examples):,} targets are longer than --max-target-length {max_target_length}: cut")
     for feature, ids in zip(features, targets, strict=True):
@@ -169,7 +262,7 @@ training = partial(typer.Option, rich_help_panel="Training")
 @app.command()
 def main(
     task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
-    model: Annotated[str, files(help="Student base: a folder or a name on the hub.")],
+    model: Annotated[str, files(help="Student base (T5, BERT, Llama, Qwen2 ...): a folder or a name on the hub.")],
     train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
     loss: Annotated[Loss, training(help="ce, or sce against wrong labels.")] = Loss.ce,
@@ -264,21 +357,48 @@ def train_on(
     if dtype == "float16" and network.config.model_type in ("t5", "mt5", "umt5"):
         fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
     lengths = {k: options[k] for k in ("max_source_length", "max_target_length")}
+    lengths["positions"] = positions_of(network, family)
     data = {
         name: encode(rows, tokenizer, family, task, **lengths) for name, rows in (("train", train), ("eval", held_out))
     }
-    # For T5 the collator pads labels with -100 and shifts them into decoder_input_ids
-    seq2seq = family == "encoder-decoder"
-    collate = DataCollatorForSeq2Seq(tokenizer, model=network) if seq2seq else DataCollatorWithPadding(tokenizer)
+    decoder = family == "decoder"
+
+    def join(features: list[dict]) -> dict:
+        """A decoder's batch: prompt and target in one row, padded on the left, so that all targets stand at the end.
+
+        labels (B, T + 1) are the last T + 1 inputs, with -100 where there is no target token: always at their first place,
+        which nothing predicts. So Trainer counts right whether or not it leaves the first place out (it does by model).
+        """
+        rows = [f["input_ids"] + f["labels"] for f in features]
+        width, tail = max(map(len, rows)), max(len(f["labels"]) for f in features) + 1
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return {
+            "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "labels": torch.tensor([[-100] * (tail - len(f["labels"])) + f["labels"] for f in features]),
+        }
+
+    collate = {
+        "decoder": join,
+        "encoder": DataCollatorWithPadding(tokenizer),
+        # It pads labels with -100 and shifts them into decoder_input_ids
+        "encoder-decoder": DataCollatorForSeq2Seq(tokenizer, model=network),
+    }[family]
 
     class StudentTrainer(Trainer):
         """Our own losses: sum over real tokens / their number in the whole step, whatever the batches (DESIGN 12)."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs["labels"]
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+            # Logits of the last T + 1 positions alone: no (B, L, V) block, which is most of a small decoder's memory
+            how = {"logits_to_keep": labels.shape[1], "use_cache": False} if decoder else {}
+            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **how)
             losses = token_losses(
-                outputs.logits, labels, options["loss"], options.get("sce_alpha", 1.0), options.get("sce_beta", 0.0)
+                *aligned(outputs.logits, labels),
+                options["loss"],
+                options.get("sce_alpha", 1.0),
+                options.get("sce_beta", 0.0),
             )
             total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
             if not torch.isfinite(total):
@@ -308,8 +428,12 @@ def train_on(
         def on_train_end(self, args, state, control, **kwargs):
             self.bar.close()
 
+    def aligned(logits, labels):
+        """A decoder's logits at one position are about the next token: each with the label that it predicts."""
+        return (logits[:, :-1], labels[:, 1:]) if decoder else (logits, labels)
+
     def hits(logits, labels):
-        logits = logits[0] if isinstance(logits, tuple) else logits
+        logits, labels = aligned(logits[0] if isinstance(logits, tuple) else logits, labels)
         right = (logits.argmax(-1) == labels) | (labels == -100)
         return right if right.dim() == 1 else right.all(-1)
 
@@ -361,6 +485,7 @@ def train_on(
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.model_accepts_loss_kwargs = True  # count the items of a step for every model: compute_loss divides by them
     trainer.train()
     if trainer.is_world_process_zero():
         import shutil
@@ -384,4 +509,4 @@ def train_on(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -3,7 +3,7 @@
 The grammar knows the truth about every review it writes: `topic_of` and `oracle_label` read topic and label
 back from the text alone, so the label noise of a language model trained on the reviews can be measured.
 
-    python data/reviews_grammar.py      # writes the seed examples and the two test sets to data/reviews/
+    python -m data.reviews_grammar      # writes the seed examples and the two test sets to data/reviews/
 """
 
 import json
@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.zipf import draw_topic, zipf_weights
 
 LABELS = ("positive", "negative")
 OTHER = {"positive": "negative", "negative": "positive"}
@@ -253,6 +255,7 @@ SEED_EXAMPLES = [
 ]
 TEST_SEED, TEST_ZIPF_SEED = 1, 2
 PER_TOPIC_AND_LABEL = 20
+TEACHER_STEPS = 1800  # of training; read by build_models.py
 
 
 @dataclass(frozen=True)
@@ -294,15 +297,7 @@ def _read_table(table: str) -> dict[str, Topic]:
 
 TOPICS: dict[str, Topic] = _read_table(TABLE)
 HEAD: list[str] = list(TOPICS)[:6]
-
-
-def zipf_weights(n: int) -> list[float]:
-    """Zipf's law for the ranks 1 to n: proportional to 1/rank, summing to 1."""
-    total = sum(1 / rank for rank in range(1, n + 1))
-    return [1 / rank / total for rank in range(1, n + 1)]
-
-
-WEIGHTS = dict(zip(TOPICS, zipf_weights(len(TOPICS)), strict=True))
+WEIGHTS = zipf_weights(TOPICS)
 
 
 def make_review(rng: random.Random, topic: str, label: str, plain: bool = False) -> str:
@@ -326,18 +321,10 @@ def make_review(rng: random.Random, topic: str, label: str, plain: bool = False)
     return text[0].upper() + text[1:]
 
 
-def burst_topics(rng: random.Random, length: int, burst: float, begin: str) -> list[str]:
-    """A chain of topics from `begin` on: with probability `burst` the one before again, else a draw by Zipf's law."""
-    chain = [begin]
-    while len(chain) < length:
-        chain.append(chain[-1] if rng.random() < burst else different_topic(rng, []))
-    return chain
-
-
-def different_topic(rng: random.Random, shown: list[str]) -> str:
-    """A draw by Zipf's law among the topics that are not in `shown` (at least one must be left)."""
-    left = [topic for topic in TOPICS if topic not in shown]
-    return rng.choices(left, [WEIGHTS[topic] for topic in left])[0]
+def make_example(rng: random.Random, topic: str, plain: bool = False) -> dict[str, str]:
+    """A record of the task, with a label at random."""
+    label = rng.choice(LABELS)
+    return {"review": make_review(rng, topic, label, plain), "label": label}
 
 
 def group_of(topic: str) -> str:
@@ -437,7 +424,7 @@ def write_data(folder: Path) -> None:
 
     balanced = [(topic, label) for topic in TOPICS for label in LABELS for _ in range(PER_TOPIC_AND_LABEL)]
     rng = random.Random(TEST_ZIPF_SEED)
-    by_zipf = [different_topic(rng, []) for _ in balanced]
+    by_zipf = [draw_topic(rng, WEIGHTS) for _ in balanced]
     files = {
         "seed_examples": [
             {"id": f"seed-{number}", "review": review, "label": label}

@@ -12,10 +12,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
+
+from bench.kill import environment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 # Some virtual machines advertise AMX and then refuse its instructions: bfloat16 on such a CPU ends in SIGILL.
@@ -23,17 +26,9 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "records",
-    "task",
-    "generate_units",
-    "score",
-    "train",
-    "evaluate_report",
-    "commands",
-    "shards",
-    "engine",
-    "loop",
-)
+    "records", "task", "word_problems", "generate_units", "score", "train", "evaluate_report", "commands", "shards", "engine",
+    "chat_teacher", "loop", "kill", "slurm",
+)  # fmt: skip
 
 PAIRS = """
 name = "pairs"
@@ -152,6 +147,15 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
+    """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
+    command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(models) | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list) -> None:
     def place(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
@@ -198,14 +202,22 @@ def flip(home: Path):
 # Models
 
 
-def make_tokenizer(special: dict[str, str], template: str):
-    """One token a word of the tasks' vocabulary (and the punctuation by itself), trained here with `tokenizers`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+def make_tokenizer(special: dict[str, str], template: str, newline: bool = False):
+    """One token a word of the tasks' vocabulary (and the punctuation by itself), trained here with `tokenizers`.
+
+    newline: a line's end is a token too; else it is nothing, as all white space.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
     tokenizer = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if newline:
+        lines = pre_tokenizers.Split("\n", "isolated")
+        words = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\n"), "removed", invert=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
+        texts.append("\n")
     tokenizer.train_from_iterator(
         texts, trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
     )
@@ -214,9 +226,30 @@ def make_tokenizer(special: dict[str, str], template: str):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def make_bpe():
+    """A tokenizer of Qwen2's own class (with a model of that type transformers loads no other) for the tasks' words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    made = json.loads(tokenizer.to_str())["model"]
+    return Qwen2Tokenizer(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]])
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny models with random weights: t5, t5v11 (gated, untied), bert, modernbert, llama."""
+    """Folders of tiny models with random weights: t5, t5v11 (gated, untied), bert, modernbert, llama, bos, qwen2.
+
+    llama: its tokenizer ends every text with EOS and knows no newline. bos, a Llama too: BOS but no EOS, a newline, no padding
+    token. qwen2: byte-level BPE, end and padding the same token, the output layer tied, a base's sampling settings.
+    """
     import torch
     import transformers as hf
 
@@ -225,6 +258,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     t5 = make_tokenizer({"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "$A </s>")
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     bert = make_tokenizer(names | {"mask_token": "[MASK]"}, "[CLS] $A [SEP]")
+    causal = make_tokenizer({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, "<s> $A", newline=True)
+    qwen2 = make_bpe()
     shape = {"vocab_size": len(t5), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
     shape |= {"num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -242,36 +277,54 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             hf.ModernBertForMaskedLM(hf.ModernBertConfig(vocab_size=len(bert), **marks, **small)),
             bert,
         ),
-        "llama": (hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(t5), num_key_value_heads=4, **small)), t5),
+        "llama": (
+            hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(t5), num_key_value_heads=4, **small)),
+            t5,
+        ),
+        "bos": (
+            hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(causal), num_key_value_heads=4, **small)),
+            causal,
+        ),
+        "qwen2": (
+            hf.Qwen2ForCausalLM(
+                hf.Qwen2Config(vocab_size=len(qwen2), num_key_value_heads=2, tie_word_embeddings=True, **small)
+            ),
+            qwen2,
+        ),
     }
+    made["qwen2"][0].generation_config = hf.GenerationConfig(
+        do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=5.0, eos_token_id=[3, 4, 5], min_new_tokens=4
+    )
     for name, (model, tokenizer) in made.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return {name: folder / name for name in made}
 
 
+STUDENTS = ("t5", "t5v11", "bert", "modernbert", "llama", "qwen2", "flip", "flip_bos")
 TRAINING = ("--num-train-epochs", "30", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
 
 
 @pytest.fixture(scope="session")
 def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Students trained by the command: t5 (in a process of its own), t5v11, bert and modernbert; a t5 of the flip task."""
+    """Students trained by the command, t5 in a process of its own; flip and flip_bos of the flip task."""
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("t5", "t5v11", "bert", "modernbert", "flip"):
-        task, base = ("flip", "t5") if name == "flip" else ("pairs", name)
+    for name in STUDENTS:
+        task, data = ("flip", "flip_train.jsonl") if "flip" in name else ("pairs", "train.jsonl")
+        base = {"flip": "t5", "flip_bos": "bos"}.get(name, name)
         done = (run if name == "t5" else call)(
             "train_student.py", "--task-file", home / f"{task}.toml", "--model", models[base], "--output-dir",
-            folder / name, "--train-file", home / ("flip_train.jsonl" if name == "flip" else "train.jsonl"), *TRAINING,
+            folder / name, "--train-file", home / data, *TRAINING,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in ("t5", "t5v11", "bert", "modernbert", "flip")}
+    return {name: folder / name for name in STUDENTS}
 
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
     """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
     folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "bert", "--steps", "150"]
+    command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
     subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 
@@ -284,3 +337,13 @@ def small_teacher(embedded):
 @pytest.fixture(scope="session")
 def small_t5(embedded):
     return embedded / "t5"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, embedded):
+    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    began = time.monotonic()
+    done = loop(folder, embedded)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder, done.stdout, time.monotonic() - began

@@ -111,14 +111,15 @@ def test_group_by_the_label_itself_is_shown_once(home, tmp_path):
     assert done.returncode == 0 and sum("label Warm" in line for line in done.stdout.splitlines()) == 1
 
 
-def test_a_student_is_measured_by_its_predictions(home, trained, pairs, tmp_path):
+@pytest.mark.parametrize("name", ["t5", "llama", "qwen2"])
+def test_a_student_is_measured_by_its_predictions(name, home, trained, pairs, tmp_path):
     from records import read_examples
     from score_ood import score_examples
 
-    done = evaluate(home, tmp_path, "--model", trained["t5"], "--group-by", "group", "--per-device-eval-batch-size", 4)
+    done = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group", "--per-device-eval-batch-size", 4)
     assert done.returncode == 0, done.stderr
     predictions = read_lines(tmp_path / "predictions.jsonl")
-    expected = score_examples(read_examples(home / "test.jsonl", pairs), pairs, str(trained["t5"]))
+    expected = score_examples(read_examples(home / "test.jsonl", pairs), pairs, str(trained[name]))
     assert [(p["prediction"], p["correct"]) for p in predictions] == [(s["prediction"], s["correct"]) for s in expected]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     hits = collections.Counter(p["group"] for p in predictions if p["correct"])
@@ -127,7 +128,7 @@ def test_a_student_is_measured_by_its_predictions(home, trained, pairs, tmp_path
         g: pytest.approx(hits[g] / sizes[g], abs=1e-4) for g in sizes
     }
     assert metrics["overall"]["accuracy"] == pytest.approx(sum(hits.values()) / len(predictions), abs=1e-4)
-    again = evaluate(home, tmp_path, "--model", trained["t5"], "--group-by", "group")
+    again = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group")
     assert again.returncode == 0 and "up to date" in again.stderr
     other = evaluate(home, tmp_path, "--model", trained["bert"], "--group-by", "group")
     assert other.returncode == 1 and "--model has changed" in other.stderr
@@ -142,7 +143,7 @@ def test_measuring_predictions_again_as_a_field(home, trained, tmp_path):
     assert {k: v for k, v in a.items() if k != "test_file"} == {k: v for k, v in b.items() if k != "test_file"}
 
 
-@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
 def test_untrained_student_is_measured_alike_twice(name, home, models, pairs):
     """A new head has random weights: without a seed the row "untrained" of a table would be another each time."""
     from records import read_examples
@@ -152,9 +153,10 @@ def test_untrained_student_is_measured_alike_twice(name, home, models, pairs):
     assert score_examples(examples, pairs, str(models[name])) == score_examples(examples, pairs, str(models[name]))
 
 
-def test_text_to_text(home, trained, tmp_path):
+@pytest.mark.parametrize("name", ["flip", "flip_bos"])
+def test_text_to_text(name, home, trained, tmp_path):
     done = call(
-        "evaluate.py", "--task-file", home / "flip.toml", "--model", trained["flip"], "--test-file",
+        "evaluate.py", "--task-file", home / "flip.toml", "--model", trained[name], "--test-file",
         home / "flip_train.jsonl", "--output-dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -347,7 +347,7 @@ def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pool
 
 def test_killed_at_any_write_and_run_again(split, tmp_path, monkeypatch):
     """Whole chunks are kept, an unfinished one is sent again: the files are those of a run that was not killed."""
-    split("whole", num_examples=30)
+    told = split("whole", num_examples=30)
     whole = both(tmp_path / "whole")
     write, save = generate.write_records, generate.save_progress
     points = 0
@@ -376,6 +376,7 @@ def test_killed_at_any_write_and_run_again(split, tmp_path, monkeypatch):
                 points += 1
         counts = split(folder, num_examples=30)
         assert both(tmp_path / folder) == whole, f"killed at write {point}"
+        assert counts == told, "tokens count once, of all sessions"
         assert counts["attempted"] == sum(map(len, whole)) == counts["accepted"] + sum(counts["rejected"].values())
     assert points >= 6  # three writes a chunk, two chunks at the least
 
@@ -456,6 +457,19 @@ def test_both_splits_of_an_iteration(command, tmp_path):
     assert all(set(r["shots"]) <= {t["id"] for t in train} and len(r["shots"]) == 2 for r in validation)
     again = command(folder="iter-03")
     assert again.returncode == 0 and again.stderr.count("up to date") == 2
+
+
+def test_an_unfinished_validation_notices_that_train_was_edited(command, tmp_path):
+    """It shows training examples: those it has were made from others than those that are to come."""
+    train = tmp_path / "iter-00" / "train.jsonl"
+    assert command("--num-validation", 30, "--max-attempts", 20).returncode == 1  # train is whole, validation is not
+    again = command("--num-validation", 30, "--max-attempts", 21)
+    assert again.returncode == 1 and "warning" not in again.stderr
+    write_lines(train, read_lines(train)[1:])
+    done = command("--num-validation", 30)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {train} has changed since {train.with_name('validation.jsonl')} was begun" in done.stderr
+    assert len(read_lines(train)) == 5 and "warning" not in command("--num-examples", 9, "--num-validation", 33).stderr
 
 
 def test_a_refused_split_leaves_the_other_as_it_was(command, tmp_path):

@@ -3,6 +3,7 @@
 The states that a killed stage leaves behind are made by stopping a small stage before each of its changes to the disk.
 """
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -11,12 +12,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from conftest import ROOT, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import records
 from records import (
     beside,
     fingerprint,
@@ -24,6 +27,7 @@ from records import (
     normalise,
     read_examples,
     read_records,
+    run_command,
     save_progress,
     start_run,
     write_json,
@@ -417,6 +421,16 @@ def test_torn_state_is_no_state(tmp_path):
     assert stage(tmp_path / "out.txt") == "made"
 
 
+def test_unreadable_state_of_work_that_could_go_on_is_never_passed_over(tmp_path):
+    state, work = (beside(tmp_path / "out.txt", suffix) for suffix in (".partial.json", ".partial"))
+    state.write_text('{"stage": "sta')
+    work.write_text("work")
+    with pytest.raises(SystemExit, match=r"partial.json: cannot be read, .* to begin it anew"):
+        stage(tmp_path / "out.txt", resumable=True)
+    assert work.read_text() == "work" and state.read_text() == '{"stage": "sta'
+    assert stage(tmp_path / "out.txt", resumable=True, overwrite=True) == "made"
+
+
 def test_progress_is_one_document_however_it_shrinks(tmp_path):
     run = start_run("stage.py", tmp_path / "out.txt", {}, {}, resumable=True)
     for progress in ([10**9, 10**9], [1, 2], None):
@@ -428,7 +442,13 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of the code under test catches it."""
 
 
-def killed_at(step: int, monkeypatch, work) -> bool:
+CHANGES = [
+    *((os, name) for name in ("pwrite", "ftruncate", "posix_fallocate", "fsync")),
+    *((Path, name) for name in ("unlink", "replace", "open")),
+]
+
+
+def killed_at(step: int, monkeypatch, work, error=Killed, changes=CHANGES) -> bool:
     """Run `work` and stop it just before its `step`-th change to the disk; False: it has fewer."""
     left = [step]
 
@@ -436,17 +456,17 @@ def killed_at(step: int, monkeypatch, work) -> bool:
         def step_or_die(*args, **options):
             left[0] -= 1
             if left[0] == 0:
-                raise Killed
+                raise error()
             return function(*args, **options)
 
         return step_or_die
 
     with monkeypatch.context() as patch:
-        for owner, name in ((os, "pwrite"), (os, "ftruncate"), (Path, "unlink"), (Path, "replace"), (Path, "open")):
+        for owner, name in changes:
             patch.setattr(owner, name, dying(getattr(owner, name)))
         try:
             work()
-        except Killed:
+        except (Killed, OSError):
             return True
     return False
 
@@ -474,6 +494,121 @@ def test_killed_before_any_change_to_the_disk(case, tmp_path, monkeypatch):
         assert output.with_suffix(".also").read_text() == "a\n" * 3, f"step {step}"
         assert files_of(output.parent) - {"out.txt.run.json.tmp"} == DONE, f"step {step}"
         assert stage(output, **options | {"overwrite": False}) == "up to date"
+
+
+@pytest.mark.parametrize("case", ["new", "extend"])
+def test_the_disk_is_full_at_any_write(case, tmp_path, monkeypatch):
+    """Nothing that was noted as done is lost, and with room again the same command makes the whole."""
+    writes = [(os, "pwrite"), (os, "posix_fallocate"), (os, "fsync")]
+
+    def full():
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    for step in range(1, 200):
+        output = tmp_path / f"{step}" / "out.txt"
+        if case == "extend":
+            stage(output, n=2)
+        if not killed_at(step, monkeypatch, lambda output=output: stage(output), full, writes):
+            assert step > 8
+            break
+        state, partial = beside(output, ".partial.json"), beside(output, ".partial")
+        record = beside(output, ".run.json")
+        if state.exists() and state.stat().st_size and not record.exists() and partial.exists():
+            held = (json.loads(state.read_text())["progress"] or [0])[0]
+            assert partial.read_text()[:held] == "a\n" * (held // 2) and (case == "new" or held >= 4), f"step {step}"
+        assert stage(output) in ("made", "up to date", *(f"resumed at {k}" for k in range(4)))
+        assert output.read_text() == output.with_suffix(".also").read_text() == "a\n" * 3, f"step {step}"
+        assert files_of(output.parent) == DONE, f"step {step}"
+
+
+def test_the_state_has_its_full_length_from_the_beginning(tmp_path):
+    """What is written over never grows, so no full disk can cut it; what changes lies in one page, so no kill can either."""
+    options = {f"option {n}": "x" * 60 for n in range(90)}
+    run = start_run("stage.py", tmp_path / "out.txt", options, {}, resumable=True)
+    state = beside(run.output, ".partial.json")
+    before = state.read_bytes()
+    assert len(before) % 4096 == 0 and len(before) > 4096
+    run.notes.update(prompt_tokens=10**12, completion_tokens=10**12, generate_seconds=10**8 + 0.25, train_file="s" * 71)
+    run.state["moving"] = True
+    save_progress(run, [10**15, 10**15])
+    after = state.read_bytes()
+    assert len(after) == len(before) and after[1024:] == before[1024:]
+    assert json.loads(after)["options"] == options and json.loads(after)["progress"] == [10**15, 10**15]
+    run.lock.close()
+
+
+def test_records_are_on_the_disk_before_the_state_tells_of_them(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(Path(f"/proc/self/fd/{number}").readlink().name), sync(number))
+    )
+    run = start_run("stage.py", tmp_path / "out.txt", {}, {}, resumable=True)
+    with run.partial.open("a") as file:
+        write_records(file, [{"id": "a"}])
+    save_progress(run, [12])
+    finish_run(run, {})
+    state = "out.txt.partial.json"
+    assert synced == [
+        state, "out.txt.partial", state, "out.txt.partial", "out.txt.run.json.tmp", state, tmp_path.name
+    ]  # fmt: skip
+
+
+def test_seconds_of_all_sessions(tmp_path, monkeypatch):
+    """A run that was killed and gone on with tells the seconds of both; one that begins anew those of its own."""
+    output = tmp_path / "out.txt"
+    run = start_run("stage.py", output, {"value": "a", "n": 3}, {"source": None}, also=[output.with_suffix(".also")])
+    for path in (run.partial, beside(output.with_suffix(".also"), ".partial")):
+        path.write_text("a\n")
+    run.started -= 1000
+    save_progress(run, [2, 2])
+    run.lock.close()
+    assert stage(output) == "resumed at 1"
+    record = beside(output, ".run.json")
+    assert 1000 <= json.loads(record.read_text())["seconds"] < 1060
+    stage(output, n=4)
+    assert 1000 <= json.loads(record.read_text())["seconds"] < 1060
+    stage(output, n=4, overwrite=True)
+    assert json.loads(record.read_text())["seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.jsonl"),
+            "error: a.jsonl: No space left on device; free some",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a.jsonl"), "error: a.jsonl: Disk quota exceeded; free some"),
+        (OSError(errno.EIO, "Input/output error"), "error: out.txt: Input/output error; check the disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "error: a: Permission denied; choose another folder"),
+        (
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "error: out.txt: No space left on device; free some",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            "error: out.txt: torch could not write all of it; free some",
+        ),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line(error, told, monkeypatch):
+    monkeypatch.setattr(records, "at_work", [Path("out.txt")])
+
+    def app():
+        try:
+            raise error
+        except Exception:
+            raise RuntimeError("some library's own words") from error
+
+    for raised in (app, mock.Mock(side_effect=error)):
+        message = refusal(run_command, raised)
+        assert message.startswith(told) and message.endswith("and run again: what was written stays")
+
+
+def test_other_errors_are_not_taken_for_the_disks():
+    for error in (FileNotFoundError(errno.ENOENT, "No such file"), ValueError("no")):
+        with pytest.raises(type(error)):
+            run_command(mock.Mock(side_effect=error))
 
 
 def test_lock_held_by_another_process(tmp_path):

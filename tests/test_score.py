@@ -3,6 +3,7 @@
 The straightforward computation here is the plain one: full logits of one example, in float64, no batch, no padding.
 """
 
+import functools
 import json
 import math
 import random
@@ -137,6 +138,34 @@ def seq2seq_by_itself(folder, example, temperature=1.0, positions=None) -> dict:
     return scores | {"prediction": prediction, "correct": prediction == example["target"].strip().lower()}
 
 
+@functools.cache
+def decoder_of(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def decoder_by_itself(folder, example, length=None) -> dict:
+    """The same of a decoder: source, newline, target and end token by themselves, one example without any padding."""
+    import torch
+
+    model, tokenizer = decoder_of(folder)
+    source, newline, target = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (example["source"], "\n", example["target"])
+    )
+    target.append(tokenizer.eos_token_id)
+    prompt = [tokenizer.bos_token_id] * (tokenizer.bos_token is not None) + source + newline
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + target])).logits[0].double()
+        written = model.generate(
+            torch.tensor([prompt]), max_new_tokens=length, do_sample=False, num_beams=1, repetition_penalty=1.0,
+            eos_token_id=tokenizer.eos_token_id, min_new_tokens=0, pad_token_id=0, attention_mask=torch.ones(1, len(prompt)),
+        )[0, len(prompt) :]  # fmt: skip
+    prediction = tokenizer.decode(written, skip_special_tokens=True).strip().lower()
+    scores = plain_scores(logits[len(prompt) - 1 : -1].tolist(), target, 1.0)
+    return scores | {"prediction": prediction, "correct": prediction == example["target"].strip().lower()}
+
+
 def encoder_by_itself(folder, example, task) -> dict:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -152,12 +181,12 @@ def encoder_by_itself(folder, example, task) -> dict:
     return scores | {"prediction": prediction, "correct": prediction == example["target"].lower()}
 
 
-def assert_same(found: list[dict], expected: list[dict]) -> None:
+def assert_same(found: list[dict], expected: list[dict], tolerance: float = 1e-4) -> None:
     for row, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert set(one) - {"random"} == set(other) - {"random"}
         for name, value in other.items():
             if isinstance(value, float) and name != "random":
-                assert one[name] == pytest.approx(value, abs=1e-4), f"{name} of example {row}"
+                assert one[name] == pytest.approx(value, abs=tolerance), f"{name} of example {row}"
             else:
                 assert one[name] == value, f"{name} of example {row}"
 
@@ -187,6 +216,20 @@ def test_sequences_one_by_one(name, taught, models, trained, examples, pairs):
         assert {one["prediction"] for one in found} == {"warm", "not warm"}  # in lower case
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("taught", [True, False])
+def test_decoders_one_by_one(name, taught, models, trained, examples, pairs):
+    """qwen2 untrained comes with sampling, a penalty and other end tokens in its generation_config.json."""
+    folder = (trained if taught else models)[name]
+    found = score_examples(examples, pairs, str(folder), batch_size=7)
+    tokenizer = decoder_of(folder)[1]
+    length = 1 + max(len(tokenizer(name, add_special_tokens=False)["input_ids"]) for name in pairs.labels)
+    assert_same(found, [decoder_by_itself(folder, e, length) for e in examples], 1e-5)
+    if taught:
+        assert {one["correct"] for one in found} == {True, False}
+        assert {one["prediction"] for one in found} >= {"warm", "not warm"}
+
+
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
 def test_energy_temperature(temperature, models, examples, pairs):
     found = score_examples(examples[:4], pairs, str(models["t5"]), energy_temperature=temperature)
@@ -211,7 +254,7 @@ def test_classes_one_by_one(name, trained, examples, pairs):
     assert {one["correct"] for one in found} == {True, False}
 
 
-@pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert"])
+@pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert", "llama", "qwen2"])
 def test_batch_size_and_order_change_nothing(name, trained, examples, pairs):
     reference = score_examples(examples, pairs, str(trained[name]), batch_size=64)
     for batch_size in (1, 3):
@@ -250,9 +293,19 @@ def test_text_to_text_is_decoded_up_to_its_length(length, home, trained, flip):
     assert [s["correct"] for s in found] == [p == e["target"] for p, e in zip(expected, examples, strict=True)]
 
 
-def test_bfloat16_weights_are_close(trained, examples, pairs):
-    exact = score_examples(examples, pairs, str(trained["t5"]))
-    rounded = score_examples(examples, pairs, str(trained["t5"]), dtype="bfloat16")
+@pytest.mark.parametrize("length", [1, 2, 8])
+def test_text_to_text_of_a_decoder(length, home, trained, flip):
+    examples = read_examples(home / "flip_train.jsonl", flip)
+    expected = [decoder_by_itself(trained["flip_bos"], e, length)["prediction"] for e in examples]
+    found = score_examples(examples, flip, str(trained["flip_bos"]), max_target_length=length)
+    assert [s["prediction"] for s in found] == expected
+    assert (sum(s["correct"] for s in found) > 10) is (length > 1)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_bfloat16_weights_are_close(name, trained, examples, pairs):
+    exact = score_examples(examples, pairs, str(trained[name]))
+    rounded = score_examples(examples, pairs, str(trained[name]), dtype="bfloat16")
     assert max(abs(a["energy"] - b["energy"]) for a, b in zip(exact, rounded, strict=True)) < 0.15
     assert exact != rounded
 
@@ -406,6 +459,34 @@ def test_feedback_file_of_the_user_is_not_touched(home, trained, tmp_path):
     done = score(home, trained["bert"], tmp_path, "--feedback-file", mine)
     assert done.returncode == 1 and str(mine) in done.stderr
     assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name, score_name, told",
+    [
+        ("bert", "energy_sum", "an encoder student has one position"),
+        ("modernbert", "energy_first", "an encoder student has one position"),
+        ("bert", "energy_padded", "an encoder student has one position"),
+        ("qwen2", "energy_padded", "the authors' setting for T5"),
+    ],
+)
+def test_a_score_that_the_student_has_not_is_refused_before_its_weights_are_read(
+    name, score_name, told, home, models, tmp_path
+):
+    shutil.copytree(models[name], tmp_path / "student")
+    (tmp_path / "student" / "model.safetensors").unlink()
+    done = score(home, tmp_path / "student", tmp_path, "--score", score_name)
+    assert done.returncode == 1 and f"error: --score {score_name}: {told}" in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"student"}
+
+
+def test_energies_of_a_decoder_select(home, trained, tmp_path):
+    for name in ("energy_sum", "energy_first"):
+        done = score(
+            home, trained["llama"], tmp_path, "--feedback-file", tmp_path / f"{name}.fb", "--score", name, output=name
+        )
+        assert done.returncode == 0 and f"selected by {name}" in done.stderr
+        assert all(r["score"] == r[name] for r in read_lines(tmp_path / f"{name}.fb"))
 
 
 def test_a_broken_student_is_a_message(home, models, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records import read_examples
-from train_student import encode, is_held_out, load_student, token_losses, train_on
+from train_student import encode, is_held_out, load_student, positions_of, target_ids, token_losses, train_on
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses
@@ -112,7 +112,9 @@ def test_features(name, models, home, pairs, capsys):
 # Trainings
 
 CLASSES = {"t5": "T5ForConditionalGeneration", "t5v11": "T5ForConditionalGeneration", "flip": "T5ForConditionalGeneration",
-           "bert": "BertForSequenceClassification", "modernbert": "ModernBertForSequenceClassification"}  # fmt: skip
+           "bert": "BertForSequenceClassification", "modernbert": "ModernBertForSequenceClassification",
+           "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "flip_bos": "LlamaForCausalLM"}  # fmt: skip
+FAMILIES = {"bert": "encoder", "modernbert": "encoder", "llama": "decoder", "qwen2": "decoder", "flip_bos": "decoder"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -125,14 +127,14 @@ def test_trained_student(name, trained, home, pairs, flip):
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_log.jsonl",
     }  # fmt: skip
     assert not list(folder.parent.glob("*partial*"))
-    task, data = (flip, "flip_train.jsonl") if name == "flip" else (pairs, "train.jsonl")
+    task, data = (flip, "flip_train.jsonl") if "flip" in name else (pairs, "train.jsonl")
     examples = read_examples(home / data, task)
     held_out = sum(is_held_out(e["id"]) for e in examples)
     record = json.loads((folder.parent / f"{name}.run.json").read_text())
     counts = record["counts"]
     assert counts["held_out_examples"] == held_out and counts["train_examples"] == len(examples) - held_out
     assert counts["steps"] == 30 * math.ceil(counts["train_examples"] / 20)
-    assert counts["family"] == ("encoder" if "bert" in name else "encoder-decoder") and counts["dtype"] == "float32"
+    assert counts["family"] == FAMILIES.get(name, "encoder-decoder") and counts["dtype"] == "float32"
     assert record["inputs"]["train_file"] == [
         "sha256:" + hashlib.sha256((home / data).read_bytes()).hexdigest()
     ] and record["options"]["loss"] == "ce"  # fmt: skip
@@ -146,6 +148,15 @@ def test_trained_student(name, trained, home, pairs, flip):
     if "bert" in name:
         assert model.config.id2label == {0: "Warm", 1: "not warm"}
         assert model.config.label2id == {"Warm": 0, "not warm": 1}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert model.config.pad_token_id == tokenizer.pad_token_id is not None
+    if counts["family"] == "decoder":
+        assert (tokenizer.pad_token == tokenizer.eos_token) is (name != "llama")
+        kept = model.generation_config
+        assert (kept.eos_token_id, kept.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        assert not kept.do_sample and kept.repetition_penalty in (None, 1.0) and not kept.min_new_tokens
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert tied is (name == "qwen2")
 
 
 OPTIONS = {
@@ -155,7 +166,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["t5", "bert"])
+@pytest.mark.parametrize("name", ["t5", "bert", "qwen2"])
 def test_saved_weights_are_those_of_the_best_epoch(name, models, home, pairs, tmp_path):
     """Held-out examples of the opposite label: the longer it trains, the worse. The best epoch, not the last, is saved."""
     from score_ood import score_examples
@@ -233,9 +244,11 @@ def test_all_held_out_is_refused(models, home, tmp_path):
     assert not (tmp_path / "student").exists()
 
 
-@pytest.mark.parametrize("name", ["t5", "bert"])
+@pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert", "llama", "bos", "qwen2"])
 def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
-    """8 x 1, 2 x 4 and 1 x 8: the first step has the same loss and the same gradient, targets of unlike length included."""
+    """8 x 1, 2 x 4 and 1 x 8: the first step has the same loss and the same gradients, targets of unlike length included."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
     shutil.copytree(models[name], tmp_path / "still")
     config = json.loads((tmp_path / "still" / "config.json").read_text())
     config |= {"dropout_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -243,14 +256,123 @@ def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
     rows = [e for e in read_examples(home / "train.jsonl", pairs) if not is_held_out(e["id"])][:8]
     assert len({len(e["target"]) for e in rows}) == 2
     options = OPTIONS | {"loss": "sce", "sce_alpha": 1.0, "sce_beta": 0.3, "num_train_epochs": 1}
-    firsts = []
+    firsts, gradients = [], []
+
+    def keep(optimizer, *_):
+        values = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients.append([x for v in values for x in v.tolist()])
+
+    handle = register_optimizer_step_pre_hook(keep)
     for size, steps in ((8, 1), (2, 4), (1, 8)):
         how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
         _, log = train_on(pairs, str(tmp_path / "still"), rows, rows[:1], tmp_path / f"s{size}", options | how)
         firsts.append((log[0]["step"], log[0]["loss"], log[0]["grad_norm"]))
-    assert firsts[0][0] == 1 and firsts[0][2] > 1e-3
+    handle.remove()
+    assert firsts[0][0] == 1 and firsts[0][2] > 1e-3 and len(gradients) == 3
     assert firsts[1] == pytest.approx(firsts[0], rel=1e-4)
     assert firsts[2] == pytest.approx(firsts[0], rel=1e-4)
+    largest = max(map(abs, gradients[0]))
+    for other in gradients[1:]:
+        assert max(abs(a - b) for a, b in zip(gradients[0], other, strict=True)) < 1e-4 * largest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoders
+
+
+@pytest.mark.parametrize("name", ["llama", "bos"])
+def test_features_of_a_decoder(name, models, home, pairs, capsys):
+    """The source as the tokenizer frames it but for an EOS, a newline, the target, EOS; tokenised apart."""
+    _, tokenizer, family = load_student(str(models[name]), pairs)
+    examples = read_examples(home / "train.jsonl", pairs)[:4]
+    features = encode(examples, tokenizer, family, pairs, 512, 128)
+    words = ["pair", ":", *examples[1]["source"].removeprefix("pair:").split()]
+    prompt = words if name == "llama" else ["<s>", *words, "\n"]
+    assert family == "decoder" and tokenizer.convert_ids_to_tokens(features[1]["input_ids"]) == prompt
+    assert tokenizer.convert_ids_to_tokens(features[1]["labels"]) == ["not", "warm", "</s>"]
+    assert target_ids(["Warm"], tokenizer, family) == [features[0]["labels"]]
+    assert capsys.readouterr().err == ""
+    short = encode(examples, tokenizer, family, pairs, 4, 1)
+    beginning = prompt[:4] + ["\n"] * (name == "bos")
+    assert tokenizer.convert_ids_to_tokens(short[1]["input_ids"]) == beginning
+    assert [len(f["labels"]) for f in short] == [1] * 4
+    said = capsys.readouterr().err
+    assert "4 of 4 sources are longer than --max-source-length 4: cut" in said
+    assert "4 of 4 targets are longer than --max-target-length 1: cut" in said
+    exact = encode(examples[1:2], tokenizer, family, pairs, len(words) + (name == "bos"), 3)
+    assert exact[0]["input_ids"] == features[1]["input_ids"] and capsys.readouterr().err == ""
+    nothing = encode([examples[0] | {"source": ""}], tokenizer, family, pairs, 512, 128)[0]["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(nothing) == (["</s>"] if name == "llama" else ["<s>", "\n"])
+
+
+@pytest.mark.parametrize("name", ["llama", "bos", "qwen2"])
+def test_loss_of_a_decoder_is_that_of_its_target_tokens(name, models, home, pairs, tmp_path):
+    """The first step's loss against the plain way: one example at a time, no padding, all logits, in float64."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows = [e for e in read_examples(home / "train.jsonl", pairs) if not is_held_out(e["id"])][:6]
+    _, tokenizer, family = load_student(str(models[name]), pairs)
+    model = AutoModelForCausalLM.from_pretrained(models[name]).eval()
+    losses = []
+    for f in encode(rows, tokenizer, family, pairs, 64, 16):
+        with torch.inference_mode():
+            logits = model(torch.tensor([f["input_ids"] + f["labels"]])).logits[0].double()
+        log_p = logits.log_softmax(-1)
+        losses += [-float(log_p[len(f["input_ids"]) + j - 1, token]) for j, token in enumerate(f["labels"])]
+    for size in (6, 2):
+        how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 6 // size, "num_train_epochs": 1}
+        _, log = train_on(pairs, str(models[name]), rows, [], tmp_path / f"s{size}", OPTIONS | how)
+        assert log[0]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+def test_positions_bound_the_source(models, home, pairs, capsys):
+    """What does not fit into the model's positions is cut and said, or refused: no index error in the middle of a run."""
+    import torch
+    import transformers as hf
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    roberta = hf.RobertaForSequenceClassification(
+        hf.RobertaConfig(vocab_size=100, max_position_embeddings=514, pad_token_id=1, **small)
+    )
+    bert = hf.BertForSequenceClassification(hf.BertConfig(vocab_size=100, max_position_embeddings=6, **small))
+    gpt2 = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=100, n_positions=8, n_embd=16, n_layer=1, n_head=2))
+    t5 = load_student(str(models["t5"]), pairs)[0]
+    found = [positions_of(roberta, "encoder"), positions_of(bert, "encoder"), positions_of(gpt2, "decoder")]
+    assert found == [512, 6, 8] and positions_of(t5, "encoder-decoder") is None
+    with torch.inference_mode():
+        roberta(torch.zeros((1, 512), dtype=torch.long))
+    examples = read_examples(home / "train.jsonl", pairs)[:3]
+    tokenizer = load_student(str(models["bert"]), pairs)[1]
+    features = encode(examples, tokenizer, "encoder", pairs, 512, 128, positions=6)
+    assert {len(f["input_ids"]) for f in features} == {6}
+    assert (
+        "3 of 3 sources are longer than the 6 tokens that the model's 6 positions leave them" in capsys.readouterr().err
+    )
+    tokenizer = load_student(str(models["bos"]), pairs)[1]
+    features = encode(examples, tokenizer, "decoder", pairs, 512, 3, positions=8)
+    assert {len(f["input_ids"]) for f in features} == {5} and max(len(f["labels"]) for f in features) == 3
+    assert "the 4 tokens that the model's 8 positions leave them: cut" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--max-target-length 7: leaves no room for a source in 8 positions"):
+        encode(examples, tokenizer, "decoder", pairs, 512, 7, positions=8)
+
+
+def test_a_student_with_few_positions_is_trained_and_measured(models, home, tmp_path):
+    """GPT-2 has a table of positions, which raises an index error beyond its end."""
+    import transformers as hf
+
+    tokenizer = hf.AutoTokenizer.from_pretrained(models["bos"])
+    config = hf.GPT2Config(vocab_size=len(tokenizer), n_positions=9, n_embd=16, n_layer=1, n_head=2)
+    hf.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    args = ("--max-target-length", 3)
+    done = train(home, tmp_path / "gpt2", tmp_path / "student", "--num-train-epochs", 1, *args)
+    assert done.returncode == 0 and "the 5 tokens that the model's 9 positions leave them" in done.stderr
+    done = call(
+        "evaluate.py", "--task-file", home / "pairs.toml", "--model", tmp_path / "student", "--test-file",
+        home / "test.jsonl", "--output-dir", tmp_path / "out", *args,
+    )  # fmt: skip
+    assert done.returncode == 0 and "positions leave them" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,7 +397,26 @@ def test_students_that_do_not_fit_are_refused(models, trained, home, tmp_path):
     refused(
         attempt(models["bert"], task="flip.toml", data="flip_train.jsonl"), "an encoder (bert) chooses among labels"
     )
-    refused(attempt(models["llama"]), "llama is neither an encoder-decoder", "not supported yet")
+    for name, kind, changes, told in (
+        ("gemma2", "gemma2", {}, "changes the logits after its output layer (final_logit_softcapping 30.0)"),
+        ("cohere", "cohere", {"logit_scale": 0.0625}, "(logit_scale 0.0625)"),
+        ("granite", "granite", {"logits_scaling": 8.0}, "(logits_scaling 8.0)"),
+        ("bart", "bart", {}, "bart is an encoder-decoder other than T5"),
+        ("vit", "vit", {}, "vit is none of encoder-decoder (T5), encoder (BERT) and decoder-only model (Llama, Qwen2)"),
+    ):  # from the config alone: there are no weights
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind, **changes}))
+        refused(attempt(tmp_path / name), told)
+    shutil.copytree(models["bos"], tmp_path / "endless")
+    path = tmp_path / "endless" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("eos_token")
+    path.write_text(json.dumps(config))
+    refused(attempt(tmp_path / "endless"), "its tokenizer has no end token")
+    shutil.copytree(models["llama"], tmp_path / "mixed")
+    for path in models["qwen2"].glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "mixed")
+    refused(attempt(tmp_path / "mixed"), "its tokenizer has a token 349, the model only 31 tokens")
     refused(attempt(tmp_path / "none"), f"model {tmp_path / 'none'}: no such file or folder")
     refused(attempt("nobody/no-such-model"), "--model nobody/no-such-model: no student there")
     (tmp_path / "empty").mkdir()

@@ -1,30 +1,32 @@
-"""Build the embedded models of the reviews task from nothing: the teacher LLM and the student bases, in minutes on a CPU.
+"""Build the embedded models of a task from nothing: the teacher LLM and the student bases, in minutes on a CPU.
 
-Reads prompts/reviews.toml (the teacher is trained on documents in the very form of its prompts) and the grammar of
-data/reviews_grammar.py. Writes data/reviews/models/<name>/ in the Hugging Face format, each with a run record.
+Reads prompts/<task>.toml (the teacher is trained on documents in the very form of its prompts) and the grammar
+data/<task>_grammar.py. Writes data/<task>/models/<name>/ in the Hugging Face format, each with a run record.
 
-    python -m data.build_reviews teacher t5        # what `bash loop.sh` needs; once
-    python -m data.build_reviews bert              # an encoder student: STUDENT=data/reviews/models/bert bash loop.sh
+    python -m data.build_models reviews teacher t5         # what `bash loop.sh` needs; once
+    python -m data.build_models reviews bert               # an encoder student: STUDENT=data/reviews/models/bert bash loop.sh
+    python -m data.build_models word_problems teacher t5   # what `bash loop.sh prompts/word_problems.toml` needs
 
-teacher   Llama, trained from scratch on documents of several reviews whose topics come in bursts, so that it goes on with
+teacher   Llama, trained from scratch on documents of several examples whose topics come in bursts, so that it goes on with
           the topic that it is shown last: without in-context learning no feedback could reach it.
 t5, bert  student bases with random weights and tokenizers of their own.
 """
 
+import importlib
 import random
 import string
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
-from data import reviews_grammar as grammar
-from records import finish_run, start_run
-from task import Task, load_task, render_prompt
+from data.zipf import burst_topics, draw_topic
+from records import finish_run, run_command, start_run
+from task import Task, load_task, render_prompt, split_example
 
 HERE = Path(__file__).parent
-TASK_FILE = HERE.parent / "prompts" / "reviews.toml"
 EOS = "</s>"
 SPECIAL = {
     "teacher": ["<pad>", EOS],
@@ -32,55 +34,58 @@ SPECIAL = {
     "bert": ["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
 }
 
-# How the teacher is taught, found by the share of its reviews that say what was asked: with one label in sight and neither
+# A grammar is a module with WEIGHTS, the topics of the task with their frequency, make_example(rng, topic, plain), which
+# draws a record of the task (plain: of the simplest kind), and TEACHER_STEPS.
+
+# How the teacher is taught, found by the share of reviews that say what was asked: with one label in sight and neither
 # negation nor contrast at first it learns in seconds what a label is for; without, often not within two minutes.
 PLAIN, SINGLES = (
     0.2,
     0.5,
-)  # up to these shares of the steps: plain reviews one by one; all reviews one by one; documents
+)  # up to these shares of the steps: plain examples one by one; all examples one by one; documents
 PEAK = 5e-3  # learning rate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 
 
-def make_example(rng: random.Random, task: Task, topic: str, plain: bool = False) -> dict:
-    """A record of the task, with a label at random."""
-    label = rng.choice(list(task.labels))
-    return {"review": grammar.make_review(rng, topic, label, plain), "label": label}
-
-
-def make_document(rng: random.Random, task: Task, burst: float) -> str:
-    """A prompt of the training kind (3 of 4) or of the validation kind, with the review that answers it.
+def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: float) -> str:
+    """A prompt of the training kind (3 of 4) or of the validation kind, with the example that answers it.
 
     Training: a chain of topics that stay with probability `burst` and else jump by Zipf's law; the answer is the next
     link. It begins anywhere, so that the teacher knows its tail topics as well as a large model would; where a chain goes
     is what the prompts of the loop ask. Validation: two shots, and an answer of a topic that neither of them has.
     """
-    begin = rng.choice(list(grammar.TOPICS))
+    begin = rng.choice(list(grammar.WEIGHTS))
     if rng.random() < 0.75:
-        split, topics = "train", grammar.burst_topics(rng, rng.randint(4, 9), burst, begin)
+        split, topics = "train", burst_topics(rng, grammar.WEIGHTS, rng.randint(4, 9), burst, begin)
     else:
-        shown = [begin, rng.choice(list(grammar.TOPICS))]
-        split, topics = "validation", [*shown, grammar.different_topic(rng, shown)]
-    *shots, answer = (make_example(rng, task, topic) for topic in topics)
-    system, user = render_prompt(task, split, shots, answer["label"])
-    return f"{system}\n\n{user} {answer['review']}{EOS}"
+        shown = [begin, rng.choice(list(grammar.WEIGHTS))]
+        split, topics = "validation", [*shown, draw_topic(rng, grammar.WEIGHTS, shown)]
+    *shots, answer = (grammar.make_example(rng, topic) for topic in topics)
+    label = answer[task.answer_field] if task.labels else None
+    system, user = render_prompt(task, split, shots, label)
+    start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
+    rest = string.Template(task.prompt["example"]).substitute(answer).removeprefix(start)
+    return f"{system}\n\n{user}{rest}{EOS}"
 
 
-def make_single(rng: random.Random, task: Task, plain: bool) -> str:
+def make_single(rng: random.Random, task: Task, grammar: ModuleType, plain: bool) -> str:
     """One example alone, of any topic."""
-    example = make_example(rng, task, rng.choice(list(grammar.TOPICS)), plain)
+    example = grammar.make_example(rng, rng.choice(list(grammar.WEIGHTS)), plain)
     return string.Template(task.prompt["example"]).substitute(example) + EOS
 
 
-def train_tokenizer(texts: list[str], family: str) -> Any:
-    """Byte-level BPE in which the words of the grammar become single tokens; special tokens as the family has them."""
+def train_tokenizer(texts: list[str], family: str, prefix_space: bool = False) -> Any:
+    """Byte-level BPE in which the words of the grammar become single tokens; special tokens as the family has them.
+
+    prefix_space: a word at the beginning of a text is the token that it is elsewhere.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     special = SPECIAL[family]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -104,7 +109,7 @@ def train_tokenizer(texts: list[str], family: str) -> Any:
 # Models
 
 
-def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int) -> dict:
+def build_teacher(folder: Path, task: Task, grammar: ModuleType, seed: int, burst: float, steps: int) -> dict:
     """Train a small Llama from scratch on rendered documents; returns counts for the run record."""
     import torch
     from tqdm import tqdm
@@ -112,7 +117,7 @@ def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int)
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer([make_document(rng, task, burst) for _ in range(2000)], "teacher")
+    tokenizer = train_tokenizer([make_document(rng, task, grammar, burst) for _ in range(2000)], "teacher")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
@@ -126,9 +131,9 @@ def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int)
     for step in (bar := tqdm(range(steps), desc="teacher", unit="step")):
         if not groups:  # eight batches at a time, so that texts of one length can share a batch
             if step < SINGLES * steps:
-                size, texts = 60, [make_single(rng, task, step < PLAIN * steps) for _ in range(8 * 60)]
+                size, texts = 60, [make_single(rng, task, grammar, step < PLAIN * steps) for _ in range(8 * 60)]
             else:
-                size, texts = 6, [make_document(rng, task, burst) for _ in range(8 * 6)]
+                size, texts = 6, [make_document(rng, task, grammar, burst) for _ in range(8 * 6)]
             texts.sort(key=len)
             groups = [texts[i : i + size] for i in range(0, len(texts), size)]
             rng.shuffle(groups)
@@ -147,17 +152,21 @@ def build_teacher(folder: Path, task: Task, seed: int, burst: float, steps: int)
     return {"parameters": model.num_parameters(), "steps": steps, "tokens": tokens, "final_loss": round(loss.item(), 4)}
 
 
-def build_student(folder: Path, family: str, task: Task, seed: int) -> dict:
-    """A student base with random weights; its tokenizer has seen unlabelled reviews of the same Zipf distribution."""
+def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, seed: int) -> dict:
+    """A student base with random weights; its tokenizer has seen texts of the task, topics by Zipf's law."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    topics = rng.choices(list(grammar.TOPICS), grammar.zipf_weights(len(grammar.TOPICS)), k=3000)
-    reviews = (make_example(rng, task, topic)["review"] for topic in topics)
-    texts = [string.Template(task.student["source"]).substitute(review=review) for review in reviews]
-    tokenizer = train_tokenizer([*texts, *task.labels], family)
+    topics = rng.choices(list(grammar.WEIGHTS), list(grammar.WEIGHTS.values()), k=3000)
+    examples = [grammar.make_example(rng, topic) for topic in topics]
+    sources, targets = (
+        [string.Template(task.student[side]).substitute(example) for example in examples]
+        for side in ("source", "target")
+    )
+    # Where answers are made of the words of the text, a word is one token in both
+    tokenizer = train_tokenizer([*sources, *(task.labels or targets)], family, prefix_space=not task.labels)
     if family == "t5":
         config = T5Config(
             vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=1, num_heads=4,
@@ -178,35 +187,41 @@ def build_student(folder: Path, family: str, task: Task, seed: int) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
 
+TaskName = StrEnum("TaskName", ["reviews", "word_problems"])
 Name = StrEnum("Name", ["teacher", "t5", "bert"])
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
+    task_name: Annotated[TaskName, typer.Argument(help="Task to build for.", metavar="TASK")],
     names: Annotated[list[Name], typer.Argument(help="What to build.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the models (git-ignored).")] = HERE / "reviews" / "models",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of the teacher.")] = 1800,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder of the models (data/TASK/models).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the teacher (the task's own).")] = None,
     burst: Annotated[
         float, typer.Option(min=0, max=1, help="How often a topic stays (0 = no in-context topic).")
     ] = 0.75,
     seed: Annotated[int, typer.Option(help="Seed of weights and text.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Build anew what is there already.")] = False,
 ) -> None:
-    """Build embedded models of the reviews task."""
-    task = load_task(TASK_FILE)
-    inputs = {"the task file": TASK_FILE, "the grammar": HERE / "reviews_grammar.py"}
+    """Build embedded models of a task."""
+    task_file = HERE.parent / "prompts" / f"{task_name}.toml"
+    task, grammar = load_task(task_file), importlib.import_module(f"data.{task_name}_grammar")
+    if Name.bert in names and not task.labels:
+        raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
+    output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
+    inputs = {"the task file": task_file, "the grammar": HERE / f"{task_name}_grammar.py"}
     for name in names:
         options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
-        run = start_run(f"build_reviews.py {name}", output_dir / name, options, inputs, overwrite=overwrite)
+        run = start_run(f"build_models.py {task_name} {name}", output_dir / name, options, inputs, overwrite=overwrite)
         if run is None:
             continue
         if name == "teacher":
-            counts = build_teacher(run.partial, task, seed, burst, steps)
+            counts = build_teacher(run.partial, task, grammar, seed, burst, steps)
         else:
-            counts = build_student(run.partial, name, task, seed)
+            counts = build_student(run.partial, name, task, grammar, seed)
         finish_run(run, counts)
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

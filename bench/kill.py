@@ -1,0 +1,248 @@
+"""Kill loop.sh again and again, run it again each time, and compare what it made with a run that nobody interrupted.
+
+Builds tiny models and the uninterrupted run first (about two minutes), then kills SIGKILL-wise the whole process group of
+loop.sh: ten times on the way of a run folder to its end, once inside every stage and the others at random seconds, each
+followed by the same command again. A folder that came to its end is compared, and the next one begins.
+
+    python bench/kill.py 100                            # so many kills; --seed draws the moments
+    python bench/kill.py 20 --seed 7 --folder /tmp/kill # models, runs and logs in there
+    python bench/kill.py 100 --kills-per-run 20         # quicker: fewer folders
+
+Prints a line a kill, one a folder, and the counts. Exit code 1 when a file differs or a rerun ends with an error.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
+    "ITERATIONS": "2", "NUM_EXAMPLES": "80", "NUM_VALIDATION": "60", "EPOCHS": "2", "GENERATE_ARGS": "--enforce-eager",
+}  # fmt: skip
+OUTPUT = {  # stage -> what it writes in its folder
+    "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",
+    "score": "scored.jsonl", "evaluate": "predictions.jsonl",
+}  # fmt: skip
+PLACES = [  # (stage, folder) in the order of the loop
+    ("evaluate", "untrained"),
+    *((stage, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for stage in OUTPUT),
+    ("train", "final"), ("evaluate", "final"), ("evaluate", "final/test_zipf"), ("report", ""),
+]  # fmt: skip
+LINGER = {"train": 0.5, "score": 1.0, "evaluate": 1.0, "report": 0.2}  # at most so many seconds into it
+PER_RUN = re.compile(
+    r"seconds|runtime|per_second|finished_at|^command$|^git_"
+)  # fields that differ between any two runs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Start, wait, kill
+
+
+def environment(models: Path) -> dict[str, str]:
+    """What loop.sh needs to make a tiny run with this Python and the models of `data.build_reviews`."""
+    return {**os.environ, "PYTHON": sys.executable, "TEACHER": f"{models}/teacher", "STUDENT": f"{models}/t5", **TINY}
+
+
+def start_loop(run: Path, models: Path, log: Path) -> subprocess.Popen:
+    """loop.sh in a session, and so a process group, of its own; what it prints goes to `log`."""
+    with log.open("w") as file:
+        return subprocess.Popen(
+            ["bash", "loop.sh", "prompts/reviews.toml", str(run)],
+            cwd=ROOT, env=environment(models), stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file; asked of the kernel, since trying would be in the stage's way."""
+    try:
+        inode = f":{path.stat().st_ino} "
+    except FileNotFoundError:
+        return False
+    return any(inode in line and "FLOCK" in line and "->" not in line for line in Path("/proc/locks").open())
+
+
+def is_inside(run: Path, log: Path, stage: str, folder: str) -> bool:
+    """Whether the stage is at work: a chunk is written and not the last one (generate), the Trainer has begun (train)."""
+    if stage == "report":
+        return f"+ report.py {run}" in log.read_text()
+    output = run / folder / OUTPUT[stage]
+    state = Path(f"{output}.partial.json")
+    if not is_locked(state):  # what is there was left by a stage that is dead
+        return False
+    if stage == "train":
+        return output.with_name("student.partial").is_dir()
+    try:
+        with state.open() as file:  # empty while a finished output is only looked at
+            return file.read(14).startswith('{"progress": [' if stage.startswith("generate") else '{"progress": ')
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(process: subprocess.Popen, moment: Callable[[], bool], seconds: float = float("inf")) -> bool:
+    """Wait until the moment has come or so many seconds are over; False: the process ended before."""
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        if moment() or time.monotonic() > end:
+            return True
+        time.sleep(0.003)
+    return False
+
+
+def living(session: int) -> list[int]:
+    """Processes of a session that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(of) == session and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL for all of them, and wait until the last one has let go of its files."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while living(process.pid):
+        time.sleep(0.01)
+
+
+def unfinished(run: Path) -> list[str]:
+    """Outputs that somebody has begun and not finished, as paths under the run folder."""
+    states = [path for path in run.rglob("*.partial.json") if path.stat().st_size]
+    return sorted(str(path.relative_to(run)).removesuffix(".partial.json") for path in states)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compare
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if not PER_RUN.search(k)}
+    return value
+
+
+def content(path: Path) -> Any:
+    """What must be the same in two runs: the bytes; run records and logs without times, commands and code version."""
+    if path.name.endswith(".run.json"):
+        record = without_times(json.loads(path.read_text()))
+        if record["stage"] in ("score_ood.py", "evaluate.py"):
+            del record["inputs"]["model"]  # the hash of the student's run record, times included
+        return record
+    if path.name in ("training_log.jsonl", "metrics.jsonl"):
+        return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """Files of two run folders, loop.log apart, that are in one of them only or do not hold the same."""
+    names = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole)]
+    alone = names[0] ^ names[1]
+    return sorted(map(str, alone | {n for n in names[0] & names[1] if content(run / n) != content(whole / n)}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run folder
+
+
+def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random, kills: int = 10) -> Counter:
+    """Kill the loop `kills` times on its way to the end and run it to its end; counts of the kills by what they hit.
+
+    Once inside every stage, in a folder that is drawn, else at a moment drawn from a quarter of `seconds`, the time of an
+    uninterrupted run (or where the next stage of the list begins, if that comes first). AssertionError when a rerun ends
+    with an error.
+    """
+    chosen = {rng.choice([p for p in PLACES if p[0] == stage]) for stage in [*OUTPUT, "report"]}
+    places = [place for place in PLACES if place in chosen]
+    plan = [True] * (len(places) - 1) + [False] * (kills - len(places))  # at a place?
+    rng.shuffle(plan)
+    hits, log = Counter(), run.with_name(f"{run.name}.log")
+    for number, at_place in enumerate([*plan, True][:kills], 1):
+        stage, folder = places[0]
+        drawn = float("inf") if at_place else rng.uniform(0, seconds / 4)
+        linger = rng.uniform(0, LINGER.get(stage, 0))
+        began = time.monotonic()
+        process = start_loop(run, models, log)
+        there = wait_for(process, lambda stage=stage, folder=folder: is_inside(run, log, stage, folder), drawn)
+        if there and at_place:
+            there = wait_for(process, lambda: False, linger)
+            places.pop(0)
+        assert there, f"{run}: ended with {process.returncode} before it came into {stage} {folder}:\n{tail(log)}"
+        kill_group(process)
+        inside = unfinished(run) or ([] if stage != "report" or not at_place else ["report"])
+        hits["at random" if not at_place else stage if inside else "missed"] += 1
+        what = f"in {stage} {folder}" if at_place else "at random"
+        print(
+            f"kill {number}: {what}, {time.monotonic() - began:.1f} s; unfinished: {', '.join(inside) or 'nothing'}",
+            flush=True,
+        )
+    process = start_loop(run, models, log)
+    process.wait()
+    assert process.returncode == 0, f"{run}: the last rerun ended with {process.returncode}:\n{tail(log)}"
+    return hits
+
+
+def tail(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-15:])
+
+
+def main(
+    kills: Annotated[int, typer.Argument(min=1, help="How many in all.")],
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    kills_per_run: Annotated[int, typer.Option(min=6, help="How many on the way of one run folder to its end.")] = 10,
+    folder: Annotated[Path | None, typer.Option(help="Models, runs and logs (none = a new one in /tmp).")] = None,
+) -> None:
+    """Kill loop.sh so many times, and compare."""
+    folder = folder or Path(tempfile.mkdtemp(prefix="kill-"))
+    models, whole = folder / "models", folder / "whole"
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    print(f"{kills} kills, seed {seed}, code {commit.stdout.strip()}, in {folder}", flush=True)
+    build = [sys.executable, "-m", "data.build_reviews", "teacher", "t5", "--steps", "150", "--output-dir", str(models)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    shutil.rmtree(whole, ignore_errors=True)
+    began = time.monotonic()
+    process = start_loop(whole, models, folder / "whole.log")
+    if process.wait():
+        raise SystemExit(f"error: the uninterrupted run failed:\n{tail(folder / 'whole.log')}")
+    seconds = time.monotonic() - began
+    print(f"uninterrupted: {seconds:.0f} s", flush=True)
+
+    rng, hits, failed, folders = random.Random(seed), Counter(), 0, 0
+    while sum(hits.values()) < kills and not failed:
+        run, folders = folder / f"run-{folders:03d}", folders + 1
+        shutil.rmtree(run, ignore_errors=True)
+        try:
+            hits += kill_on_the_way(run, models, seconds, rng, min(kills_per_run, kills - sum(hits.values())))
+            different = differences(run, whole)
+        except AssertionError as error:
+            different = [str(error)]
+        failed += bool(different)
+        print(f"{run}: {'DIFFERS: ' + ', '.join(different) if different else 'the same files'}", flush=True)
+        if not different:
+            shutil.rmtree(run)
+    by_stage = ", ".join(f"{number} {name}" for name, number in hits.items())
+    print(f"{sum(hits.values())} kills ({by_stage}) of {folders} runs, each run again; folders that differ: {failed}")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

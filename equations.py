@@ -1,0 +1,47 @@
+"""Equations by value: what a model wrote is data, so it is never evaluated by Python itself.
+
+evaluate_equation("( 12 - 5 ) * 3")      21.0
+evaluate_equation("x = 84 / 4")          21.0       what stands before the one `=` may only be a letter
+evaluate_equation("2 ** 99")             None       as is everything else that is not + - * / over plain numbers
+equations_agree("12 - 5", "(12-5)*1")    True
+"""
+
+import math
+import re
+
+MAX_LENGTH = 200  # characters; with it nesting is bounded too
+NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+ALLOWED = re.compile(r"[0-9.+\-*/() ]+")  # ASCII alone: float("٣") is 3, and nobody would see it
+PREFIX = re.compile(r"[A-Za-z] *= *")
+
+
+def evaluate_equation(text: str) -> float | None:
+    """The value of an arithmetic expression, None where there is none; never an exception, never slow.
+
+    Numbers (12, 1.5, .5), + - * / and parentheses, within MAX_LENGTH characters, perhaps after `x =`. No power, no floor
+    division, no names, no calls; division by zero and what overflows have no value. Numbers are floats from the start, so
+    no product of long integers is ever worked out.
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    text = " ".join(text.split())  # other blanks and line ends are blanks
+    text = text[match.end() :] if (match := PREFIX.match(text)) else text
+    if not ALLOWED.fullmatch(text) or re.search(r"\* ?\*|/ ?/", text):
+        return None
+    from simpleeval import SimpleEval  # here, so that no stage's --help waits for it
+
+    # Python reads 012 as a mistake and 12 as an integer of any length; "12." and ".5" become whole floats too
+    text = re.sub(NUMBER, lambda number: repr(float(number[0])) if math.isfinite(float(number[0])) else "()", text)
+    try:
+        value = SimpleEval(functions={}, names={}).eval(text)
+    except (
+        Exception
+    ):  # what the parser and simpleeval raise is of many kinds, ZeroDivisionError and MemoryError among them
+        return None
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def equations_agree(prediction: str, target: str) -> bool:
+    """The same value, to a relative difference of 1e-6. What has no value agrees with nothing, not even with itself."""
+    values = evaluate_equation(prediction), evaluate_equation(target)
+    return None not in values and math.isclose(*values, rel_tol=1e-6, abs_tol=1e-9)

@@ -1,0 +1,361 @@
+"""Nothing is lost: loop.sh killed and run again, hand edits, changed options, a full disk, a read-only one, two at once."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, call, loop, read_lines, run
+
+from bench.kill import OUTPUT, differences, is_inside, kill_group, kill_on_the_way, living, start_loop, wait_for
+
+pytestmark = pytest.mark.engine
+TASK = ("--task-file", ROOT / "prompts" / "reviews.toml")
+TEST = ROOT / "data" / "reviews" / "test.jsonl"
+
+
+def copy_of(finished, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def one_error(printed: str, *told: str) -> None:
+    """One line says what is wrong, and there is no traceback."""
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in printed, printed[-3000:]
+    assert all(text in errors[0] for text in told), errors[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed and run again
+
+
+def test_killed_ten_times_on_its_way(finished, embedded, tmp_path):
+    """Once inside every stage and four times at random; KILL_SEED=... repeats the moments."""
+    whole, _, seconds = finished
+    seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
+    print(f"KILL_SEED={seed}")
+    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed))
+    assert hits == dict.fromkeys([*OUTPUT, "report"], 1) | {"at random": 4}
+    assert differences(tmp_path / "killed", whole) == []
+
+
+def test_the_comparison_sees_what_differs(finished, tmp_path):
+    """A comparison that finds nothing must be one that could."""
+    copy = copy_of(finished, tmp_path)
+    assert differences(copy, finished[0]) == []
+    for name in ("iter-00/train.jsonl", "iter-01/scored.jsonl", "final/student/model.safetensors"):
+        data = bytearray((copy / name).read_bytes())
+        data[-9] ^= 1
+        (copy / name).write_bytes(data)
+    record = json.loads((copy / "iter-00/train.jsonl.run.json").read_text())
+    record["counts"]["prompt_tokens"] += 1
+    (copy / "iter-00/train.jsonl.run.json").write_text(json.dumps(record))
+    (copy / "iter-00/feedback.jsonl").unlink()
+    assert differences(copy, finished[0]) == [
+        "final/student/model.safetensors", "iter-00/feedback.jsonl", "iter-00/train.jsonl", "iter-00/train.jsonl.run.json",
+        "iter-01/scored.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
+    """Only the shell is killed. Its stage is made to stand still, so that it is at work for as long as this takes."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    process = start_loop(folder, embedded, log)
+    try:
+        assert wait_for(process, lambda: is_inside(folder, log, "evaluate", "untrained"))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        orphans = living(process.pid)
+        assert orphans
+        for pid in orphans:
+            os.kill(pid, signal.SIGSTOP)
+        state = folder / "untrained" / "predictions.jsonl.partial.json"
+        for _ in range(2):
+            again = loop(folder, embedded)
+            assert again.returncode == 1
+            one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {state}")
+        for pid in orphans:
+            os.kill(pid, signal.SIGCONT)
+        while living(process.pid):  # the orphan does its work to the end
+            time.sleep(0.05)
+        metrics = folder / "untrained" / "metrics.json"
+        assert metrics.exists() and not state.exists()
+    finally:
+        if living(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_two_loops_in_one_run_folder(finished, embedded, tmp_path):
+    """The second one is told so; the first, which stands still meanwhile, goes on as if nothing had been."""
+    copy, log = copy_of(finished, tmp_path), tmp_path / "log"
+    shutil.rmtree(copy / "final")
+    first = start_loop(copy, embedded, log)
+    try:
+        assert wait_for(first, lambda: is_inside(copy, log, "train", "final"))
+        os.killpg(first.pid, signal.SIGSTOP)
+        second = loop(copy, embedded)
+        assert second.returncode == 1
+        one_error(second.stdout, "final/student: another process is writing it")
+        os.killpg(first.pid, signal.SIGCONT)
+        assert first.wait() == 0, log.read_text()[-3000:]
+    finally:
+        if first.poll() is None:
+            kill_group(first)
+    assert differences(copy, finished[0]) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Edits and options
+
+
+def test_a_hand_edit_is_kept_and_the_printed_commands_lead_to_the_end(finished, embedded, tmp_path):
+    """The very command that is printed is run, stage after stage, until the loop goes through."""
+    copy = copy_of(finished, tmp_path)
+    train = copy / "iter-00" / "train.jsonl"
+    rows = [json.loads(line) for line in train.read_text().splitlines()][1:]
+    rows[0] = {k: v for k, v in rows[0].items() if k not in ("source", "target")} | {"review": "I took this one out."}
+    edited = "".join(json.dumps(row) + "\n" for row in rows)
+    train.write_text(edited)
+    stopped = []
+    while (done := loop(copy, embedded)).returncode:
+        found = re.search(
+            r"error: (\S+): --(\w+) has changed since this was made \(.*\); to make it anew: (.*)", done.stdout
+        )
+        assert done.returncode == 1 and found and len(stopped) < 20, done.stdout[-3000:]
+        one_error(done.stdout)
+        stopped.append(str(Path(found[1]).relative_to(copy)))
+        assert found[3].startswith(f"{os.path.relpath(sys.executable, ROOT)} ")
+        once = subprocess.run(found[3], shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert once.returncode == 0, once.stderr
+        assert train.read_text() == edited
+    later = ["student", "scored.jsonl", "predictions.jsonl"]
+    assert stopped == [
+        *(f"iter-00/{name}" for name in later), "iter-01/train.jsonl", *(f"iter-01/{name}" for name in later),
+        "final/student", "final/predictions.jsonl", "final/test_zipf/predictions.jsonl",
+    ]  # fmt: skip
+    assert train.read_text() == edited
+    counts = json.loads((copy / "final/student.run.json").read_text())["counts"]
+    assert counts["train_examples"] + counts["held_out_examples"] == 159
+    assert differences(copy, finished[0]) != []
+
+
+def commands_of(folder: Path, models: Path) -> dict[str, list]:
+    """The commands that loop.sh ran in the second iteration of a tiny run."""
+    first, here = folder / "iter-00", folder / "iter-01"
+    return {
+        "generate.py": ["sample", *TASK, "--model", models / "teacher", "--output-dir", here, "--num-examples", 80,
+            "--num-validation", 60, "--feedback-file", first / "feedback.jsonl", "--exclude-file", first / "train.jsonl"],
+        "train_student.py": [*TASK, "--model", models / "t5", "--output-dir", here / "student", "--num-train-epochs", 2,
+            "--train-file", first / "train.jsonl", "--train-file", here / "train.jsonl"],
+        "score_ood.py": [*TASK, "--model", here / "student", "--input-file", here / "validation.jsonl", "--output-file",
+            here / "scored.jsonl", "--feedback-file", here / "feedback.jsonl"],
+        "evaluate.py": [*TASK, "--model", here / "student", "--test-file", TEST, "--output-dir", here, "--group-by", "group"],
+    }  # fmt: skip
+
+
+CHANGED = {  # option: another value
+    "generate.py": {
+        "--num-examples": 79, "--num-validation": 59, "--num-fewshot": 2, "--feedback-rate": 0.4, "--num-feedback-shots": 1,
+        "--temperature": 0.9, "--validation-temperature": 1.1, "--top-p": 0.9, "--top-k": 5, "--min-p": 0.1, "--max-tokens": 99,
+        "--chat-template-kwargs": '{"a": 1}', "--seed": 1,
+    },
+    "train_student.py": {
+        "--loss": "sce", "--learning-rate": 1e-3, "--num-train-epochs": 3.0, "--per-device-train-batch-size": 8,
+        "--gradient-accumulation-steps": 2, "--lr-scheduler-type": "cosine", "--warmup-ratio": 0.2, "--weight-decay": 0.0,
+        "--max-source-length": 99, "--max-target-length": 9, "--seed": 1, "--dtype": "float32", "--limit": 99,
+    },
+    "score_ood.py": {
+        "--score": "nll", "--low": 0.4, "--high": 0.9, "--energy-temperature": 2.0, "--max-source-length": 99,
+        "--max-target-length": 9, "--seed": 1, "--dtype": "bfloat16", "--limit": 59,
+    },
+    "evaluate.py": {
+        "--num-resamples": 999, "--max-source-length": 99, "--max-target-length": 9, "--dtype": "bfloat16", "--seed": 1,
+        "--limit": 99,
+    },
+}  # fmt: skip
+FREE = {  # options that change no result: never compared
+    "generate.py": ["--max-attempts", 999, "--dtype", "float32", "--max-model-len", 400, "--enforce-eager"],
+    "train_student.py": [],
+    "score_ood.py": ["--per-device-eval-batch-size", 3],
+    "evaluate.py": ["--per-device-eval-batch-size", 3],
+}
+
+
+@pytest.mark.parametrize("script", CHANGED)
+def test_any_other_option_is_refused_by_name(script, finished, embedded):
+    folder, _, _ = finished
+    words = commands_of(folder, embedded)[script]
+    if script == "train_student.py":  # what loop.sh chose for a model that is not one of its own
+        words = [*words, "--learning-rate", "1e-4"]
+    before = {p: p.read_bytes() for p in (folder / "iter-01").rglob("*") if p.is_file()}
+    done = call(script, *words, *FREE[script])
+    assert done.returncode == 0 and "up to date" in done.stderr, done.stderr
+    for option, value in CHANGED[script].items():
+        done = call(script, *words, option, value)
+        assert done.returncode == 1, f"{option} {value}: {done.stderr}"
+        one_error(
+            done.stderr, f"was made with {option} ", f", now {json.loads(value) if '{' in str(value) else value}; give"
+        )
+        assert done.stderr.rstrip().endswith("--overwrite")
+    assert {p: p.read_bytes() for p in (folder / "iter-01").rglob("*") if p.is_file()} == before
+
+
+def test_raising_num_examples_extends_and_overwrite_begins_anew(finished, embedded, tmp_path):
+    copy = copy_of(finished, tmp_path)
+    words, train = commands_of(copy, embedded)["generate.py"], copy / "iter-01" / "train.jsonl"
+    before, validation = read_lines(train), (copy / "iter-01" / "validation.jsonl").read_bytes()
+    record = json.loads((copy / "iter-01" / "train.jsonl.run.json").read_text())
+    done = run("generate.py", *words, "--num-examples", 88, "--enforce-eager")
+    assert done.returncode == 0 and "up to date" in done.stderr, done.stderr
+    assert read_lines(train)[:80] == before and len(read_lines(train)) == 88
+    assert (copy / "iter-01" / "validation.jsonl").read_bytes() == validation
+    extended = json.loads((copy / "iter-01" / "train.jsonl.run.json").read_text())
+    assert extended["counts"]["completion_tokens"] > record["counts"]["completion_tokens"]  # of all the examples in it
+    assert extended["seconds"] > record["seconds"]
+    done = run("generate.py", *words, "--num-examples", 10, "--num-validation", 10, "--enforce-eager", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert len(read_lines(train)) == 10 and "up to date" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A disk that is full, or may not be written
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 KiB; disk.grow() makes room on it, disk.lock() makes it read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", "none", disk], check=True)
+
+
+def stages(finished, models: Path, out: Path) -> dict[str, tuple]:
+    """Every script, once, with the inputs of a finished run and its output in `out`."""
+    here = finished[0] / "iter-00"
+    return {
+        "generate.py": ("generate.py", "sample", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
+            "--num-examples", 80, "--num-validation", 60, "--enforce-eager"),
+        "train_student.py": ("train_student.py", *TASK, "--model", models / "t5", "--train-file", here / "train.jsonl",
+            "--output-dir", out / "student", "--num-train-epochs", 2),
+        "score_ood.py": ("score_ood.py", *TASK, "--model", here / "student", "--input-file", here / "validation.jsonl",
+            "--output-file", out / "scored.jsonl", "--feedback-file", out / "feedback.jsonl"),
+        "evaluate.py": ("evaluate.py", *TASK, "--model", here / "student", "--test-file", TEST, "--output-dir", out),
+        "evaluate.py --prediction-field": ("evaluate.py", *TASK, "--prediction-field", "topic", "--test-file", TEST,
+            "--output-dir", out),
+        "report.py": ("report.py", out),
+    }  # fmt: skip
+
+
+def fill(disk: Path, room: int) -> Path:
+    """Take all but `room` bytes of a disk."""
+    free = os.statvfs(disk)
+    filler = disk / "filler"
+    filler.write_bytes(b"x" * (free.f_bavail * free.f_bsize - room))
+    return filler
+
+
+ROOM = {  # bytes left, of which a state takes 4,096
+    "generate.py": 48 * 1024, "train_student.py": 60 * 1024, "score_ood.py": 16 * 1024, "evaluate.py": 60 * 1024,
+    "evaluate.py --prediction-field": 16 * 1024, "report.py": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ROOM)
+def test_a_full_disk_ends_every_stage_with_one_line_and_the_rerun_completes(stage, finished, embedded, disk):
+    if stage == "report.py":  # all that it reads is small
+        shutil.copytree(finished[0] / "iter-00", disk / "iter-00", ignore=shutil.ignore_patterns("student", "*jsonl"))
+    filler = fill(disk, ROOM[stage])
+    command = stages(finished, embedded, disk)[stage]
+    done = run(*command)
+    assert done.returncode == 1, done.stderr
+    one_error(
+        done.stderr,
+        f"error: {disk}",
+        ": No space left on device; free some space and run again: what was written stays",
+    )
+    kept = disk / "iter-00" / "train.jsonl.partial"
+    state = disk / "iter-00" / "train.jsonl.partial.json"
+    if stage == "generate.py":  # the first chunk is there
+        [size, _] = json.loads(state.read_text())["progress"]
+        lines = kept.read_bytes()[:size].splitlines()
+        assert len(lines) > 40 and all(json.loads(line)["id"] for line in lines)
+    filler.unlink()
+    remount(disk, "size=64m")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert not list(disk.rglob("*.partial*"))
+    if stage == "generate.py":
+        assert "going on after" in done.stderr
+    made = [path for path in disk.rglob("*.jsonl") if path.name in ("train.jsonl", "validation.jsonl", "scored.jsonl")]
+    assert len(made) == {"generate.py": 2, "score_ood.py": 1}.get(stage, 0)
+    for path in made:  # the same as where there was room from the beginning
+        assert path.read_bytes() == (finished[0] / "iter-00" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["train_student.py", "evaluate.py --prediction-field"])
+def test_a_limit_of_the_size_of_files_does_so_too(stage, finished, embedded, tmp_path):
+    """`ulimit -f`, which needs no rights: what this tells of a full disk is tested on every machine."""
+    command = [str(word) for word in stages(finished, embedded, tmp_path)[stage]]
+    done = subprocess.run(
+        [sys.executable, ROOT / command[0], *command[1:]], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    one_error(done.stderr, f"error: {tmp_path}", "File too large", "raise the limit", "what was written stays")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_stops_the_loop_and_with_room_it_goes_on(finished, embedded, disk):
+    """Everything but the end is there: the loop finds no room for the final student, nor `tee` for its log."""
+    remount(disk, "size=64m")
+    copy = Path(shutil.copytree(finished[0], disk / "run"))
+    shutil.rmtree(copy / "final")
+    filler = fill(disk, 100 * 1024)
+    stopped = loop(copy, embedded)
+    assert stopped.returncode == 1
+    one_error(stopped.stdout, f"error: {copy}/final/", "No space left on device; free some space")
+    filler.unlink()
+    done = loop(copy, embedded)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differences(copy, finished[0]) == []
+
+
+def test_a_read_only_folder(finished, embedded, disk):
+    remount(disk, "ro")
+    for stage, command in stages(finished, embedded, disk).items():
+        if stage == "report.py":
+            continue
+        done = run(*command)
+        assert done.returncode == 1, stage
+        one_error(done.stderr, f"error: {disk}", "Read-only file system", "choose another folder or change its rights")
+    stopped = loop(disk / "run", embedded)
+    assert stopped.returncode == 1 and "Read-only file system" in stopped.stdout
+    assert len(stopped.stdout.splitlines()) == 1
+
+
+def test_a_run_folder_that_became_read_only(finished, embedded, disk):
+    """The table is printed all the same; what cannot be kept is said."""
+    shutil.copytree(finished[0] / "iter-00", disk / "iter-00", ignore=shutil.ignore_patterns("student", "*jsonl"))
+    remount(disk, "ro")
+    done = run("report.py", disk)
+    assert done.returncode == 1 and "iter-00" in done.stdout
+    one_error(done.stderr, f"error: {disk}/metrics.jsonl", "Read-only file system")
