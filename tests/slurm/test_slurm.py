@@ -18,6 +18,7 @@ from task import load_task
 
 ROOT = Path(__file__).parents[2]
 WRAPPERS = sorted((ROOT / "slurm").glob("*.sbatch"))
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 needs_slurm = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 
 
@@ -53,7 +54,7 @@ class Slurm:
         deadline = time.monotonic() + 600
         while not met():
             seen = self.show(job)
-            if seen["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+            if seen["JobState"] in ENDED:
                 break
             if seen["JobState"] == "PENDING" and seen["Reason"] == "BeginTime":
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -149,7 +150,7 @@ def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm,
         for task in ready:
             slurm.ask(*commands.pop(task), task)
         for task in commands:
-            assert slurm.show(task)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), slurm.log(task)
+            assert slurm.show(task)["JobState"] not in ENDED, slurm.log(task)
     # The second is cancelled when it runs again; then it is submitted alone
     slurm.wait(f"{job}_1", lambda: "start 2" in slurm.log(f"{job}_1"))
     print(slurm.ask("squeue"))
