@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 def fail(message: str) -> NoReturn:
     """End the stage with one line on stderr and exit code 1: file, line or option, what was found, the cure."""
-    raise SystemExit(f"error: {message}")
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], message.strip())
+    raise SystemExit(f"error: {line}")
 
 
 def say(message: str) -> None:

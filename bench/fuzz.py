@@ -127,9 +127,11 @@ def mutate(rng: random.Random, path: Path) -> None:
     lines = [mutate_json, mutate_json, mutate_lines]
     ways = {".toml": [mutate_toml], ".jsonl": lines, ".partial": lines, ".json": [mutate_json]}
     way = rng.choice([*ways.get(path.suffix, []), None]) if data.strip() else None
-    path.write_bytes(
-        mutate_bytes(rng, data) if way is None else way(rng, data.decode()).encode("utf-8", "surrogatepass")
-    )
+    try:
+        mutated = way(rng, data.decode()).encode("utf-8", "surrogatepass") if way else mutate_bytes(rng, data)
+    except (ValueError, RecursionError):  # mutated before, and no JSON any more
+        mutated = mutate_bytes(rng, data)
+    path.write_bytes(mutated)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

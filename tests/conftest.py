@@ -26,8 +26,8 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "records", "task", "word_problems", "generate_units", "score", "train", "evaluate_report", "commands", "shards", "engine",
-    "chat_teacher", "loop", "kill", "slurm",
+    "records", "task", "word_problems", "generate_units", "score", "train", "evaluate_report", "commands", "shards",
+    "fuzz", "engine", "chat_teacher", "loop", "kill", "slurm",
 )  # fmt: skip
 
 PAIRS = """

@@ -1,0 +1,107 @@
+"""Mutated files, by the mutations of bench/fuzz.py: whatever is in them, one line or a result, never a traceback.
+
+The parser is fuzzed in test_task.py, the equation evaluator in test_word_problems.py, selection in test_score.py.
+"""
+
+import contextlib
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, pair, write_lines
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from bench.fuzz import mutate
+from records import beside, finish_run, read_examples, save_progress, start_run
+from task import load_task, parse_completion, render_prompt, structured_pattern
+
+SEEDS = st.integers(0, 2**32)
+QUICK = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def refused(action) -> str | None:
+    """None when the action went well; else the one line with which it ended; any other exception escapes."""
+    try:
+        action()
+    except SystemExit as end:
+        assert re.fullmatch(r"error: [^\n]+", str(end.code).rstrip("\n")), end.code
+        return str(end.code)
+    return None
+
+
+@QUICK
+@given(seed=SEEDS, name=st.sampled_from(["reviews", "word_problems"]))
+def test_a_mutated_task_file_is_refused_or_can_be_worked_with(seed, name, tmp_path):
+    path = tmp_path / "task.toml"
+    path.write_bytes((ROOT / f"prompts/{name}.toml").read_bytes())
+    mutate(random.Random(seed), path)
+    loaded = []
+    said = refused(lambda: loaded.append(load_task(path)))
+    if said:
+        assert str(path) in said
+        return
+    task = loaded[0]
+    shot = {name: f"some {name} 1" for name in [*task.fields, task.answer_field]}
+    for label in list(task.labels) or [None]:
+        known = {task.answer_field: label} if label is not None else {}
+        for split in ("train", "validation"):
+            assert all(isinstance(text, str) for text in render_prompt(task, split, [shot | known], label))
+        re.compile(structured_pattern(task, label))
+        parse_completion(task, " Anything at all\nAnd more: 3 + 4", label)
+
+
+@QUICK
+@given(seed=SEEDS, times=st.integers(1, 3))
+def test_mutated_records_are_read_whole_or_refused_by_file_and_line(seed, times, pairs, tmp_path):
+    path = write_lines(tmp_path / "examples.jsonl", [{"id": f"x{n}", **pair(n)} for n in range(5)])
+    rng = random.Random(seed)
+    for _ in range(times):
+        mutate(rng, path)
+    examples = []
+    said = refused(lambda: examples.extend(read_examples(path, pairs)))
+    if said:
+        assert re.search(rf"{re.escape(str(path))}(:\d+)?: ", said)
+    else:
+        assert len({e["id"] for e in examples}) == len(examples) > 0
+        for e in examples:
+            assert e["label"] in pairs.labels and e["source"] == f"pair: {e['first']} with {e['second']}"
+
+
+def unfinished(folder: Path) -> Path:
+    run = start_run("stage.py", folder / "out.jsonl", {"number": 3}, {}, resumable=True, extends="number")
+    run.partial.write_text('{"id": 1}\n')
+    save_progress(run, [10])
+    run.lock.close()
+    return beside(run.output, ".partial.json")
+
+
+def finished(folder: Path) -> Path:
+    run = start_run("stage.py", folder / "out.jsonl", {"number": 3}, {}, resumable=True, extends="number")
+    run.partial.write_text('{"id": 1}\n')
+    finish_run(run, {"made": 1})
+    return beside(run.output, ".run.json")
+
+
+@pytest.mark.parametrize("make", [unfinished, finished])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=SEEDS)
+def test_a_mutated_run_record_or_state_never_costs_the_work(make, seed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    made = make(folder)
+    mutate(random.Random(seed), made)
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        found = json.JSONDecoder().raw_decode(made.read_text())[0]
+        assume(make is finished or found.get("progress"))  # without it nothing had been done, says the state
+    runs = []
+    refused(
+        lambda: runs.append(
+            start_run("stage.py", folder / "out.jsonl", {"number": 3}, {}, resumable=True, extends="number")
+        )
+    )
+    for run in filter(None, runs):
+        run.lock.close()
+    kept = [p for p in (folder / "out.jsonl", folder / "out.jsonl.partial") if p.exists()]
+    assert [p.read_text() for p in kept] == ['{"id": 1}\n']
