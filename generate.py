@@ -509,8 +509,8 @@ def load_tokenizer(model: str) -> tuple[Any, int | None]:
     try:
         config = AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        fail(f"--model {model}: no model there that transformers can load: {str(error).splitlines()[0]}")
+    except Exception as error:  # broken files make transformers raise many kinds
+        fail(f"--model {model}: no model there that transformers can load: {_first_line(error)}")
     names = config.architectures or []
     if config.is_encoder_decoder or (names and all(n.endswith(("MaskedLM", "Classification", "Model")) for n in names)):
         fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")

@@ -231,8 +231,9 @@ def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) 
 def structured_pattern(task: Task, label: str | None) -> str:
     """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
 
-    A field is one line of words with single blanks between them, as many as [parse] allows; between the fields stands what
-    stands in `example`, at the end perhaps a stop string, with which a teacher ends that does not write its end token.
+    A field is one line of words with single blanks between them, as many as [parse] allows; where it `evaluates`, of the
+    characters of an equation. Between the fields stands what stands in `example`, at the end perhaps a stop string, for
+    teachers that do not write an end token.
     """
 
     def literal(text: str) -> str:  # re.escape escapes blanks and newlines too, which not all engines read
@@ -242,8 +243,10 @@ def structured_pattern(task: Task, label: str | None) -> str:
     for name, after in split_example(task, {task.answer_field: label} if label is not None else {})[1]:
         least = task.parse.get("min_words", {}).get(name, 1)
         most = task.parse.get("max_words", {}).get(name, "")
-        more = "" if most == 1 else f"( [^\\x00-\\x20]+){{{least - 1},{most and most - 1}}}"
-        pattern += f"[^\\x00-\\x20]+{more}" + literal(after)
+        word, rest = r"[^\x00-\x20]+", most and most - 1
+        if name in task.parse.get("evaluates", []):
+            word, least = r"[0-9.+*/()-]+", 1
+        pattern += word + ("" if most == 1 else f"( {word}){{{least - 1},{rest}}}") + literal(after)
     stops = "|".join(map(literal, task.parse.get("stop", [])))
     return pattern + (f"({stops})?" if stops else "")
 

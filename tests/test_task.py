@@ -330,6 +330,13 @@ def test_the_structured_pattern_of_a_text2text_task_and_its_special_characters(f
     assert re.fullmatch(pattern, " a b [A] c.|") and not re.fullmatch(pattern, " a b A c.")
 
 
+def test_the_structured_pattern_of_an_equation_has_its_characters_alone():
+    pattern = structured_pattern(load_task(ROOT / "prompts/word_problems.toml"), None)
+    begin = " There were 12 loaves. One basket of 4 went. How many?\nEquation: "
+    assert re.fullmatch(pattern, begin + "( 12 - 4 ) * 2\n\n") and re.fullmatch(pattern, begin + "12-4")
+    assert not re.fullmatch(pattern, begin + "12 minus 4") and not re.fullmatch(pattern, begin + "x = 12 - 4")
+
+
 def test_what_a_thinking_model_says_to_itself_is_left_out(flip):
     said = "<think>\nText: no\nAnswer: no\n</think>\n\nlake sun\nAnswer: sun lake"
     assert parse_completion(flip, said, None) == ({"text": "lake sun", "answer": "sun lake"}, None)
