@@ -1,6 +1,6 @@
 """Run each command on mutated inputs and count tracebacks: bad data ends a stage with one line, whatever it looks like.
 
-    python -m bench.fuzz                                   # 1,000 inputs a command (needs the embedded models: bash loop.sh)
+    python -m bench.fuzz                                   # 1,000 inputs a command (needs the embedded models: python -m data.build_models)
     python -m bench.fuzz --num-inputs 50 --command evaluate.py --seed 7
     python -m bench.fuzz --only score_ood.py/123           # one of them again, with all it prints
 
@@ -154,7 +154,7 @@ def make_home(home: Path) -> None:
                 {"id": f"{name}-{i}", "review": review, "label": label, "group": "ab"[i % 3 > 0], "prediction": label}
             )
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("t5", "bert"):
+    for name in ("t5", "bert", "llama"):
         if (MODELS / name).exists():
             shutil.copytree(MODELS / name, home / name)
 
@@ -163,7 +163,7 @@ def case(script: str, rng: random.Random, home: Path) -> tuple[list[Path], list[
     """(files of which one is to be mutated, arguments of the command)."""
     task = home / "prompts" / "reviews.toml"
     common = ["--task-file", str(task)]
-    student = home / rng.choice([n for n in ("t5", "bert") if (home / n).exists()])
+    student = home / rng.choice([n for n in ("t5", "bert", "llama") if (home / n).exists()])
     seeds = home / "data" / "reviews" / "seed_examples.jsonl"
     if script == "generate.py":
         files = [task, task, seeds, seeds, home / "validation.jsonl", home / "train.jsonl"]

@@ -4,12 +4,12 @@ Reads prompts/<task>.toml (the teacher is trained on documents in the very form 
 data/<task>_grammar.py. Writes data/<task>/models/<name>/ in the Hugging Face format, each with a run record.
 
     python -m data.build_models reviews teacher t5         # what `bash loop.sh` needs; once
-    python -m data.build_models reviews bert               # an encoder student: STUDENT=data/reviews/models/bert bash loop.sh
+    python -m data.build_models reviews bert llama         # students of the other families: STUDENT=data/reviews/models/bert
     python -m data.build_models word_problems teacher t5   # what `bash loop.sh prompts/word_problems.toml` needs
 
 teacher   Llama, trained from scratch on documents of several examples whose topics come in bursts, so that it goes on with
           the topic that it is shown last: without in-context learning no feedback could reach it.
-t5, bert  student bases with random weights and tokenizers of their own.
+t5, bert, llama  student bases with random weights and tokenizers of their own: one of each family.
 """
 
 import importlib
@@ -31,6 +31,7 @@ EOS = "</s>"
 SPECIAL = {
     "teacher": ["<pad>", EOS],
     "t5": ["<pad>", EOS],
+    "llama": ["<pad>", EOS],
     "bert": ["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
 }
 
@@ -100,7 +101,7 @@ def train_tokenizer(texts: list[str], family: str, prefix_space: bool = False) -
     else:
         template = f"$A {EOS}"
         names = {"pad_token": "<pad>", "eos_token": EOS}
-    if family != "teacher":  # a prompt must not end with the end
+    if family not in ("teacher", "llama"):  # a prompt must not end with the end
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
@@ -155,7 +156,14 @@ def build_teacher(folder: Path, task: Task, grammar: ModuleType, seed: int, burs
 def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, seed: int) -> dict:
     """A student base with random weights; its tokenizer has seen texts of the task, topics by Zipf's law."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -173,6 +181,12 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
             dropout_rate=0.0, feed_forward_proj="relu", pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
         )  # fmt: skip
         model = T5ForConditionalGeneration(config)
+    elif family == "llama":
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
     else:
         config = BertConfig(
             vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
@@ -188,7 +202,7 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 # Command
 
 TaskName = StrEnum("TaskName", ["reviews", "word_problems"])
-Name = StrEnum("Name", ["teacher", "t5", "bert"])
+Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
