@@ -1,6 +1,6 @@
 """Run each command on mutated inputs and count tracebacks: bad data ends a stage with one line, whatever it looks like.
 
-    python -m bench.fuzz                                   # 1,000 inputs a command (needs the embedded models: python -m data.build_models)
+    python -m data.build_models reviews teacher t5 bert llama; python -m bench.fuzz      # 1,000 inputs a command
     python -m bench.fuzz --num-inputs 50 --command evaluate.py --seed 7
     python -m bench.fuzz --only score_ood.py/123           # one of them again, with all it prints
 
