@@ -31,6 +31,7 @@ from records import (
     say,
     shard_path,
     start_run,
+    take_shard,
     write_json,
     write_records,
 )
@@ -94,10 +95,7 @@ def main(
         raise typer.BadParameter("stored predictions are measured in one go; leave it out", param_hint="--shard")
     test_file = expand("--test-file", test_file)
     examples = read_examples(test_file, task, counts=counts)[:limit]
-    if part:
-        examples = examples[part[0] :: part[1]]
-        if not examples:
-            fail(f"--shard {shard}: none of the records is left for it; use fewer shards")
+    examples = take_shard(examples, part)
     names = ", ".join(map(str, test_file))
     for option, name in (("--group-by", group_by), ("--prediction-field", prediction_field)):
         for example in examples if name else []:
@@ -115,7 +113,7 @@ def main(
     } | ({"shard": shard} if part else {})
     output_file, metrics_file = shard_path(output_dir / "predictions.jsonl", part), output_dir / "metrics.json"
     run = start_run(
-        "evaluate.py", output_file, {**lengths, **compared, "limit": limit},
+        "evaluate.py", output_file, (lengths if model else {}) | compared | {"limit": limit},
         {"task_file": task_file, "model": model, "test_file": test_file}, also=[] if part else [metrics_file],
         overwrite=overwrite,
     )  # fmt: skip

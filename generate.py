@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -186,9 +186,19 @@ def _first_line(error: Exception) -> str:
 def note_signals() -> list[int]:
     """From now on SIGUSR1 and SIGTERM are put into this list instead of ending the process."""
     noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        os.write(2, f"\n{signal.Signals(number).name}: ends after this chunk\n".encode())  # print is not safe in here
+
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda received, frame: noted.append(received))
+        signal.signal(number, note)
     return noted
+
+
+def stop(signals: Sequence[int], output: Path) -> NoReturn:
+    say(f"{output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
+    raise SystemExit(STOPPED)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,6 +228,9 @@ def sample_split(
                     f"{path}: has lost what was written to it ({file.tell():,} of {size:,} bytes); begin with --overwrite"
                 )
             file.truncate(size)  # what an unfinished chunk left behind
+        with path.open("rb+") as file:
+            if size and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":  # an editor saved it so
+                file.write(b"\n")
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
@@ -247,8 +260,7 @@ def sample_split(
     generating = run.notes.get("generate_seconds", 0.0)
     while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted, shard):
         if signals:
-            say(f"{run.output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
-            raise SystemExit(STOPPED)
+            stop(signals, run.output)
         # Render
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         prompts = [
@@ -476,10 +488,15 @@ def sample(
     signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGUSR1}
     )  # the engine's own processes inherit it: they are not to die
-    llm = start_engine(
-        model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
-    )  # fmt: skip
+    try:
+        llm = start_engine(
+            model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
+        )  # fmt: skip
+    except SystemExit:
+        if signals:  # sent to all processes, it ended the engine's own
+            stop(signals, output_dir)
+        raise
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
 
@@ -500,6 +517,8 @@ def sample(
             max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
             pools, excluded, llm, tokenizer, need, template_kwargs, part or (0, 1), signals,
         )  # fmt: skip
+    if signals:  # in the last chunk: what comes after this stage would not know of it
+        stop(signals, output_dir)
 
 
 def load_tokenizer(model: str) -> tuple[Any, int | None]:

@@ -33,6 +33,7 @@ SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # what is fed back: the
 LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
+if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
 GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
 SEED=${SEED:-0}

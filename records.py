@@ -25,6 +25,7 @@ import string
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,10 @@ at_work: list[Path] = []  # outputs that this process has begun and not finished
 
 
 def run_command(app: Callable[[], Any]) -> None:
-    """Run a stage's command; what the disk refuses ends it with one line, whichever library was writing."""
+    """Run a stage's command; what a library raises ends it with one line: a full disk, a full GPU, a broken model.
+
+    TRACEBACK=1 in the environment shows all of what nobody expected.
+    """
     try:
         app()
     except Exception as error:
@@ -76,7 +80,18 @@ def run_command(app: Callable[[], Any]) -> None:
                 names = [str(e.filename) for e in chain if isinstance(e, OSError) and e.filename]
                 name = [*names, *map(str, at_work[:1]), "a file"][0]
                 fail(f"{name}: {reason}; {DISK[code]}: what was written stays")
-        raise
+        if type(error).__name__ == "OutOfMemoryError":
+            fail(
+                "out of GPU memory: halve the batch size, --per-device-train-batch-size or --per-device-eval-batch-size"
+            )
+        if os.environ.get("TRACEBACK"):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        what = (str(error).strip() or repr(error)).splitlines()[0]
+        fail(
+            f"unexpected {type(error).__name__}: {what} ({where}); is the model whole? TRACEBACK=1 in front shows more"
+        )
 
 
 @contextlib.contextmanager
@@ -144,6 +159,7 @@ def read_examples(
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
     is scored would not be the string that was edited. `answers=False` allows records without the answer field.
     """
+    from equations import evaluate_equation
     from task import text_key
 
     examples, seen, written, dropped = [], {}, {}, 0
@@ -170,6 +186,9 @@ def read_examples(
                         f"{here}: {name!r} is not what {task.path} makes of the fields: found {record[name]!r}, expected "
                         f"{value!r}; delete {name!r} from the line (it is made anew) or edit both alike"
                     )
+            if task.metric == "equation_value" and evaluate_equation(rendered.get("target", "0")) is None:
+                cure = "write it with + - * / ( ) and numbers"
+                fail(f"{here}: {rendered['target']!r} has no value, so no prediction could be right; {cure}")
             record = {"id": f"{path.stem}:{number}", **record, **rendered}
             if not isinstance(record["id"], str):
                 fail(f"{here}: the id must be a text, found {record['id']!r}; put it in quotes")
@@ -249,7 +268,33 @@ def expand(option: str, paths: Iterable[Path]) -> list[Path]:
                 state = "not finished" if beside(missing, ".partial").exists() else "missing"
                 problem = f"shard {i} of {size} is {state}; run its stage (again) with --shard {i}/{size}"
             fail(f"{option}: {missing}: {problem}")
+    for (
+        folder,
+        stem,
+    ) in sets:  # made alike? Not where one was extended, or scored by another student, and the others not yet
+        records = {}
+        for path in found:
+            if (match := SHARD.fullmatch(path.name)) and (path.parent, match[1]) == (folder, stem):
+                record = _read_json(beside(path, ".run.json"), 1)
+                if record:
+                    how = {_option(k): v for k, v in record["options"].items() if k != "shard"}
+                    records[path] = how | {f"{_option(k)} (its content)": v for k, v in record["inputs"].items()}
+        first = next(iter(records), None)
+        for path, how in records.items():
+            for name in sorted({*how, *records[first]}):
+                if how.get(name) != records[first].get(name):
+                    fail(
+                        f"{option}: {path} and {first} were not made alike: {name} differs; run the stage of both again"
+                    )
     return found
+
+
+def take_shard(examples: list[dict], shard: tuple[int, int] | None) -> list[dict]:
+    """Every n-th example from the i-th on; all of them without a shard."""
+    taken = examples[shard[0] :: shard[1]] if shard else examples
+    if not taken:
+        fail(f"--shard {shard[0]}/{shard[1]}: none of {len(examples):,} examples is left for it; use fewer shards")
+    return taken
 
 
 def write_records(file: IO[str], records: Iterable[dict]) -> None:
@@ -392,11 +437,14 @@ def start_run(
                 )
     up_to_date = bool(record) and not overwrite and not grown
     if check_only or up_to_date:
-        _release(run, keep=bool(unfinished) and not up_to_date)
         if up_to_date and not check_only:
+            if any(partial.exists() for partial in partials):
+                say(f"{output}: was begun anew with --overwrite and not finished; what had been begun is dropped")
+                _remove(*partials)
             if record.get("git_commit") != git_state()["git_commit"]:
                 say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
             say(f"up to date: {output}")
+        _release(run, keep=bool(unfinished) and not (up_to_date and not check_only))
         return None
 
     # Act, in this order: whenever it is cut off, the next start finds either the old record or the new state.
@@ -404,12 +452,12 @@ def start_run(
     state["notes"] = dict((before or {}).get("notes", {}))
     run.earlier_seconds = run.notes.get("seconds", 0.0)
     at_work.append(output)
-    if run.resumed:  # a finished output that is to be extended holds as far as it goes, hand edits included
-        progress = [path.stat().st_size for path in files] if record else before["progress"]
-    else:
-        progress = None
+    progress = before.get("progress") if before else None
+    if record and before:  # a finished output that is to be extended holds as far as it goes, hand edits included
+        progress = [path.stat().st_size for path in files]
+    if record or not run.resumed:  # beside a finished output, partials are of an --overwrite that was given up
         _remove(*partials)
-    state["moving"] = bool(run.resumed and (record or ours))
+    state["moving"] = ours or bool(run.resumed and record)
     if {**state, "progress": progress} != unfinished:
         save_progress(run, progress)
     state["progress"] = progress
@@ -428,7 +476,8 @@ def save_progress(run: Run, progress: list[int] | None) -> None:
     in the first 1,024 bytes, the rest stays the same, and the file has its full length from the beginning.
     """
     run.state["progress"] = progress
-    run.notes["seconds"] = run.seconds
+    if progress:
+        run.notes["seconds"] = run.seconds
     changing = {name: run.state.get(name) for name in ("progress", "moving", "notes")}
     fixed = {name: value for name, value in run.state.items() if name not in changing}
     text = ((json.dumps(changing)[:-1] + ",").ljust(1023) + json.dumps(fixed, indent=1)[1:]).encode()

@@ -61,6 +61,12 @@ def measured(folder: Path) -> dict:
         fail(f"{path}: not what evaluate.py writes; run evaluate.py again with --overwrite")
 
 
+def parts(folder: Path, name: str) -> list[Path]:
+    """The file, or the shards of it that are there; duplicates between shards count here, as what was accepted."""
+    path = folder / name
+    return [path] if path.exists() else sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}"))
+
+
 def rows_of(run: Path) -> list[dict]:
     """One row an iteration, then the final student and the untrained one, as far as they are there."""
     folders = sorted(run.glob("iter-*"))
@@ -68,15 +74,18 @@ def rows_of(run: Path) -> list[dict]:
         fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
     words = {}
     for folder in folders:
-        path = folder / "train.jsonl"
-        records = [record for _, record in read_records(path)] if path.exists() else []
+        records = [record for path in parts(folder, "train.jsonl") for _, record in read_records(path)]
         words[folder] = [str(r.get("source", "")).lower().split() for r in records]
     budget = min((sum(map(len, w)) for w in words.values() if w), default=0)
     rows = []
     for folder in folders:
-        made = {name: load(beside(folder / name, ".run.json")) for name in ("train.jsonl", "validation.jsonl")}
+        made = [
+            load(beside(path, ".run.json"))
+            for name in ("train.jsonl", "validation.jsonl")
+            for path in parts(folder, name)
+        ]
         stages = {name: load(folder / f"{name}.run.json") for name in ("student", "scored.jsonl", "predictions.jsonl")}
-        counts = [m["counts"] for m in made.values() if m]
+        counts = [m["counts"] for m in made if m]
         rows.append({
             "iteration": folder.name,
             "attempted": sum(c["attempted"] for c in counts),
@@ -85,7 +94,7 @@ def rows_of(run: Path) -> list[dict]:
             "energy": stages["scored.jsonl"].get("means", {}).get("energy"),
             **measured(folder),
             "seconds": {
-                "generate": max((m.get("seconds", 0) for m in made.values()), default=0),  # one start writes both
+                "generate": max((m.get("seconds", 0) for m in made), default=0),  # one start writes both, shards work at once
                 "train": stages["student"].get("seconds", 0),
                 "score": stages["scored.jsonl"].get("seconds", 0),
                 "evaluate": stages["predictions.jsonl"].get("seconds", 0),

@@ -38,6 +38,7 @@ from records import (
     say,
     shard_path,
     start_run,
+    take_shard,
     write_records,
 )
 from task import Task, is_correct, load_task
@@ -232,8 +233,6 @@ def select_feedback(records: list[dict], task: Task, score: str, low: float, hig
     """
     groups = {label: [] for label in task.labels or [None]}
     for record in records:
-        if score not in record:
-            fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
         if not math.isfinite(record[score]):
             fail(
                 f"--score {score}: is {record[score]} for {record['id']}; the student is broken: train it with a lower rate"
@@ -306,11 +305,7 @@ def main(
         raise typer.BadParameter(problem, param_hint="--shard")
     input_file = expand("--input-file", input_file)
     examples = read_examples(input_file, task, counts=counts)[:limit]
-    if part:
-        examples = examples[part[0] :: part[1]]
-        output_file = shard_path(output_file, part)
-        if not examples:
-            fail(f"--shard {shard}: none of the examples is left for it; use fewer shards")
+    examples, output_file = take_shard(examples, part), shard_path(output_file, part)
     for e in [] if model else examples:
         if type(e.get(score)) not in (int, float) or type(e.get("correct")) is not bool:
             fail(f"--input-file: {e['id']} has no {score} or no 'correct'; give the --model to score it with")
@@ -336,7 +331,7 @@ def main(
         {"shard": shard} if part else {}
     )
     run = start_run(
-        "score_ood.py", output_file, {**how, **what, "limit": limit},
+        "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
         {"task_file": task_file, "model": model, "input_file": input_file},
         also=[feedback_file] if feedback_file else [], overwrite=overwrite,
     )  # fmt: skip

@@ -243,10 +243,8 @@ def structured_pattern(task: Task, label: str | None) -> str:
     for name, after in split_example(task, {task.answer_field: label} if label is not None else {})[1]:
         least = task.parse.get("min_words", {}).get(name, 1)
         most = task.parse.get("max_words", {}).get(name, "")
-        word, rest = r"[^\x00-\x20]+", most and most - 1
-        if name in task.parse.get("evaluates", []):
-            word, least = r"[0-9.+*/()-]+", 1
-        pattern += word + ("" if most == 1 else f"( {word}){{{least - 1},{rest}}}") + literal(after)
+        word = r"[0-9.+*/()-]+" if name in task.parse.get("evaluates", []) else r"[^\x00-\x20]+"
+        pattern += word + ("" if most == 1 else f"( {word}){{{least - 1},{most and most - 1}}}") + literal(after)
     stops = "|".join(map(literal, task.parse.get("stop", [])))
     return pattern + (f"({stops})?" if stops else "")
 

@@ -35,6 +35,9 @@ from task import Task, load_task
 AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
+T5_TYPES = ("t5", "mt5", "umt5", "longt5")  # encoder-decoders whose output layer score_ood.py can take off
+
+
 def family_of(model: str, task: Task) -> tuple[Any, str]:
     """(config, family) of a folder or hub name, before any weights are read; family: encoder-decoder | encoder | decoder.
 
@@ -50,7 +53,7 @@ def family_of(model: str, task: Task) -> tuple[Any, str]:
         no_student(model, error)
     kind = config.model_type
     if config.is_encoder_decoder:
-        if kind not in ("t5", "mt5", "umt5", "longt5"):
+        if kind not in T5_TYPES:
             fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
         return config, "encoder-decoder"
     if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # before the decoders: BERT has a class of theirs too
@@ -354,7 +357,7 @@ def train_on(
     dtype = options["dtype"]
     if dtype == "auto":
         dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if dtype == "float16" and network.config.model_type in ("t5", "mt5", "umt5"):
+    if dtype == "float16" and network.config.model_type in T5_TYPES:
         fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
     lengths = {k: options[k] for k in ("max_source_length", "max_target_length")}
     lengths["positions"] = positions_of(network, family)

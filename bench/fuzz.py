@@ -29,6 +29,7 @@ from unittest import mock
 import typer
 from tqdm import tqdm
 
+import records
 from data import reviews_grammar
 
 ROOT = Path(__file__).parent.parent
@@ -214,7 +215,8 @@ def case(script: str, rng: random.Random, home: Path) -> tuple[list[Path], list[
 
 
 def execute(script: str, args: list[str], seconds: int) -> tuple[str, str]:
-    """(what became of it, what it said): done | refused | bad option | up to date | stopped, or a defect in capitals."""
+    """(what became of it, what it said): done | refused | bad option | up to date | stopped, unexpected (one line, of a
+    library's error) | or a defect in capitals."""
     out, err = io.StringIO(), io.StringIO()
 
     def too_long(number: int, frame: Any) -> None:
@@ -230,12 +232,15 @@ def execute(script: str, args: list[str], seconds: int) -> tuple[str, str]:
             contextlib.redirect_stderr(err),
             mock.patch.object(sys, "argv", [str(ROOT / script), *args]),
         ):
-            importlib.import_module(script.removesuffix(".py")).app(args)
+            command = importlib.import_module(script.removesuffix(".py")).app
+            records.run_command(lambda: command(args))
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=err)
             lines = [line for line in end.code.splitlines() if line.strip()]
             became = "refused" if lines[0].startswith("error: ") and len(lines) == 1 else "MESSAGE"
+            if "error: unexpected" in lines[0]:  # a library stumbled: one line, but nobody had thought of it
+                became = "unexpected"
         elif end.code:
             became = {2: "bad option"}.get(end.code, "EXIT CODE")
         elif "up to date" in err.getvalue():
@@ -328,7 +333,7 @@ def main(
                     mutate(rng, target)
                     result, said = execute(script, args, time_limit)
                     became[result] += 1
-                    if result.isupper() or only:
+                    if result.isupper() or result == "unexpected" or only:
                         tqdm.write(
                             f"{result}: {script}/{number}, {target.relative_to(work)}\n{said[-3000:]}", file=sys.stderr
                         )

@@ -225,6 +225,7 @@ def main(
         raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
     output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
     inputs = {"the task file": task_file, "the grammar": HERE / f"{task_name}_grammar.py"}
+    inputs["how topics are drawn"] = HERE / "zipf.py"
     for name in names:
         options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
         run = start_run(f"build_models.py {task_name} {name}", output_dir / name, options, inputs, overwrite=overwrite)

@@ -8,6 +8,7 @@ import pytest
 from conftest import PAIRS, ROOT, call, pair, read_lines, run, write_lines
 
 import generate
+from records import run_command
 
 SCRIPTS = ("generate.py", "train_student.py", "score_ood.py", "evaluate.py", "report.py")
 HEAVY = ("torch", "transformers", "vllm", "numpy")
@@ -329,3 +330,16 @@ def test_stages_by_hand_one_after_another(home, models, tmp_path, command):
     assert row["accuracy"] == json.loads((iteration / "metrics.json").read_text())["overall"]["accuracy"]
     record = json.loads((iteration / "scored.jsonl.run.json").read_text())
     assert row["energy"] == record["means"]["energy"] and record["command"].startswith(str(ROOT / "score_ood.py"))
+
+
+def test_what_nobody_expected_is_one_line_too_and_all_of_it_with_TRACEBACK(monkeypatch):
+    def stumbles():
+        raise KeyError("a tensor\nof many lines")
+
+    with pytest.raises(
+        SystemExit, match=r"^error: unexpected KeyError: .*a tensor.* \(test_commands.py:\d+\); is the model"
+    ):
+        run_command(stumbles)
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run_command(stumbles)

@@ -664,3 +664,62 @@ def test_a_broken_run_record_is_refused_not_replaced(tmp_path):
     with pytest.raises(SystemExit, match=r"run\.json: cannot be read"):
         start_run("stage", output, {}, {})
     assert output.read_text() == "work of hours"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Work that was given up, and deaths one after the other
+
+
+def begin(folder, **options):
+    return start_run(
+        "stage.py", folder / "out.txt", {"number": 3, "seed": 0} | options.pop("changed", {}), {},
+        also=[folder / "also.txt"], resumable=True, extends="number", **options,
+    )  # fmt: skip
+
+
+def made(folder):
+    run = begin(folder)
+    run.partial.write_text("finished\n")
+    beside(run.also[0], ".partial").write_text("too\n")
+    finish_run(run, {})
+    return run
+
+
+@pytest.mark.parametrize("look_at_it_first", [False, True])
+def test_an_overwrite_that_was_given_up_never_gets_into_an_extension(tmp_path, look_at_it_first, capsys):
+    made(tmp_path)
+    run = begin(tmp_path, overwrite=True, changed={"seed": 1})
+    run.partial.write_text("of another seed, and longer\n")
+    beside(run.also[0], ".partial").write_text("x\n")
+    save_progress(run, [28, 2])
+    run.lock.close()  # killed
+    if look_at_it_first:
+        assert begin(tmp_path) is None
+        assert "begun anew with --overwrite and not finished" in capsys.readouterr().err
+    run = begin(tmp_path, changed={"number": 4})
+    assert run.resumed and run.partial.read_text() == "finished\n" and run.state["progress"] == [9, 4]
+    assert beside(run.also[0], ".partial").read_text() == "too\n"
+    run.lock.close()
+
+
+def test_a_stage_killed_while_it_names_its_files_and_again_while_it_starts_over_goes_on(tmp_path):
+    for death in range(3):
+        run = start_run("stage.py", tmp_path / "out.txt", {}, {}, also=[tmp_path / "also.txt"])
+        run.partial.write_text(f"{death}")
+        beside(run.also[0], ".partial").write_text(f"{death}")
+        if death == 0:
+            run.state["moving"] = True
+            save_progress(run, None)
+            beside(run.also[0], ".partial").replace(run.also[0])  # as finish_run had begun to
+        if death < 2:
+            run.lock.close()
+    finish_run(run, {})
+    assert (tmp_path / "out.txt").read_text() == (tmp_path / "also.txt").read_text() == "2"
+
+
+def test_a_start_without_progress_leaves_the_state_as_it_was(tmp_path):
+    """slurm/ compares the states: a job that gets nowhere must not look as if it did."""
+    begin(tmp_path).lock.close()
+    before = beside(tmp_path / "out.txt", ".partial.json").read_bytes()
+    begin(tmp_path).lock.close()
+    assert beside(tmp_path / "out.txt", ".partial.json").read_bytes() == before

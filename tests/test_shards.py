@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_generate_units import OPTIONS, by_seed, engine
 
 from generate import STOPPED, draw_attempt, note_signals, plan_chunk, sample_split, shares_of
-from records import expand, parse_shard, read_examples, shard_path, start_run
+from records import expand, finish_run, parse_shard, read_examples, shard_path, start_run
 from task import text_key
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,6 +139,16 @@ def test_two_sets_of_one_file_and_nothing_at_all_are_refused(shards):
     assert "--train-file" in (said := refusal(shards / "valid-*.jsonl")) and "no such files" in said
 
 
+def test_shards_that_were_not_made_alike_are_refused(tmp_path):
+    for i, number in enumerate((10, 10, 20)):
+        output = tmp_path / f"train-0000{i}-of-00003.jsonl"
+        run = start_run("generate.py sample", output, {"num_examples": number, "shard": f"{i}/3"}, {})
+        write_lines(run.partial, [pair(i)])
+        finish_run(run, {})
+    said = refusal(tmp_path / "train-*")
+    assert "train-00002-of-00003.jsonl and" in said and "were not made alike: --num-examples differs" in said
+
+
 def test_what_shards_repeat_is_dropped_and_counted_once(shards, pairs, capsys):
     counts = {}
     examples = read_examples(expand("--train-file", [shards / "train-*"]), pairs, counts=counts)
@@ -228,9 +238,9 @@ def sample_shard(pairs, home, models, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
     pools = {"seed": read_examples(home / "seed.jsonl", pairs), "feedback": []}
 
-    def sample(shard, answer=by_seed, signals=()):
+    def sample(shard, answer=by_seed, signals=(), num_examples=24):
         output = shard_path(tmp_path / "train.jsonl", shard)
-        options = OPTIONS | {"num_examples": 24}
+        options = OPTIONS | {"num_examples": num_examples}
         run = start_run("generate.py sample", output, options, {}, also=[output.with_suffix(".rejected.jsonl")],
                         resumable=True, extends="num_examples")  # fmt: skip
         try:
@@ -279,6 +289,15 @@ def test_a_shard_that_was_cut_off_goes_on_with_its_own_attempts(sample_shard, tm
         sample_shard((1, 2), cut_off)
     sample_shard((1, 2))
     assert [(tmp_path / name).read_bytes() for name in names] == whole
+
+
+def test_extending_a_file_that_an_editor_left_without_a_last_line_end(sample_shard, tmp_path):
+    sample_shard((0, 1))
+    train = tmp_path / "train-00000-of-00001.jsonl"
+    edited = train.read_text().rstrip("\n")
+    train.write_text(edited)
+    sample_shard((0, 1), num_examples=30)
+    assert train.read_text().startswith(edited + "\n") and len(read_lines(train)) == 30
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,16 +8,18 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from conftest import FLIP, ROOT, call, read_lines, write_lines
+from conftest import ROOT, call, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import word_problems_grammar as grammar
 from equations import MAX_LENGTH, equations_agree, evaluate_equation
-from records import normalise
+from records import normalise, read_examples
 from task import is_correct, load_task, parse_completion
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,25 +295,26 @@ def test_evaluate_compares_by_value(tmp_path):
     assert [p["correct"] for p in predictions] == [True, True, False, False]
 
 
-def test_a_student_is_scored_by_the_metric(home, trained, tmp_path):
-    """The same student and texts, words that are no equations: all right by exact match, all wrong by value."""
-    from records import read_examples
+def test_a_student_is_scored_by_the_metric(home, trained, flip):
+    """The same student and texts, words that are no equations: right by exact match, all wrong by value."""
     from score_ood import score_examples
 
-    text = FLIP.replace('"exact_match"', '"equation_value"')
-    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")), encoding="utf-8")
-    for path, wanted in ((home / "flip.toml", True), (tmp_path / "flip.toml", False)):
-        task = load_task(path)
-        examples = read_examples(home / "flip_train.jsonl", task)[:8]
+    examples = read_examples(home / "flip_train.jsonl", flip)[:8]
+    for task, wanted in ((flip, True), (replace(flip, metric="equation_value"), False)):
         scores = score_examples(examples, task, str(trained["flip"]))
         assert any(s["correct"] for s in scores) is wanted
-        assert all(
-            s["correct"] == is_correct(task, s["prediction"], e["target"])
-            for s, e in zip(scores, examples, strict=True)
-        )
+        for s, e in zip(scores, examples, strict=True):
+            assert s["correct"] == is_correct(task, s["prediction"], e["target"])
 
 
 def test_no_encoder_for_equations(tmp_path):
     command = [sys.executable, "-m", "data.build_models", "word_problems", "bert", "--output-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "word_problems has none" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_target_without_a_value_is_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"problem": "a", "equation": "6 + 3"}\n{"problem": "b", "equation": "48 ÷ 2"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"test.jsonl:2: '48 ÷ 2' has no value, so no prediction could be right"):
+        read_examples(path, load_task(Path("prompts/word_problems.toml")))
