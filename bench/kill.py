@@ -167,29 +167,33 @@ def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random,
     """Kill the loop `kills` times on its way to the end and run it to its end; counts of the kills by what they hit.
 
     Once inside every stage, in a folder that is drawn, else at a moment drawn from a quarter of `seconds`, the time of an
-    uninterrupted run (or where the next stage of the list begins, if that comes first). AssertionError when a rerun ends
-    with an error.
+    uninterrupted run; a moment that would come after the next stage of the list has begun is that stage's kill instead.
+    AssertionError when a rerun ends with an error.
     """
     chosen = {rng.choice([p for p in PLACES if p[0] == stage]) for stage in [*OUTPUT, "report"]}
     places = [place for place in PLACES if place in chosen]
-    plan = [True] * (len(places) - 1) + [False] * (kills - len(places))  # at a place?
-    rng.shuffle(plan)
-    hits, log = Counter(), run.with_name(f"{run.name}.log")
-    for number, at_place in enumerate([*plan, True][:kills], 1):
+    hits, log, at_random = Counter(), run.with_name(f"{run.name}.log"), kills - len(places)
+    for number in range(1, kills + 1):
         stage, folder = places[0]
+        last = len(places) == 1  # nothing comes after the report, so it is killed last
+        at_place = at_random <= 0 or (not last and rng.random() < len(places) / (len(places) + at_random))
+        linger = rng.uniform(0, LINGER.get(stage, 0)) if at_place else 0
         drawn = float("inf") if at_place else rng.uniform(0, seconds / 4)
-        linger = rng.uniform(0, LINGER.get(stage, 0))
         began = time.monotonic()
         process = start_loop(run, models, log)
         there = wait_for(process, lambda stage=stage, folder=folder: is_inside(run, log, stage, folder), drawn)
-        if there and at_place:
-            there = wait_for(process, lambda: False, linger)
-            places.pop(0)
+        at_place = at_place or (not last and is_inside(run, log, stage, folder))
+        there = there and wait_for(process, lambda: False, linger)
         assert there, f"{run}: ended with {process.returncode} before it came into {stage} {folder}:\n{tail(log)}"
         kill_group(process)
-        inside = unfinished(run) or ([] if stage != "report" or not at_place else ["report"])
-        hits["at random" if not at_place else stage if inside else "missed"] += 1
-        what = f"in {stage} {folder}" if at_place else "at random"
+        inside = unfinished(run) or (["report"] if at_place and stage == "report" else [])
+        if at_place:
+            hits[stage if inside else "missed"] += 1
+            places.pop(0)
+        else:
+            hits["at random"] += 1
+            at_random -= 1
+        what = f"in {stage} {folder}".strip() if at_place else "at random"
         print(
             f"kill {number}: {what}, {time.monotonic() - began:.1f} s; unfinished: {', '.join(inside) or 'nothing'}",
             flush=True,

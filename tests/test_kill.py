@@ -127,7 +127,7 @@ def test_a_hand_edit_is_kept_and_the_printed_commands_lead_to_the_end(finished, 
     stopped = []
     while (done := loop(copy, embedded)).returncode:
         found = re.search(
-            r"error: (\S+): --(\w+) has changed since this was made \(.*\); to make it anew: (.*)", done.stdout
+            r"error: (\S+): --([\w-]+) has changed since this was made \(.*\); to make it anew: (.*)", done.stdout
         )
         assert done.returncode == 1 and found and len(stopped) < 20, done.stdout[-3000:]
         one_error(done.stdout)
