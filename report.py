@@ -64,7 +64,7 @@ def measured(folder: Path) -> dict:
 def parts(folder: Path, name: str) -> list[Path]:
     """The file, or the shards of it that are there; duplicates between shards count here, as what was accepted."""
     path = folder / name
-    return [path] if path.exists() else sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}"))
+    return sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}")) or [path]
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -74,7 +74,8 @@ def rows_of(run: Path) -> list[dict]:
         fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
     words = {}
     for folder in folders:
-        records = [record for path in parts(folder, "train.jsonl") for _, record in read_records(path)]
+        files = [path for path in parts(folder, "train.jsonl") if path.exists()]
+        records = [record for path in files for _, record in read_records(path)]
         words[folder] = [str(r.get("source", "")).lower().split() for r in records]
     budget = min((sum(map(len, w)) for w in words.values() if w), default=0)
     rows = []

@@ -233,6 +233,8 @@ def select_feedback(records: list[dict], task: Task, score: str, low: float, hig
     """
     groups = {label: [] for label in task.labels or [None]}
     for record in records:
+        if score not in record:
+            fail(f"--score {score}: {record['id']} has none; score it with --model, or choose another")
         if not math.isfinite(record[score]):
             fail(
                 f"--score {score}: is {record[score]} for {record['id']}; the student is broken: train it with a lower rate"

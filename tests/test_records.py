@@ -607,7 +607,7 @@ def test_what_the_disk_refuses_is_one_line(error, told, monkeypatch):
 
 def test_other_errors_are_not_taken_for_the_disks():
     for error in (FileNotFoundError(errno.ENOENT, "No such file"), ValueError("no")):
-        with pytest.raises(type(error)):
+        with pytest.raises(SystemExit, match=f"error: unexpected {type(error).__name__}: "):
             run_command(mock.Mock(side_effect=error))
 
 
