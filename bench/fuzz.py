@@ -1,13 +1,14 @@
 """Run each command on mutated inputs and count tracebacks: bad data ends a stage with one line, whatever it looks like.
 
-    python -m data.build_models reviews teacher t5 bert llama; python -m bench.fuzz      # 1,000 inputs a command
+    python -m data.build_models reviews teacher t5 bert llama && python -m data.build_models word_problems t5
+    python -m bench.fuzz                                   # 1,000 inputs a command
     python -m bench.fuzz --num-inputs 50 --command evaluate.py --seed 7
     python -m bench.fuzz --only score_ood.py/123           # one of them again, with all it prints
 
 Each input is a small valid set of files of which one is mutated: bytes, JSON values, lines, TOML values, template variables,
-run records, states of unfinished work, a model's config. The commands are the real ones, called in this process with models
-that are there already (one vLLM engine serves all of generate.py). What counts as a defect: an exception other than an
-exit, exit code 1 without one line that begins with `error:`, or more than --time-limit seconds.
+shards, run records and states of generate.py's work, a model's config. The commands are the real ones, called in this
+process with models that are there already (one vLLM engine serves all of generate.py). What counts as a defect: an
+exception other than an exit, exit code 1 without one line that begins with `error:`, or more than --time-limit seconds.
 """
 
 import contextlib
@@ -30,10 +31,11 @@ import typer
 from tqdm import tqdm
 
 import records
-from data import reviews_grammar
+from data import reviews_grammar, word_problems_grammar
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "data" / "reviews" / "models"
+GRAMMARS = {"reviews": reviews_grammar, "word_problems": word_problems_grammar}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,73 +145,71 @@ def make_home(home: Path) -> None:
     """The valid files that every case starts from, with a finished and an unfinished run of generate.py and a student."""
     home.mkdir()
     shutil.copytree(ROOT / "prompts", home / "prompts")
-    (home / "data" / "reviews").mkdir(parents=True)
-    shutil.copy(ROOT / "data/reviews/seed_examples.jsonl", home / "data/reviews")
     rng = random.Random(0)
-    for name, number in (("train", 12), ("validation", 24), ("test", 12)):
-        rows = []
-        for i in range(number):
-            label = ("positive", "negative")[i % 2]
-            review = reviews_grammar.make_review(rng, rng.choice(list(reviews_grammar.TOPICS)), label)
-            rows.append(
-                {"id": f"{name}-{i}", "review": review, "label": label, "group": "ab"[i % 3 > 0], "prediction": label}
-            )
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("t5", "bert", "llama"):
-        if (MODELS / name).exists():
-            shutil.copytree(MODELS / name, home / name)
+    for task, grammar in GRAMMARS.items():
+        (home / "data" / task).mkdir(parents=True)
+        shutil.copy(ROOT / f"data/{task}/seed_examples.jsonl", home / "data" / task)
+        for name, number in (("train", 12), ("validation", 24), ("test", 12), ("scored", 24)):
+            rows = []
+            for i in range(number):
+                row = grammar.make_example(rng, rng.choice(list(grammar.WEIGHTS)))
+                answer = list(row)[-1]
+                if task == "reviews":  # ten and more of each label
+                    row[answer] = ("positive", "negative")[i % 2]
+                row = {"id": f"{name}-{i}", **row, "group": "ab"[i % 3 > 0], "prediction": row[answer]}
+                rows.append(row | ({"energy": rng.gauss(0, 1), "correct": True} if name == "scored" else {}))
+            for part in range(2) if name in ("scored", "train") else [None]:  # these two as shards
+                suffix = "" if part is None else f"-0000{part}-of-00002"
+                lines = "".join(json.dumps(row) + "\n" for row in (rows if part is None else rows[part::2]))
+                (home / "data" / task / f"{name}{suffix}.jsonl").write_text(lines)
+        for name in ("t5", "bert", "llama"):
+            if (ROOT / f"data/{task}/models" / name).exists():
+                shutil.copytree(ROOT / f"data/{task}/models" / name, home / "data" / task / name)
 
 
 def case(script: str, rng: random.Random, home: Path) -> tuple[list[Path], list[str]]:
     """(files of which one is to be mutated, arguments of the command)."""
-    task = home / "prompts" / "reviews.toml"
+    name = "reviews"
+    if script != "generate.py" and (home / "data/word_problems/t5").exists():
+        name = rng.choice(["reviews", "reviews", "word_problems"])
+    task, data = home / f"prompts/{name}.toml", home / "data" / name
     common = ["--task-file", str(task)]
-    student = home / rng.choice([n for n in ("t5", "bert", "llama") if (home / n).exists()])
-    seeds = home / "data" / "reviews" / "seed_examples.jsonl"
+    student = rng.choice(sorted(p for p in data.iterdir() if p.is_dir()))
+    shards = [data / f"train-0000{part}-of-00002.jsonl" for part in range(2)]
+    test, validation = data / "test.jsonl", data / "validation.jsonl"
     if script == "generate.py":
-        files = [task, task, seeds, seeds, home / "validation.jsonl", home / "train.jsonl"]
+        files = [task, task, *[data / "seed_examples.jsonl"] * 2, validation, *shards]
         out = home / rng.choice(["done", "cut", "iter-01"])
         if out.exists():
             files = [p for p in out.iterdir() if p.is_file()]
         args = ["sample", *common, "--model", str(MODELS / "teacher"), "--output-dir", str(out), "--num-examples", "8"]
         args += ["--num-validation", "4", "--max-tokens", "40", "--max-attempts", "24"]
         if out.name == "iter-01":
-            args += ["--feedback-file", str(home / "validation.jsonl"), "--exclude-file", str(home / "train.jsonl")]
+            args += ["--feedback-file", str(validation), "--exclude-file", str(data / "train-*-of-00002.jsonl")]
             args += ["--structured"] * rng.randint(0, 1) + ["--shard", "0/2"] * rng.randint(0, 1)
         return files, args
     if script == "train_student.py":
-        files = [
-            task,
-            home / "train.jsonl",
-            home / "train.jsonl",
-            student / "config.json",
-            student / "tokenizer_config.json",
-        ]
-        args = ["--model", str(student), "--train-file", str(home / "train.jsonl"), "--output-dir", str(home / "out")]
+        files = [task, *shards, *shards, student / "config.json", student / "tokenizer_config.json"]
+        args = ["--model", str(student), "--train-file", str(data / "train-*.jsonl"), "--output-dir", str(home / "out")]
         return files, [*common, *args, "--num-train-epochs", "1", "--loss", rng.choice(["ce", "sce"])]
     if script == "score_ood.py":
-        files = [task, home / "validation.jsonl", home / "validation.jsonl", student / "config.json"]
-        args = [
+        args = ["--output-file", str(home / "s.jsonl"), "--feedback-file", str(home / "f.jsonl")]
+        if rng.random() < 0.3:  # select by scores that are there
+            args += ["--input-file", str(data / "scored-*-of-00002.jsonl")]
+            return [task, *data.glob("scored-*")], [*common, *args]
+        args += [
             "--model",
             str(student),
             "--input-file",
-            str(home / "validation.jsonl"),
-            "--output-file",
-            str(home / "s.jsonl"),
-        ]
-        return files, [
-            *common,
-            *args,
-            "--feedback-file",
-            str(home / "f.jsonl"),
+            str(validation),
             "--score",
             rng.choice(["energy", "nll", "msp"]),
         ]
+        return [task, validation, validation, student / "config.json"], [*common, *args]
     if script == "evaluate.py":
-        files = [task, home / "test.jsonl", home / "test.jsonl", student / "config.json"]
         args = rng.choice([["--model", str(student)], ["--prediction-field", "prediction"]])
-        args += ["--test-file", str(home / "test.jsonl"), "--output-dir", str(home / "out"), "--num-resamples", "100"]
-        return files, [*common, *args, "--group-by", "group"]
+        args += ["--test-file", str(test), "--output-dir", str(home / "out"), "--num-resamples", "100"]
+        return [task, test, test, student / "config.json"], [*common, *args, "--group-by", "group"]
     run = home / "run"
     return [p for p in run.rglob("*") if p.is_file()], [str(run)]
 
@@ -279,12 +279,13 @@ def prepare(home: Path, scripts: list[str]) -> Any:
         with mock.patch.object(generate, "write_records", cut_off), mock.patch.object(generate, "CHUNK", 4):
             execute("generate.py", base, 300)
     if "report.py" in scripts:
-        how = ["--task-file", str(home / "prompts/reviews.toml"), "--model", str(home / "t5")]
+        data = home / "data/reviews"
+        how = ["--task-file", str(home / "prompts/reviews.toml"), "--model", str(data / "t5")]
         (home / "run/iter-00").mkdir(parents=True)
-        shutil.copy(home / "train.jsonl", home / "run/iter-00/train.jsonl")
+        shutil.copy(data / "test.jsonl", home / "run/iter-00/train.jsonl")
         test = [
             "--test-file",
-            str(home / "test.jsonl"),
+            str(data / "test.jsonl"),
             "--output-dir",
             str(home / "run/iter-00"),
             "--num-resamples",
@@ -292,7 +293,7 @@ def prepare(home: Path, scripts: list[str]) -> Any:
         ]
         score = [
             "--input-file",
-            str(home / "validation.jsonl"),
+            str(data / "validation.jsonl"),
             "--output-file",
             str(home / "run/iter-00/scored.jsonl"),
         ]

@@ -4,9 +4,9 @@ Builds tiny models and the uninterrupted run first (about two minutes), then kil
 loop.sh: ten times on the way of a run folder to its end, once inside every stage and the others at random seconds, each
 followed by the same command again. A folder that came to its end is compared, and the next one begins.
 
-    python bench/kill.py 100                            # so many kills; --seed draws the moments
-    python bench/kill.py 20 --seed 7 --folder /tmp/kill # models, runs and logs in there
-    python bench/kill.py 100 --kills-per-run 20         # quicker: fewer folders
+    python -m bench.kill 100                            # so many kills; --seed draws the moments
+    python -m bench.kill 20 --seed 7 --folder /tmp/kill # models, runs and logs in there
+    python -m bench.kill 100 --kills-per-run 20         # quicker: fewer folders
 
 Prints a line a kill, one a folder, and the counts. Exit code 1 when a file differs or a rerun ends with an error.
 """
