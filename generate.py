@@ -49,6 +49,9 @@ from records import (
 )
 from task import Task, load_task, parse_completion, render_prompt, structured_pattern, text_key
 
+os.environ.setdefault(
+    "TORCH_CPP_LOG_LEVEL", "ERROR"
+)  # read when torch is imported; vLLM's NUMA binding warns at every start
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
@@ -154,7 +157,6 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
 def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
     """vLLM's offline engine. Settings that only the CPU build needs are chosen here, and never over the user's own."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
