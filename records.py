@@ -64,6 +64,9 @@ def run_command(app: Callable[[], Any]) -> None:
     try:
         app()
     except Exception as error:
+        if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
         chain: list[BaseException] = [error]
         while before := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(before)
@@ -74,9 +77,6 @@ def run_command(app: Callable[[], Any]) -> None:
             elif "inline_container" in str(e):  # torch.save keeps the reason to itself
                 code, reason = errno.ENOSPC, "torch could not write all of it"
             if code in DISK:
-                if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
-                    for bar in list(sys.modules["tqdm"].tqdm._instances):
-                        bar.close()
                 names = [str(e.filename) for e in chain if isinstance(e, OSError) and e.filename]
                 name = [*names, *map(str, at_work[:1]), "a file"][0]
                 fail(f"{name}: {reason}; {DISK[code]}: what was written stays")

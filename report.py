@@ -39,10 +39,13 @@ def first_words(texts: list[list[str]], budget: int) -> list[list[str]]:
 def load(path: Path) -> dict:
     """A JSON file that a stage wrote; {} when it is not there (that stage has not run)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} instead of an object")
+        return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
@@ -149,8 +152,12 @@ def print_table(run: Path, rows: list[dict]) -> None:
 def main(runs: Annotated[list[Path], typer.Argument(help="Run folders, as loop.sh writes them.")]) -> None:
     """Print the table of each run."""
     for run in runs:
-        rows = rows_of(run)
-        print_table(run, rows)
+        try:
+            rows = rows_of(run)
+            print_table(run, rows)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"a run record or metrics.json in it is not what a stage writes: {type(error).__name__}: {error}"
+            fail(f"{run}: {problem}; run that stage again with --overwrite")
         draft = run / "metrics.jsonl.tmp"
         with draft.open("w", encoding="utf-8") as file:
             write_records(file, rows)
