@@ -63,8 +63,8 @@ class Slurm:
             if seen["JobState"] in ENDED:
                 break
             if seen["JobState"] == "PENDING" and seen["Reason"] == "BeginTime" and job not in hastened:
-                hastened.add(job)  # once a requeue: afterwards it has the same reason for 15 s
-                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+15")
+                hastened.add(job)  # once a requeue: afterwards it has the same reason for 20 s
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+20")
             assert time.monotonic() < deadline, f"{seen}\n{self.log(job)}\n{logs(Path(self.env['SLURM_CONF']).parent)}"
             time.sleep(0.2)
         return self.show(job)
