@@ -34,9 +34,7 @@ def evaluate_equation(text: str) -> float | None:
     text = re.sub(NUMBER, lambda number: repr(float(number[0])) if math.isfinite(float(number[0])) else "()", text)
     try:
         value = SimpleEval(functions={}, names={}).eval(text)
-    except (
-        Exception
-    ):  # what the parser and simpleeval raise is of many kinds, ZeroDivisionError and MemoryError among them
+    except Exception:  # the parser and simpleeval raise many kinds, ZeroDivisionError and MemoryError among them
         return None
     return value if isinstance(value, float) and math.isfinite(value) else None
 

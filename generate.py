@@ -49,9 +49,8 @@ from records import (
 )
 from task import Task, load_task, parse_completion, render_prompt, structured_pattern, text_key
 
-os.environ.setdefault(
-    "TORCH_CPP_LOG_LEVEL", "ERROR"
-)  # read when torch is imported; vLLM's NUMA binding warns at every start
+# Read when torch is imported: vLLM's NUMA binding warns at every start
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
@@ -199,6 +198,7 @@ def note_signals() -> list[int]:
 
 
 def stop(signals: Sequence[int], output: Path) -> NoReturn:
+    """End the stage after a signal: one line, exit code 75."""
     say(f"{output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
     raise SystemExit(STOPPED)
 
@@ -397,7 +397,7 @@ def sample(
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
-    temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the training split.")] = 1.0,
+    temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the train split (0 = greedy).")] = 1.0,
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
@@ -426,10 +426,8 @@ def sample(
     if not isinstance(template_kwargs, dict):
         raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
     part = parse_shard(shard)
-    feedback_file, exclude_file = (
-        expand("--feedback-file", feedback_file or []),
-        expand("--exclude-file", exclude_file or []),
-    )
+    feedback_file = expand("--feedback-file", feedback_file or [])
+    exclude_file = expand("--exclude-file", exclude_file or [])
     pools = {"seed": read_examples(task.seed_examples, task), "feedback": read_examples(feedback_file, task)}
     earlier = read_examples(exclude_file, task)
     excluded = {text_key(task, record) for record in earlier}
@@ -487,9 +485,8 @@ def sample(
             fail(f"--max-model-len {max_model_len:,}: the model's context holds {context:,} tokens; lower it")
         need = context
     began = time.perf_counter()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGUSR1}
-    )  # the engine's own processes inherit it: they are not to die
+    # The engine's own processes inherit this mask: a signal to the whole job step must not end them
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         llm = start_engine(
             model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
