@@ -43,3 +43,9 @@ def equations_agree(prediction: str, target: str) -> bool:
     """The same value, to a relative difference of 1e-6. What has no value agrees with nothing, not even with itself."""
     values = evaluate_equation(prediction), evaluate_equation(target)
     return None not in values and math.isclose(*values, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def states_value(statement: str, equation: str) -> bool:
+    """Whether a statement such as "51", "$1,200" or "51 apples" names one number, and that is the value of the equation."""
+    numbers = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", re.sub(r"(?<=\d),(?=\d{3}\b)", "", statement))
+    return len(numbers) == 1 and equations_agree(equation, numbers[0].replace("-", "0 - "))

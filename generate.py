@@ -47,7 +47,7 @@ from records import (
     start_run,
     write_records,
 )
-from task import Task, load_task, parse_completion, render_prompt, structured_pattern, text_key
+from task import Task, copies, load_task, parse_completion, render_prompt, structured_pattern, text_key
 
 # Read when torch is imported: vLLM's NUMA binding warns at every start
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -57,8 +57,8 @@ VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validatio
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "too_short", "too_long", "check_failed",
-    "copied_shot", "duplicate", "surplus",
+    "prompt_too_long", "truncated", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
+    "copied_shot", "duplicate", "label_disagrees", "surplus",
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def sample_split(
             attempted[slot] += 1
             if reason is None:
                 key = text_key(task, fields)
-                if key in {text_key(task, shot) for shot in a["shots"]}:
+                if copies(task, fields, a["shots"]):
                     reason = "copied_shot"
                 elif key in seen:
                     reason = "duplicate"

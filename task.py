@@ -3,9 +3,11 @@
     task = load_task(Path("prompts/reviews.toml"))        strict: unknown keys and missing variables are refused
     system, user = render_prompt(task, "train", shots, "positive")
     fields, reason = parse_completion(task, completion, "positive")
+    user = render_label_prompt(task, record, shots)       what the teacher is asked to label a record
     is_correct(task, prediction, target)                  by the metric of the task
 
-One template, `prompt.example`, renders the shots, begins the answer and, read backwards, parses it.
+One template, `prompt.example`, renders the shots, begins the answer and, read backwards, parses it. `prompt.label_example`
+does the same where the teacher labels: there the answer comes last.
 """
 
 import re
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from equations import equations_agree, evaluate_equation
+from equations import equations_agree, evaluate_equation, states_value
 from records import fail, normalise
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -24,8 +26,8 @@ from records import fail, normalise
 METRICS = {"classification": ("accuracy",), "text2text": ("exact_match", "equation_value")}
 KEYS = {  # table: (required keys, optional keys)
     "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
-    "prompt": ("train validation example", "system"),
-    "parse": ("", "stop min_words max_words evaluates"),
+    "prompt": ("train validation example", "system label label_example"),
+    "parse": ("", "stop min_words max_words evaluates gives span_of solves max_overlap"),
     "student": ("source target", ""),
 }
 
@@ -50,8 +52,8 @@ class Task:
     answer_field: str  # what the student must produce
     seed_examples: Path
     labels: dict[str, str]  # name: definition shown to the teacher
-    prompt: dict[str, str]  # system, train, validation, example
-    parse: dict[str, Any]  # stop: [str], min_words and max_words: {field: int}, evaluates: [field]
+    prompt: dict[str, str]  # system, train, validation, example, perhaps label and label_example
+    parse: dict[str, Any]  # stop: [str], max_overlap: float, and what check_fields checks
     student: dict[str, str]  # source, target
 
     @property
@@ -135,6 +137,8 @@ def load_task(path: Path) -> Task:
         ("prompt", "train"): (common | {"shots", "start"}, {"shots", "start"}),
         ("prompt", "validation"): (common | {"shots", "start"}, {"shots", "start"}),
         ("prompt", "example"): ({*names, answer}, {*names, answer}),
+        ("prompt", "label"): (({"labels"} if labels else set()) | {"shots", "start"}, {"shots", "start"}),
+        ("prompt", "label_example"): ({*names, answer}, {answer}),
         ("student", "source"): (set(names), set()),
         ("student", "target"): ({answer}, {answer}),
     }
@@ -158,6 +162,17 @@ def load_task(path: Path) -> Task:
     for name, count in ((n, len(re.findall(rf"\$\{{?{n}\b", data["prompt"]["example"]))) for n in [*names, answer]):
         if count != 1:
             bad("prompt.example", f"${name} must occur once (the parser is made from this template), found {count}")
+    if "label_example" in data["prompt"] and "label" not in data["prompt"]:
+        bad("prompt.label_example", "shows examples to a prompt that is not there; add prompt.label")
+    if "label" in data["prompt"]:
+        key = "label_example" if "label_example" in data["prompt"] else "example"
+        text = data["prompt"][key].strip()
+        mark = re.findall(rf"\$(?:{answer}\b|\{{{answer}\}})", text)
+        if len(mark) != 1 or not text.endswith(mark[0]) or len(string.Template(text).get_identifiers()) < 2:
+            bad(
+                f"prompt.{key}",
+                f"must show a field and end with ${answer}, once, for prompt.label; add a label_example",
+            )
 
     parse = data.get("parse", {})
     stop = parse.get("stop", [])
@@ -177,12 +192,26 @@ def load_task(path: Path) -> Task:
         if most < parse.get("min_words", {}).get(name, 0):
             bad("parse.max_words", f"{name} may have at most {most} words and needs {parse['min_words'][name]}")
 
-    evaluates, written = parse.get("evaluates", []), names if labels else [*names, answer]
-    if not isinstance(evaluates, list) or not all(isinstance(name, str) for name in evaluates):
-        bad("parse.evaluates", f'must be a list of fields such as ["{written[-1]}"], found {evaluates!r}')
-    for name in evaluates:
-        if name not in written:
-            bad("parse.evaluates", f"no field that the teacher writes: {name}; these are {', '.join(written)}")
+    written = names if labels else [*names, answer]
+    for key in ("evaluates", "solves"):
+        listed = parse.get(key, [])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            bad(f"parse.{key}", f'must be a list of fields such as ["{written[-1]}"], found {listed!r}')
+        for name in listed:
+            if name not in written:
+                bad(f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}")
+    for key in ("gives", "span_of"):
+        pairs = parse.get(key, {})
+        if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
+            bad(f"parse.{key}", f'must be fields by field, such as {{{written[-1]} = "{written[0]}"}}, found {pairs!r}')
+        for name in [*pairs, *pairs.values()]:
+            if name not in written:
+                bad(f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}")
+        if any(name == other for name, other in pairs.items()):
+            bad(f"parse.{key}", "a field is compared with itself; name another")
+    overlap = parse.get("max_overlap", 1)
+    if type(overlap) not in (int, float) or not 0 < overlap <= 1:
+        bad("parse.max_overlap", f"must be a share above 0 and up to 1, found {overlap!r}")
 
     strip = {k: v.strip("\n") for k, v in data["prompt"].items()}
     return Task(
@@ -197,10 +226,10 @@ def load_task(path: Path) -> Task:
 # Prompts
 
 
-def split_example(task: Task, known: dict[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    """Cut the `example` template at what the teacher writes: (start, [(field, literal text after it), ...])."""
+def split_example(task: Task, known: dict[str, str], template: str = "example") -> tuple[str, list[tuple[str, str]]]:
+    """Cut an example template at what the teacher writes: (start, [(field, literal text after it), ...])."""
     pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
-    text, end = task.prompt["example"], 0
+    text, end = task.prompt[template], 0
     for match in string.Template.pattern.finditer(text):
         pieces[-1][1] += text[end : match.start()]
         end = match.end()
@@ -228,6 +257,23 @@ def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) 
     return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
 
 
+def render_label_prompt(task: Task, record: dict, shots: list[dict]) -> str:
+    """The prompt that asks the teacher for the answer of a record, up to where the answer stands; it has no system text.
+
+    Ends the stage (exit 1) when the task file has no [prompt] label.
+    """
+    if "label" not in task.prompt:
+        fail(f"{task.path}: prompt.label: missing: it asks the teacher for the answer; add it (README, 'A new task')")
+    template = "label_example" if "label_example" in task.prompt else "example"
+    known = {name: record[name] for name in task.fields}
+    values = {
+        "shots": "\n\n".join(string.Template(task.prompt[template]).substitute(shot) for shot in shots),
+        "start": split_example(task, known, template)[0],
+        "labels": "\n".join(f"{name}: {definition}" for name, definition in task.labels.items()),
+    }
+    return string.Template(task.prompt["label"]).substitute(values)
+
+
 def structured_pattern(task: Task, label: str | None) -> str:
     """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
 
@@ -243,7 +289,8 @@ def structured_pattern(task: Task, label: str | None) -> str:
     for name, after in split_example(task, {task.answer_field: label} if label is not None else {})[1]:
         least = task.parse.get("min_words", {}).get(name, 1)
         most = task.parse.get("max_words", {}).get(name, "")
-        word = r"[0-9.+*/()-]+" if name in task.parse.get("evaluates", []) else r"[^\x00-\x20]+"
+        equations = [*task.parse.get("evaluates", []), *task.parse.get("gives", {})]
+        word = r"[0-9.+*/()-]+" if name in equations else r"[^\x00-\x20]+"
         pattern += word + ("" if most == 1 else f"( {word}){{{least - 1},{most and most - 1}}}") + literal(after)
     stops = "|".join(map(literal, task.parse.get("stop", [])))
     return pattern + (f"({stops})?" if stops else "")
@@ -279,22 +326,83 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
         else:  # the last field; a stop string may have cut off what follows it
             value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
         fields[name] = value.strip()
+    return fields, check_fields(task, fields)
+
+
+# What surrounds an example in a chat, or stands in place of one
+DEBRIS = re.compile(
+    "|".join(
+        [
+            # Tokens of chat templates
+            r"<\|[\w ]+\|>",
+            r"\[/?INST\]|<</?SYS>>|</?s>",
+            r"\byou are a (?:helpful|knowledgeable) assistant\b",
+            # Slots that were left open
+            r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name of|title of)\b[^\]]*\]",
+            # Refusals
+            r"\bas an ai\b|\bai language model\b",
+            r"\bi(?: am|['\u2019]m) sorry,? but (?:as|i)\b",
+            r"\bi (?:cannot|can['\u2019]t|can not|am unable to) (?:fulfil|assist|generate|create|comply)",
+            # Preambles, and items of a list
+            r"^\W*(?:sure|certainly|of course|okay)\b[,!.]* here\b",
+            r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
+            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|way)s?\b",
+            r"^\s*(?:\d{1,2}[.)]|[-*•])\s",
+        ]
+    ),
+    re.IGNORECASE,
+)
+
+
+def check_fields(task: Task, fields: dict[str, str]) -> str | None:
+    """Why fields that were read are no example (a reason of generate.py's closed list), or None: what is always checked,
+    then what [parse] asks for:
+
+    min_words, max_words {field: n}; evaluates [field]: an equation with a value; gives {equation: field}: its value is the
+    number in that field; span_of {answer: context}: it occurs there word for word; solves [field]: a linear programme with
+    an optimum.
+    """
     if not all(fields.values()):
-        return fields, "empty_field"
+        return "empty_field"
     # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either
     names = [mark for mark in re.findall(r"[\w ]+:", task.prompt["example"].lower()) if mark.strip(" :")]
     for value in fields.values():
         if value.endswith(":") or any(mark.strip() in value.lower() for mark in names):
-            return fields, "no_match"
+            return "no_match"
+    if any(DEBRIS.search(value) for value in fields.values()):
+        return "debris"
     for name, value in fields.items():
         words = len(value.split())
         if words < task.parse.get("min_words", {}).get(name, 1):
-            return fields, "too_short"
+            return "too_short"
         if words > task.parse.get("max_words", {}).get(name, words):
-            return fields, "too_long"
-    if any(evaluate_equation(fields[name]) is None for name in task.parse.get("evaluates", [])):
-        return fields, "check_failed"
-    return fields, None
+            return "too_long"
+    holds = [evaluate_equation(fields[name]) is not None for name in task.parse.get("evaluates", [])]
+    holds += [states_value(fields[other], fields[name]) for name, other in task.parse.get("gives", {}).items()]
+    holds += [fields[name] in fields[other] for name, other in task.parse.get("span_of", {}).items()]
+    if task.parse.get("solves") and all(holds):
+        from formulations import optimum
+
+        holds += [optimum(fields[name]) is not None for name in task.parse["solves"]]
+    return None if all(holds) else "check_failed"
+
+
+def overlap(text: str, other: str) -> float:
+    """ROUGE-L F1 of two texts (Lin 2004), 0 to 1, on their normalised words: 2 LCS / (words of both)."""
+    from rapidfuzz.distance import Indel
+
+    return Indel.normalized_similarity(normalise(text).split(), normalise(other).split())
+
+
+def copies(task: Task, record: dict, shots: list[dict]) -> bool:
+    """Whether a record repeats one of the shots: the same normalised fields, or with [parse] max_overlap any single field
+    of 5 words or more whose overlap with the shot's is above it."""
+    if text_key(task, record) in {text_key(task, shot) for shot in shots}:
+        return True
+    if (most := task.parse.get("max_overlap", 1)) == 1:
+        return False
+    long = [name for name in task.fields if len(record[name].split()) >= 5]
+    return any(overlap(record[name], shot[name]) > most for name in long for shot in shots)
 
 
 def text_key(task: Task, record: dict) -> str:

@@ -9,12 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FLIP, PAIRS, pair
+from conftest import FLIP, PAIRS, flipped, pair
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import generate
-from task import Task, load_task, parse_completion, render_prompt, split_example, structured_pattern, text_key
+from task import (
+    Task,
+    copies,
+    load_task,
+    overlap,
+    parse_completion,
+    render_label_prompt,
+    render_prompt,
+    split_example,
+    structured_pattern,
+    text_key,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -340,3 +351,155 @@ def test_the_structured_pattern_of_an_equation_has_its_characters_alone():
 def test_what_a_thinking_model_says_to_itself_is_left_out(flip):
     said = "<think>\nText: no\nAnswer: no\n</think>\n\nlake sun\nAnswer: sun lake"
     assert parse_completion(flip, said, None) == ({"text": "lake sun", "answer": "sun lake"}, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What [parse] can ask for, debris, copies
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|eot_id|><|start_header_id|>user", "A fine day [/INST]", "<<SYS>> x", "the end</s>", "You are a helpful assistant.",
+        "a review of <C> that I liked",
+        "[Insert topic] is warm", "{{review}}", "As an AI, I like melons",
+        "I'm sorry, but I can not",
+        "I cannot fulfill this request", "Sure! Here it comes",
+        "Here are three sentences about summer", "1. a melon", "- a melon",
+    ],
+)  # fmt: skip
+def test_debris(pairs, text):
+    assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] == "debris"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a <br /> melon <br> cut", "he is here", "sure is warm", "an aide of mine", "1.5 melons", "-5 melons", "sorry"],
+)
+def test_no_debris(pairs, text):
+    assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] is None
+
+
+CHECKED = FLIP.replace(
+    '[student]', '[parse]\ngives = {answer = "sum"}\nspan_of = {sum = "text"}\nmax_overlap = 0.7\n[student]'
+).replace('["text"]', '["text", "sum"]').replace("Answer: $answer", "Sum: $sum\nAnswer: $answer")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "completion, reason",
+    [
+        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 1", None),
+        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 2", "check_failed"),  # another value
+        ("I have 51 apples\nSum: 51 pears\nAnswer: 50 + 1", "check_failed"),  # not in the text
+        ("I have 51 apples\nSum: apples\nAnswer: 50 + 1", "check_failed"),  # no number
+        ("I have 51 or 52 apples\nSum: 51 or 52\nAnswer: 50 + 1", "check_failed"),  # two numbers
+        ("I have $1,200 here\nSum: $1,200\nAnswer: 600 * 2", None),
+        ("It is -3 here\nSum: -3\nAnswer: 2 - 5", None),
+    ],
+)
+def test_gives_and_span_of(completion, reason, tmp_path):
+    assert parse_completion(load(CHECKED, tmp_path), completion, None)[1] == reason
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ('gives = ["answer"]', "parse.gives: must be fields by field"),
+        ('gives = {answer = "total"}', "parse.gives: no field that the teacher writes: total"),
+        ('span_of = {answer = "answer"}', "parse.span_of: a field is compared with itself"),
+        ('solves = "answer"', "parse.solves: must be a list of fields"),
+        ('solves = ["total"]', "parse.solves: no field that the teacher writes: total"),
+        ("max_overlap = 0", "parse.max_overlap: must be a share"),
+        ("max_overlap = true", "parse.max_overlap: must be a share"),
+    ],
+)
+def test_mutated_checks_are_refused(line, told, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*mutated.toml: {told}"):
+        load(FLIP.replace("[student]", f"[parse]\n{line}\n[student]"), tmp_path)
+
+
+def test_overlap_is_rouge_l():
+    assert overlap("The cat, sat!", "the cat sat") == 1
+    # LCS of a b c d and a c e d is a c d: 2 * 3 / 8
+    assert overlap("a b c d", "A C E D") == pytest.approx(0.75)
+    assert overlap("a b", "c d") == 0
+
+
+def test_copies(tmp_path, flip):
+    shot = {"text": "the red fox jumps over it", "answer": "x"}
+    near = {"text": "the red fox hops over it", "answer": "y"}  # 2 * 5 / 12
+    assert copies(flip, shot | {"text": "The RED fox jumps over it!"}, [shot])
+    assert not copies(flip, near, [shot])  # without max_overlap only what is equal
+    strict = load(FLIP.replace("[student]", "[parse]\nmax_overlap = 0.8\n[student]"), tmp_path)
+    assert copies(strict, near, [{"text": "else", "answer": "z"}, shot])
+    assert not copies(strict, {"text": "the red fox runs off now", "answer": "y"}, [shot])
+    assert not copies(
+        strict, {"text": "the red ox", "answer": "y"}, [{"text": "the red fox", "answer": "x"}]
+    )  # too short
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labelling prompts
+
+LABELLED = PAIRS.replace(
+    "[parse]",
+    """label = '''
+$labels
+
+$shots
+
+$start'''
+label_example = '''
+First: $first
+Second: $second
+Kind: $label'''
+[parse]""",
+)
+
+
+def test_label_prompt(tmp_path):
+    task = load(LABELLED, tmp_path)
+    prompt = render_label_prompt(task, {"first": "a $5 lake", "second": "a swim"}, [pair(0), pair(1)])
+    assert prompt == (
+        "Warm: both belong to summer\nnot warm: one or both belong to winter\n\n"
+        "First: the beach\nSecond: sun\nKind: Warm\n\nFirst: the beach\nSecond: a big snow\nKind: not warm\n\n"
+        "First: a $5 lake\nSecond: a swim\nKind:"
+    )
+
+
+def test_label_prompt_of_a_text2text_task_needs_no_second_example(tmp_path):
+    label = "[prompt]\nlabel = '''\n$shots\n\n$start'''"
+    task = load(FLIP.replace("[prompt]", label), tmp_path)
+    assert render_label_prompt(task, {"text": "lake sun"}, [flipped(0)]).endswith("\n\nText: lake sun\nAnswer:")
+
+
+def test_no_label_prompt(pairs):
+    with pytest.raises(SystemExit, match=r"prompt\.label: missing"):
+        render_label_prompt(pairs, pair(0), [])
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("Kind: $label'''\n[parse]", "Kind: $label.'''\n[parse]", "prompt.label_example: must show a field and end"),
+        (
+            "Second: $second\nKind: $label'''\n[parse]",
+            "Second: $second'''\n[parse]",
+            "prompt.label_example: the variable .label is",
+        ),
+        (
+            "First: $first\nSecond: $second\nKind: $label'''\n[parse]",
+            "Kind: $label'''\n[parse]",
+            "prompt.label_example: must show",
+        ),
+        (
+            "$shots\n\n$start'''\nlabel_example",
+            "$start'''\nlabel_example",
+            "prompt.label: the variable .shots is missing",
+        ),
+        ("label = '''\n$labels", "label = '''\n$label", "prompt.label: unknown variable .label"),
+    ],
+)
+def test_mutated_label_prompt_is_refused(old, new, told, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*mutated.toml: {told}"):
+        load(changed(LABELLED, old, new), tmp_path)
