@@ -1,7 +1,9 @@
-"""Sample labelled examples of a task from a teacher LLM in vLLM: the training and the validation split of an iteration.
+"""Sample labelled examples of a task from a teacher LLM in vLLM, or have it label records.
 
-Reads a task file, its seed examples and, from iteration 1 on, feedback examples. Writes into --output-dir:
-train.jsonl, validation.jsonl, what was rejected (*.rejected.jsonl, each with a reason), and run records.
+sample makes the training and the validation split of an iteration. It reads a task file, its seed examples and, from
+iteration 1 on, feedback examples. Writes into --output-dir: train.jsonl, validation.jsonl, what was rejected
+(*.rejected.jsonl, each with a reason), and run records. label reads records of any origin and writes them with the
+teacher's own answer, teacher_label, and label_probs.
 
     python generate.py sample --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
     python generate.py sample ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
@@ -9,6 +11,11 @@ train.jsonl, validation.jsonl, what was rejected (*.rejected.jsonl, each with a 
     python generate.py sample ... --shard 0/4                         # the first of four processes that share the work
     python generate.py sample --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20   # the embedded teacher, on a laptop
+
+    python generate.py sample ... --verify                            # reject what the teacher itself labels otherwise
+    python generate.py label --task-file prompts/reviews.toml --model data/reviews/models/teacher \
+        --input-file data/reviews/test.jsonl --output-file runs/b/teacher/labelled.jsonl
+    python generate.py label ... --num-samples 5                      # text2text: the answer that most of five samples give
 
 Kill it at any time and run the same command again: it goes on after the last whole chunk. SIGUSR1 or SIGTERM, as batch
 systems send before a time limit, let it finish its chunk and end with exit code 75.
@@ -23,13 +30,14 @@ import string
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from labelling import agrees, draw_label_shots, label_records, label_tokens
 from records import (
     Run,
     beside,
@@ -45,15 +53,26 @@ from records import (
     say,
     shard_path,
     start_run,
+    take_shard,
     write_records,
 )
-from task import Task, copies, load_task, parse_completion, render_prompt, structured_pattern, text_key
+from task import (
+    Task,
+    copies,
+    load_task,
+    parse_completion,
+    render_label_prompt,
+    render_prompt,
+    structured_pattern,
+    text_key,
+)
 
 # Read when torch is imported: vLLM's NUMA binding warns at every start
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
+LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
@@ -134,6 +153,11 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
     if split == "train":
         count = min(options["num_fewshot"], len(pools["seed"]))
         order = sorted(rng.sample(range(len(pools["seed"])), count))
+        wanted = names[attempt % len(names)]
+        own = [i for i, seed_example in enumerate(pools["seed"]) if seed_example[task.answer_field] == wanted]
+        if len(names) > count and own:  # many labels, few shots: the last one is of the label that is asked for
+            last = rng.choice(own)
+            order = [*[i for i in order if i != last][: count - 1], last]
         shots = [pools["seed"][i] for i in order]
         fed = bool(pools["feedback"]) and rng.random() < options["feedback_rate"]
         if fed:
@@ -210,13 +234,14 @@ def stop(signals: Sequence[int], output: Path) -> NoReturn:
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
-    shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (),
+    shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (), judge: Callable[[list[dict]], list[dict]] | None = None,
 ) -> dict:  # fmt: skip
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
     pools: the records that prompts may show: seed and feedback (train) or train (validation). excluded: keys of
     texts that count as duplicates. signals: what note_signals gives; with one in it the stage ends (exit 75) after the
-    chunk. Ends the stage (exit 1) when `max_attempts` are made and examples are missing.
+    chunk. judge: label_records of the same engine; what it labels otherwise is rejected. Ends the stage (exit 1) when
+    `max_attempts` are made and examples are missing.
     """
     from tqdm import tqdm
     from vllm import SamplingParams
@@ -302,7 +327,7 @@ def sample_split(
             continue  # a batch system signals all processes: the engine's own is gone, and with it the chunk
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
-        kept, rejects = [], []
+        rows = []
         for a, fit in zip(attempts, fits, strict=True):
             fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
             if fit:
@@ -313,30 +338,38 @@ def sample_split(
                 fields, reason = parse_completion(task, completion, a["label"])
                 if finish_reason == "length":
                     reason = "truncated"
-            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
-            slot = names.index(a["label"])
-            attempted[slot] += 1
-            if reason is None:
-                key = text_key(task, fields)
-                if copies(task, fields, a["shots"]):
+                elif reason is None and copies(task, fields, a["shots"]):
                     reason = "copied_shot"
-                elif key in seen:
-                    reason = "duplicate"
-                elif accepted[slot] >= shares[slot]:
-                    reason = "surplus"
+            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
             lineage = {
                 "task": task.name, "iteration": iteration, "split": split, "feedback": a["feedback"],
                 "shots": [shot["id"] for shot in a["shots"]], "sampling_seed": a["sampling_seed"],
                 "finish_reason": finish_reason, "completion": completion,
             }  # fmt: skip
+            rows.append((a, example, reason, lineage))
+        asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
+        began = time.perf_counter()
+        own = judge([example for _, example, *_ in asked]) if asked else []
+        generating += time.perf_counter() - began
+        judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
+        kept, rejects = [], []
+        for a, example, reason, lineage in rows:
+            slot, answer = names.index(a["label"]), judged.get(a["id"], {})
+            attempted[slot] += 1
+            if reason is None and (key := text_key(task, example)) in seen:
+                reason = "duplicate"
+            elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
+                reason = "label_disagrees"
+            elif reason is None and accepted[slot] >= shares[slot]:
+                reason = "surplus"
             if reason is None:
                 seen.add(key)
                 accepted[slot] += 1
                 rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
-                kept.append({"id": a["id"], **example, **rendered, **lineage})
+                kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
             else:
                 reasons[reason] += 1
-                rejects.append({"id": a["id"], "reason": reason, **example, **lineage})
+                rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
         # Append the chunk, then note that it is there
         for path, records in ((accepted_path, kept), (rejected_path, rejects)):
             with path.open("a", encoding="utf-8") as file:
@@ -378,6 +411,13 @@ files = partial(typer.Option, rich_help_panel="Files")
 sampling = partial(typer.Option, rich_help_panel="Sampling")
 engine = partial(typer.Option, rich_help_panel="Engine (changes no example: not compared when a run is gone on with)")
 
+ChatTemplateKwargs = Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")]
+EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")]
+MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")]
+GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
+TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]
+EnforceEager = Annotated[bool, engine(help="No torch.compile or CUDA graphs: starts sooner, runs slower.")]
+
 
 @app.callback()
 def main() -> None:
@@ -405,13 +445,14 @@ def sample(
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
-    chat_template_kwargs: Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")] = "{}",
+    verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see: generate.py label).")] = False,
+    chat_template_kwargs: ChatTemplateKwargs = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
-    dtype: Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")] = "auto",
-    max_model_len: Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")] = None,
-    gpu_memory_utilization: Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")] = 0.9,
-    tensor_parallel_size: Annotated[int, engine(min=1, help="GPUs that hold one model together.")] = 1,
-    enforce_eager: Annotated[bool, engine(help="No torch.compile or CUDA graphs: starts sooner, runs slower.")] = False,
+    dtype: EngineDtype = "auto",
+    max_model_len: MaxModelLen = None,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
+    tensor_parallel_size: TensorParallelSize = 1,
+    enforce_eager: EnforceEager = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: at most so many examples a split.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the first prompts of each kind; no engine.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Make anew what is there already.")] = False,
@@ -419,12 +460,7 @@ def sample(
     """Sample train.jsonl and validation.jsonl of one iteration; one engine start for both."""
     # Check what is cheap to check
     task = load_task(task_file)
-    try:
-        template_kwargs = json.loads(chat_template_kwargs)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
-    if not isinstance(template_kwargs, dict):
-        raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
+    template_kwargs = read_template_kwargs(chat_template_kwargs)
     part = parse_shard(shard)
     feedback_file = expand("--feedback-file", feedback_file or [])
     exclude_file = expand("--exclude-file", exclude_file or [])
@@ -438,7 +474,10 @@ def sample(
         wanted = {split: min(limit, number) for split, number in wanted.items()}
     common = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
     common |= {"chat_template_kwargs": template_kwargs} | ({"shard": shard} if part else {})
-    common |= {"structured": True} if structured else {}
+    common |= ({"structured": True} if structured else {}) | ({"verify": True} if verify else {})
+    label_shots = draw_label_shots(task, pools["seed"], LABEL_SHOTS, seed) if verify else []
+    if verify:
+        render_label_prompt(task, pools["seed"][0], label_shots)  # is there one?
     for split, number in wanted.items():
         if number and not sum(shares_of(number, max(len(task.labels), 1), part or (0, 1))):
             fail(f"--shard {shard}: {number} {split} examples leave it none; use fewer shards or more examples")
@@ -452,6 +491,8 @@ def sample(
 
     if dry_run:
         show_prompts(task, model, iteration, options, pools, template_kwargs, part or (0, 1))
+        if verify:
+            show_label_prompts(task, model, pools["seed"][:1], label_shots, template_kwargs)
         return
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
@@ -479,25 +520,19 @@ def sample(
 
     # Engine, with a context no longer than needed
     tokenizer, context = load_tokenizer(model)
-    need = max_model_len or longest_prompt(task, tokenizer, pools, options, template_kwargs) + max_tokens
-    if context and need > context:
-        if max_model_len:
-            fail(f"--max-model-len {max_model_len:,}: the model's context holds {context:,} tokens; lower it")
-        need = context
-    began = time.perf_counter()
-    # The engine's own processes inherit this mask: a signal to the whole job step must not end them
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    try:
-        llm = start_engine(
-            model, need, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization,
-            tensor_parallel_size=tensor_parallel_size, enforce_eager=enforce_eager,
+    how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
+    how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
+    need = longest_prompt(task, tokenizer, pools, options, template_kwargs) + max_tokens
+    if verify:  # a generated example of max_tokens, and the answer
+        shown = encode_prompt(tokenizer, "", render_label_prompt(task, pools["seed"][0], label_shots), template_kwargs)
+        need = max(need, len(shown) + 2 * max_tokens + 16)
+    llm, length = engine_for(model, max_model_len or need, context, bool(max_model_len), signals, output_dir, **how)
+
+    def judge(records: list[dict]) -> list[dict]:
+        return label_records(
+            llm, tokenizer, task, records, label_shots,
+            lambda text: encode_prompt(tokenizer, "", text, template_kwargs), max_tokens=max_tokens,
         )  # fmt: skip
-    except SystemExit:
-        if signals:  # sent to all processes, it ended the engine's own
-            stop(signals, output_dir)
-        raise
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
 
     for split, run in runs.items():
         if run is None:
@@ -514,10 +549,167 @@ def sample(
         sample_split(
             run, task, split, iteration, options[split],
             max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
-            pools, excluded, llm, tokenizer, need, template_kwargs, part or (0, 1), signals,
+            pools, excluded, llm, tokenizer, length, template_kwargs, part or (0, 1), signals,
+            judge if verify else None,
         )  # fmt: skip
     if signals:  # in the last chunk: what comes after this stage would not know of it
         stop(signals, output_dir)
+
+
+@app.command()
+def label(
+    task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml, with a label prompt.")],
+    model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
+    input_file: Annotated[
+        list[Path], files(help="Records to label; only the task's fields are needed. Repeat, or a glob in quotes.")
+    ],
+    output_file: Annotated[Path, files(help="The same with teacher_label and label_probs.")],
+    shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
+    num_fewshot: Annotated[int, sampling(min=0, help="Seed examples in a prompt, the same in all.")] = LABEL_SHOTS,
+    num_samples: Annotated[int, sampling(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
+    temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
+    max_tokens: Annotated[int, sampling(min=1, help="text2text: longest answer in tokens.")] = 128,
+    chat_template_kwargs: ChatTemplateKwargs = "{}",
+    seed: Annotated[int, sampling(help="Chooses the seed examples, and the samples.")] = 0,
+    dtype: EngineDtype = "auto",
+    max_model_len: MaxModelLen = None,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
+    tensor_parallel_size: TensorParallelSize = 1,
+    enforce_eager: EnforceEager = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the first prompts; no engine.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Label anew.")] = False,
+) -> None:  # fmt: skip
+    """Write --input-file with the teacher's own answers: probabilities of all labels, or for text2text what it answers."""
+    # Check what is cheap to check
+    task, part, shard_counts = load_task(task_file), parse_shard(shard), {}
+    template_kwargs = read_template_kwargs(chat_template_kwargs)
+    if num_samples > 1 and task.labels:
+        raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
+    input_file = expand("--input-file", input_file)
+    records = read_examples(input_file, task, answers=False, counts=shard_counts)[:limit]
+    records, output_file = take_shard(records, part), shard_path(output_file, part)
+    shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
+    render_label_prompt(task, records[0], shots)  # is there one?
+    if dry_run:
+        show_label_prompts(task, model, records[:2], shots, template_kwargs)
+        print(f"=== would label {len(records):,} records")
+        return
+    options = {"num_fewshot": num_fewshot, "chat_template_kwargs": template_kwargs, "seed": seed, "limit": limit}
+    options |= {} if task.labels else {"num_samples": num_samples, "max_tokens": max_tokens}
+    options |= {"temperature": temperature} if num_samples > 1 else {}
+    inputs = {"task_file": task_file, "model": model, "input_file": input_file}
+    inputs |= {"the seed_examples of the task": task.seed_examples}
+    signals = note_signals()
+    run = start_run(
+        "generate.py label", output_file, options | ({"shard": shard} if part else {}), inputs, resumable=True,
+        overwrite=overwrite,
+    )  # fmt: skip
+    if run is None:
+        return
+
+    # Engine
+    tokenizer, context = load_tokenizer(model)
+
+    def encode(text: str) -> list[int]:
+        return encode_prompt(tokenizer, "", text, template_kwargs)
+
+    longest = max(len(encode(render_label_prompt(task, record, shots))) for record in records)
+    need = longest + (max(map(len, label_tokens(task, tokenizer))) if task.labels else max_tokens)
+    if (room := max_model_len or context) and need > room:
+        fail(
+            f"{output_file}: the longest prompt and its answer have {need:,} tokens, the context holds {room:,}; lower "
+            "--num-fewshot"
+        )
+    how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
+    how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
+    llm, _ = engine_for(model, max_model_len or need + 1, context, bool(max_model_len), signals, output_file, **how)
+
+    # Label, chunk by chunk; what an unfinished one left behind is cut
+    from tqdm import tqdm
+
+    with run.partial.open("ab") as file:
+        file.truncate((run.state.get("progress") or [0])[0])
+    done = [record for _, record in read_records(run.partial)]
+    if [r.get("id") for r in done] != [r["id"] for r in records[: len(done)]]:
+        fail(f"{run.partial}: is not what this stage has written; begin with --overwrite")
+    tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "computed")})
+    shown = ["id", *task.fields, task.answer_field, "teacher_label", "label_probs"]
+    size = chunk_size(llm, longest)
+    if done:
+        say(f"{output_file}: going on after {len(done):,} records")
+    with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
+        for begin in range(len(done), len(records), size):
+            if signals:
+                stop(signals, output_file)
+            chunk = records[begin : begin + size]
+            llm.reset_prefix_cache()
+            try:
+                answers = label_records(
+                    llm, tokenizer, task, chunk, shots, encode, num_samples, temperature, max_tokens, seed, tokens
+                )
+            except Exception as error:
+                if signals:
+                    stop(signals, output_file)
+                fail(f"{output_file}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+            made = [record | answer for record, answer in zip(chunk, answers, strict=True)]
+            made = [{k: r[k] for k in shown if k in r} | {k: v for k, v in r.items() if k not in shown} for r in made]
+            with run.partial.open("a", encoding="utf-8") as file:
+                write_records(file, made)
+            done += made
+            run.notes.update({f"{kind}_tokens": number for kind, number in tokens.items()})
+            save_progress(run, [run.partial.stat().st_size])
+            bar.update(len(chunk))
+    answered = [r for r in done if task.answer_field in r]
+    agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
+    counts = {"labelled": len(done), "with_answer": len(answered), "agreeing": agreeing} | shard_counts
+    if task.labels:
+        counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
+    finish_run(run, counts | {"prompt_tokens": tokens["prompt"], "computed_tokens": tokens["computed"]})
+    say(
+        f"{output_file}: {len(done):,} labelled, {agreeing:,} of {len(answered):,} as their answer says; "
+        f"{tokens['computed']:,} of {tokens['prompt']:,} prompt tokens computed, the rest came from the prefix cache"
+    )
+
+
+def chunk_size(llm: Any, longest: int) -> int:
+    """How many records are labelled at once: their prompts must stay in the prefix cache until all nodes are asked for."""
+    cache = llm.llm_engine.vllm_config.cache_config
+    held = (getattr(cache, "num_gpu_blocks", None) or 0) * (getattr(cache, "block_size", None) or 0)
+    return max(1, min(512, held // (2 * longest))) if held else 64
+
+
+def read_template_kwargs(text: str) -> dict:
+    """The value of --chat-template-kwargs; a bad one is an error of the command line (exit code 2)."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
+    return value
+
+
+def engine_for(
+    model: str, need: int, context: int | None, asked: bool, signals: Sequence[int], where: Path, **how: Any
+) -> tuple[Any, int]:
+    """(engine, its context in tokens), no longer than needed; asked: `need` is the user's own --max-model-len."""
+    if context and need > context:
+        if asked:
+            fail(f"--max-model-len {need:,}: the model's context holds {context:,} tokens; lower it")
+        need = context
+    began = time.perf_counter()
+    # The engine's own processes inherit this mask: a signal to the whole job step must not end them
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        llm = start_engine(model, need, **how)
+    except SystemExit:
+        if signals:  # sent to all processes, it ended the engine's own
+            stop(signals, where)
+        raise
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    say(f"engine up in {time.perf_counter() - began:.1f} s, context {need:,} tokens")
+    return llm, need
 
 
 def load_tokenizer(model: str) -> tuple[Any, int | None]:
@@ -578,6 +770,17 @@ def show_prompts(
                 print(f"--- forced into {structured_pattern(task, name)}" + (f"   ({name})" if name else ""))
         number = sum(shares_of(options[split]["num_examples"], num_labels, shard))
         print(f"=== would write {number} examples of the {split} split\n")
+
+
+def show_label_prompts(task: Task, model: str, records: list[dict], shots: list[dict], template_kwargs: dict) -> None:
+    """Print label prompts, as the teacher gets them, and the tokens by which the labels are told apart."""
+    tokenizer, _ = load_tokenizer(model)
+    for record in records:
+        ids = encode_prompt(tokenizer, "", render_label_prompt(task, record, shots), template_kwargs)
+        print(f"--- label {record['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in shots)}")
+        print(tokenizer.decode(ids) + "\n")
+    for name, sequence in zip(task.labels, label_tokens(task, tokenizer) if task.labels else [], strict=True):
+        print(f"--- {name}: {' | '.join(repr(tokenizer.decode([token])) for token in sequence)}")
 
 
 if __name__ == "__main__":

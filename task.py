@@ -165,7 +165,7 @@ def load_task(path: Path) -> Task:
     if "label_example" in data["prompt"] and "label" not in data["prompt"]:
         bad("prompt.label_example", "shows examples to a prompt that is not there; add prompt.label")
     if "label" in data["prompt"]:
-        key = "label_example" if "label_example" in data["prompt"] else "example"
+        key = "label_example" if "label_example" in data["prompt"] else "example"  # label_template
         text = data["prompt"][key].strip()
         mark = re.findall(rf"\$(?:{answer}\b|\{{{answer}\}})", text)
         if len(mark) != 1 or not text.endswith(mark[0]) or len(string.Template(text).get_identifiers()) < 2:
@@ -257,6 +257,11 @@ def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) 
     return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
 
 
+def label_template(task: Task) -> str:
+    """Which template shows a record with its answer at the end, where the teacher labels."""
+    return "label_example" if "label_example" in task.prompt else "example"
+
+
 def render_label_prompt(task: Task, record: dict, shots: list[dict]) -> str:
     """The prompt that asks the teacher for the answer of a record, up to where the answer stands; it has no system text.
 
@@ -264,7 +269,7 @@ def render_label_prompt(task: Task, record: dict, shots: list[dict]) -> str:
     """
     if "label" not in task.prompt:
         fail(f"{task.path}: prompt.label: missing: it asks the teacher for the answer; add it (README, 'A new task')")
-    template = "label_example" if "label_example" in task.prompt else "example"
+    template = label_template(task)
     known = {name: record[name] for name in task.fields}
     values = {
         "shots": "\n\n".join(string.Template(task.prompt[template]).substitute(shot) for shot in shots),

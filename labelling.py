@@ -1,0 +1,188 @@
+"""What the teacher itself takes for the answer of a record: label probabilities, or an answer of its own.
+
+    label_records(llm, tokenizer, task, records, shots)     by an engine that is up; generate.py label and --verify use it
+
+A label's probability is that of its tokens and of the token that ends its line (or, in a chat, the turn), normalised over
+the labels. The labels of a task form a trie of tokens; each node with children is one request: the prompt and the path to
+the node as token ids, one new token, the log-probabilities of the children alone (`logprob_token_ids`). No prompt_logprobs,
+which would switch vLLM's prefix cache off: with it a node costs the tokens of the last, unfilled cache block only.
+"""
+
+import math
+import random
+import string
+from collections import Counter
+from typing import Any
+
+from equations import evaluate_equation
+from records import fail, normalise
+from task import Task, is_correct, label_template, render_label_prompt, split_example
+
+MOST_CHILDREN = 128  # vLLM's limit on logprob_token_ids
+
+
+def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> list[dict]:
+    """The seed examples of a label prompt, the labels in turn: the same for all records, so that they share the prefix."""
+    rng = random.Random(f"{seed}/label")
+    groups = {name: [s for s in seeds if s[task.answer_field] == name] for name in task.labels} or {"": list(seeds)}
+    for group in groups.values():
+        rng.shuffle(group)
+    rows = [[group[i] for group in groups.values() if i < len(group)] for i in range(max(map(len, groups.values())))]
+    for row in rows:
+        rng.shuffle(row)
+    return [shot for row in rows for shot in row][:count]
+
+
+def label_tokens(task: Task, tokenizer: Any) -> list[list[int]]:
+    """Token ids of every label as the teacher would write it after the prompt, with the token that ends it.
+
+    Plain text: as it stands between two shots, the token of the line's end included. Chat: at the beginning of the turn,
+    with the end-of-turn token. Ends the stage (exit 1) where the tokenizer has no such thing.
+    """
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    if tokenizer.chat_template:
+        if tokenizer.eos_token_id is None:
+            fail("--model: its tokenizer has no end token, so nobody knows where a label ends; set eos_token")
+        return [[*ids(name), tokenizer.eos_token_id] for name in task.labels]
+    example = task.prompt[label_template(task)]
+    *_, previous, answer = string.Template.pattern.finditer(example)
+    before = example[previous.end() : answer.start()]
+    anchor = before.rsplit("\n", 1)[-1].rstrip(" ")
+    gap, opening = before[len(before.rstrip(" ")) :], example.split("$", 1)[0]
+    sequences = []
+    for name in task.labels:
+        known, whole = ids(anchor), ids(f"{anchor}{gap}{name}")
+        going_on = ids(f"{anchor}{gap}{name}\n\n{opening}")  # "\n\n" is one token or two, by what follows
+        if going_on[: len(whole)] != whole or len(going_on) == len(whole):
+            fail(
+                f"--model: its tokenizer joins the label {name!r} and the end of its line in one token; use another model"
+            )
+        tokens = whole[len(known) :] if whole[: len(known)] == known else ids(f"{gap}{name}")
+        sequences.append([*tokens, going_on[len(whole)]])
+    return sequences
+
+
+def token_trie(sequences: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Nodes with children: path of token ids -> the tokens that may follow. The root is (); parents come first."""
+    children: dict[tuple[int, ...], dict[int, None]] = {(): {}}
+    for sequence in sequences:
+        for depth, token in enumerate(sequence):
+            children.setdefault(tuple(sequence[:depth]), {})[token] = None
+    return {path: list(tokens) for path, tokens in sorted(children.items(), key=lambda item: len(item[0]))}
+
+
+def label_log_probs(
+    llm: Any, prompts: list[list[int]], sequences: list[list[int]], tokens: Counter
+) -> list[list[float]]:
+    """Sum of the log-probabilities (nats) of each sequence's tokens after each prompt: (prompts, sequences).
+
+    tokens: "prompt" and "computed" are counted up, what the engine was sent and what the prefix cache did not hold.
+    """
+    from vllm import SamplingParams
+
+    if not hasattr(SamplingParams, "logprob_token_ids"):
+        import vllm
+
+        fail(
+            f"vLLM {vllm.__version__} has no logprob_token_ids, by which labels are read; install the one of requirements.txt"
+        )
+    trie = token_trie(sequences)
+    found: list[dict[tuple[int, ...], dict[int, float]]] = [{} for _ in prompts]
+    deeper = [path for path in trie if path]
+    # The roots first: when the other nodes are asked for, the prompts are in the cache
+    for paths in ([()], deeper):
+        asked = [
+            (i, path, trie[path][k : k + MOST_CHILDREN])
+            for i in range(len(prompts)) for path in paths for k in range(0, len(trie[path]), MOST_CHILDREN)
+        ]  # fmt: skip
+        outputs = llm.generate(
+            [{"prompt_token_ids": [*prompts[i], *path]} for i, path, _ in asked],
+            [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=next_ones, detokenize=False) for *_, next_ones in asked],
+            use_tqdm=False,
+        ) if asked else []  # fmt: skip
+        for (i, path, next_ones), output in zip(asked, outputs, strict=True):
+            tokens["prompt"] += len(output.prompt_token_ids)
+            tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+            given = output.outputs[0].logprobs[0]
+            found[i].setdefault(path, {}).update({token: given[token].logprob for token in next_ones})
+    return [
+        [sum(of[tuple(s[:depth])][token] for depth, token in enumerate(s)) for s in sequences] for of in found
+    ]  # fmt: skip
+
+
+def agrees(task: Task, record: dict, teacher_label: str) -> bool:
+    """Whether the teacher's own answer is the record's, by the metric of the task."""
+    if task.labels:
+        return teacher_label == record[task.answer_field]
+    return is_correct(task, teacher_label, string.Template(task.student["target"]).substitute(record))
+
+
+def answer_key(task: Task, answer: str) -> Any:
+    """What makes two answers of a text2text task the same vote; None for an answer that is none."""
+    if task.metric == "equation_value":
+        value = evaluate_equation(answer)
+        return None if value is None else float(f"{value:.6g}")
+    return normalise(answer) or None
+
+
+def label_records(
+    llm: Any, tokenizer: Any, task: Task, records: list[dict], shots: list[dict], encode: Any,
+    num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0, tokens: Counter | None = None,
+) -> list[dict]:  # fmt: skip
+    """The teacher's own answer for each record: {"teacher_label": ..., "label_probs": {answer: share}}.
+
+    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. text2text:
+    the greedy answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples (the first
+    of them where there is a tie) and the shares of all. encode: text of a prompt -> token ids.
+    """
+    tokens = Counter() if tokens is None else tokens
+    prompts = [encode(render_label_prompt(task, record, shots)) for record in records]
+    if task.labels:
+        results = []
+        for sums in label_log_probs(llm, prompts, label_tokens(task, tokenizer), tokens):
+            top = max(sums)
+            weights = [math.exp(value - top) for value in sums]
+            probs = {n: float(f"{w / sum(weights):.6g}") for n, w in zip(task.labels, weights, strict=True)}
+            results.append({"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs})
+        return results
+
+    from vllm import SamplingParams
+
+    template = label_template(task)
+    opening = task.prompt[template].split("$", 1)[0].strip()
+    params = [
+        SamplingParams(
+            n=num_samples, temperature=temperature if num_samples > 1 else 0, max_tokens=max_tokens,
+            stop=[*dict.fromkeys(["\n\n", *task.parse.get("stop", [])])] if not tokenizer.chat_template else None,
+            seed=(seed * 1_000_003 + number) % 2**31,
+        )
+        for number in range(len(records))
+    ]  # fmt: skip
+    results = []
+    for record, output in zip(
+        records, llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False), strict=True
+    ):
+        tokens["prompt"] += len(output.prompt_token_ids)
+        tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+        start = split_example(task, {name: record[name] for name in task.fields}, template)[0].rsplit("\n", 1)[-1]
+        answers = []
+        for one in output.outputs:
+            text = (
+                one.text.rsplit("</think>", 1)[-1].strip().removeprefix(start).split(f"\n{opening}")[0]
+                if opening
+                else one.text
+            )
+            answers.append(text.strip())
+        if num_samples == 1:
+            results.append({"teacher_label": answers[0]})
+            continue
+        votes: dict[Any, list[str]] = {}
+        for answer in answers:
+            if (key := answer_key(task, answer)) is not None:
+                votes.setdefault(key, []).append(answer)
+        best = max(votes.values(), key=len, default=[""])
+        results.append({"teacher_label": best[0], "label_probs": {v[0]: len(v) / num_samples for v in votes.values()}})
+    return results
