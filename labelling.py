@@ -98,16 +98,15 @@ def label_log_probs(
             (i, path, trie[path][k : k + MOST_CHILDREN])
             for i in range(len(prompts)) for path in paths for k in range(0, len(trie[path]), MOST_CHILDREN)
         ]  # fmt: skip
-        outputs = llm.generate(
-            [{"prompt_token_ids": [*prompts[i], *path]} for i, path, _ in asked],
-            [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=next_ones, detokenize=False) for *_, next_ones in asked],
-            use_tqdm=False,
-        ) if asked else []  # fmt: skip
-        for (i, path, next_ones), output in zip(asked, outputs, strict=True):
+        sent = [{"prompt_token_ids": [*prompts[i], *path]} for i, path, _ in asked]
+        one = {"max_tokens": 1, "temperature": 0, "detokenize": False}
+        params = [SamplingParams(**one, logprob_token_ids=following) for *_, following in asked]
+        outputs = llm.generate(sent, params, use_tqdm=False) if sent else []
+        for (i, path, following), output in zip(asked, outputs, strict=True):
             tokens["prompt"] += len(output.prompt_token_ids)
             tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
             given = output.outputs[0].logprobs[0]
-            found[i].setdefault(path, {}).update({token: given[token].logprob for token in next_ones})
+            found[i].setdefault(path, {}).update({token: given[token].logprob for token in following})
     return [
         [sum(of[tuple(s[:depth])][token] for depth, token in enumerate(s)) for s in sequences] for of in found
     ]  # fmt: skip
@@ -157,25 +156,19 @@ def label_records(
         SamplingParams(
             n=num_samples, temperature=temperature if num_samples > 1 else 0, max_tokens=max_tokens,
             stop=[*dict.fromkeys(["\n\n", *task.parse.get("stop", [])])] if not tokenizer.chat_template else None,
-            seed=(seed * 1_000_003 + number) % 2**31,
+            seed=random.Random(f"{seed}/{record.get('id')}").getrandbits(31),
         )
-        for number in range(len(records))
+        for record in records
     ]  # fmt: skip
     results = []
-    for record, output in zip(
-        records, llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False), strict=True
-    ):
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    for record, output in zip(records, outputs, strict=True):
         tokens["prompt"] += len(output.prompt_token_ids)
         tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+        # A chat model may repeat where it was to begin, a base model may begin another example
         start = split_example(task, {name: record[name] for name in task.fields}, template)[0].rsplit("\n", 1)[-1]
-        answers = []
-        for one in output.outputs:
-            text = (
-                one.text.rsplit("</think>", 1)[-1].strip().removeprefix(start).split(f"\n{opening}")[0]
-                if opening
-                else one.text
-            )
-            answers.append(text.strip())
+        answers = [one.text.rsplit("</think>", 1)[-1].strip().removeprefix(start) for one in output.outputs]
+        answers = [(text.split(f"\n{opening}")[0] if opening else text).strip() for text in answers]
         if num_samples == 1:
             results.append({"teacher_label": answers[0]})
             continue

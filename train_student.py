@@ -7,6 +7,7 @@ run record beside it.
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
+    python train_student.py ... --loss kl                             # soft labels: the label_probs of generate.py label
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
 
 The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test.
@@ -228,26 +229,58 @@ def is_held_out(identifier: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses
 
+LEAST_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a T5 or a decoder
 LOG_ZERO = -9.21  # A = log 1e-4, what the reverse cross-entropy takes for log 0 (Wang et al. 2019; GOLD's code)
 
 
-def token_losses(logits: Any, labels: Any, loss: str, alpha: float, beta: float) -> Any:
+def token_losses(logits: Any, labels: Any, loss: str, alpha: float, beta: float, soft: Any = None) -> Any:
     """Loss at every position that has a label, in float32: logits (..., K), labels (...), -100 = none -> (n,).
 
     ce   -log p_y
     sce  alpha * ce + beta * rce, with the reverse cross-entropy -sum_k p_k log q_k. For a one-hot q and log 0 := A it is
          -A (1 - p_y): no one-hot matrix is built. Symmetric cross-entropy: Wang et al. 2019, arXiv 1908.06112.
+    kl   KL(teacher || student) up to the teacher's entropy, a constant (Hinton et al. 2015; Generation-Distillation). Of an
+         encoder -sum_k q_k log p_k, soft (B, K) = label_probs. A student that writes has each record once for each answer:
+         q * ce at every token, soft (B,) = q of the row's answer. Without soft labels (the held-out tenth) it is ce.
     """
     import torch.nn.functional as F
 
+    if loss == "kl" and soft is not None and soft.dim() == 2:
+        return -(soft.float() * logits.float().log_softmax(-1)).sum(-1)
     keep = labels != -100
     log_p = -F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")  # (n,), log p_y
-    if loss == "ce":
+    if loss == "kl" and soft is not None:
+        return -log_p * soft.float()[:, None].expand(labels.shape)[keep]
+    if loss in ("ce", "kl"):
         return -log_p
     return -alpha * log_p - beta * LOG_ZERO * (1 - log_p.exp())
 
 
-Loss = StrEnum("Loss", ["ce", "sce"])
+def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
+    """The examples with `soft`: of an encoder label_probs in the labels' order, else one copy by answer with its share.
+
+    Ends the stage (exit 1) where label_probs are missing or are no distribution.
+    """
+    made = []
+    for e in examples:
+        probs = e.get("label_probs")
+        sound = isinstance(probs, dict) and all(type(p) in (int, float) and 0 <= p <= 1 for p in probs.values())
+        if not sound or abs(sum(probs.values()) - 1) > 0.01 or (task.labels and set(probs) != set(task.labels)):
+            need = "a share of every label, which sum to 1" if task.labels else "shares of answers, which sum to 1"
+            fail(
+                f"--loss kl: {e['id']}: label_probs must hold {need}; found {probs!r}; run generate.py label on the file"
+            )
+        if family == "encoder":
+            made.append(e | {"soft": [probs[name] for name in task.labels]})
+            continue
+        for answer, share in probs.items():
+            if share >= LEAST_SHARE and answer.strip():
+                target = string.Template(task.student["target"]).substitute({task.answer_field: answer})
+                made.append(e | {"target": target, "soft": share})
+    return made
+
+
+Loss = StrEnum("Loss", ["ce", "sce", "kl"])
 Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,7 +301,7 @@ def main(
     model: Annotated[str, files(help="Student base (T5, BERT, Llama, Qwen2 ...): a folder or a name on the hub.")],
     train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
-    loss: Annotated[Loss, training(help="ce, or sce against wrong labels.")] = Loss.ce,
+    loss: Annotated[Loss, training(help="ce, sce against wrong labels, or kl to label_probs.")] = Loss.ce,
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
@@ -292,7 +325,9 @@ def main(
     # Data
     task, shard_counts = load_task(task_file), {}
     train_file = expand("--train-file", train_file)
-    examples = read_examples(train_file, task, counts=shard_counts)[:limit]
+    # Soft labels may stand on texts that nobody else has labelled
+    examples = read_examples(train_file, task, answers=loss != Loss.kl, counts=shard_counts)[:limit]
+    examples = [with_answer(e, task) for e in examples]
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
@@ -315,6 +350,8 @@ def main(
     inputs = {"task_file": task_file, "model": model, "train_file": train_file}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fail("torchrun: training in several processes is not supported yet; run the script by itself, on one GPU")
+    if loss == Loss.kl:
+        soft_examples(train, task, family_of(model, task)[1])  # are they all there?
     run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
     if run is None:
         return
@@ -328,6 +365,18 @@ def main(
         f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"
     )
+
+
+def with_answer(example: dict, task: Task) -> dict:
+    """The example; where only the teacher has labelled it, teacher_label is its answer."""
+    if task.answer_field in example:
+        return example
+    answer = example.get("teacher_label")
+    if not isinstance(answer, str) or not answer.strip() or (task.labels and answer not in task.labels):
+        here = f"{example['id']}: neither {task.answer_field!r} nor a teacher_label"
+        fail(f"{here}, found {answer!r}; run generate.py label on the file")
+    target = string.Template(task.student["target"]).substitute({task.answer_field: answer})
+    return example | {task.answer_field: answer, "target": target}
 
 
 def train_on(
@@ -361,10 +410,13 @@ def train_on(
         fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
     lengths = {k: options[k] for k in ("max_source_length", "max_target_length")}
     lengths["positions"] = positions_of(network, family)
+    rows = soft_examples(train, task, family) if options["loss"] == "kl" else train
     data = {
-        name: encode(rows, tokenizer, family, task, **lengths) for name, rows in (("train", train), ("eval", held_out))
+        name: encode(part, tokenizer, family, task, **lengths) for name, part in (("train", rows), ("eval", held_out))
     }
     decoder = family == "decoder"
+    for feature, row in zip(data["train"], rows, strict=True) if options["loss"] == "kl" else []:
+        feature["soft"] = row["soft"]
 
     def join(features: list[dict]) -> dict:
         """A decoder's batch: prompt and target in one row, padded on the left, so that all targets stand at the end.
@@ -380,6 +432,7 @@ def train_on(
             "attention_mask": mask,
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "labels": torch.tensor([[-100] * (tail - len(f["labels"])) + f["labels"] for f in features]),
+            **({"soft": torch.tensor([f["soft"] for f in features])} if "soft" in features[0] else {}),
         }
 
     collate = {
@@ -396,12 +449,13 @@ def train_on(
             labels = inputs["labels"]
             # Logits of the last T + 1 positions alone: no (B, L, V) block, which is most of a small decoder's memory
             how = {"logits_to_keep": labels.shape[1], "use_cache": False} if decoder else {}
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **how)
+            outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "soft")}, **how)
             losses = token_losses(
                 *aligned(outputs.logits, labels),
                 options["loss"],
                 options.get("sce_alpha", 1.0),
                 options.get("sce_beta", 0.0),
+                inputs.get("soft"),
             )
             total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
             if not torch.isfinite(total):
@@ -444,7 +498,7 @@ def train_on(
     progress = Log()
     began = time.time()
     per_step = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    total_steps = math.ceil(len(train) / per_step) * options["num_train_epochs"]
+    total_steps = math.ceil(len(rows) / per_step) * options["num_train_epochs"]
     chosen = bool(held_out)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -500,6 +554,7 @@ def train_on(
     best = max((r for r in log if "eval_accuracy" in r), key=lambda r: r["eval_choice"], default={})
     counts = {
         "train_examples": len(train),
+        **({"soft_targets": len(rows)} if options["loss"] == "kl" else {}),
         "held_out_examples": len(held_out),
         "steps": trainer.state.global_step,
         "best_epoch": best.get("epoch"),
