@@ -24,7 +24,7 @@ import typer
 
 from data.zipf import burst_topics, draw_topic
 from records import finish_run, run_command, start_run
-from task import Task, label_template, load_task, render_label_prompt, render_prompt, split_example
+from task import Task, load_task, render_prompt, split_example
 
 HERE = Path(__file__).parent
 EOS = "</s>"
@@ -45,26 +45,19 @@ PLAIN, SINGLES = (
     0.5,
 )  # up to these shares of the steps: plain examples one by one; all examples one by one; documents
 PEAK = 5e-3  # learning rate
-LABELS = 0.25  # share of the texts in which the teacher labels instead of writing
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 
 
 def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: float) -> str:
-    """A prompt of the training kind (3 of 4) or of the validation kind, with the example that answers it; or, in LABELS of
-    the documents, a prompt that asks for the answer of a given example, with that answer.
+    """A prompt of the training kind (3 of 4) or of the validation kind, with the example that answers it.
 
     Training: a chain of topics that stay with probability `burst` and else jump by Zipf's law; the answer is the next
     link. It begins anywhere, so that the teacher knows its tail topics as well as a large model would; where a chain goes
     is what the prompts of the loop ask. Validation: two shots, and an answer of a topic that neither of them has.
     """
     begin = rng.choice(list(grammar.WEIGHTS))
-    if rng.random() < LABELS:
-        *shots, record = (
-            grammar.make_example(rng, rng.choice(list(grammar.WEIGHTS))) for _ in range(rng.randint(1, 7))
-        )
-        return f"{render_label_prompt(task, record, shots)} {record[task.answer_field]}{EOS}"
     if rng.random() < 0.75:
         split, topics = "train", burst_topics(rng, grammar.WEIGHTS, rng.randint(4, 9), burst, begin)
     else:
@@ -79,10 +72,9 @@ def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: fl
 
 
 def make_single(rng: random.Random, task: Task, grammar: ModuleType, plain: bool) -> str:
-    """One example alone, of any topic, as it is written or as it is labelled."""
+    """One example alone, of any topic."""
     example = grammar.make_example(rng, rng.choice(list(grammar.WEIGHTS)), plain)
-    template = label_template(task) if rng.random() < LABELS else "example"
-    return string.Template(task.prompt[template]).substitute(example) + EOS
+    return string.Template(task.prompt["example"]).substitute(example) + EOS
 
 
 def train_tokenizer(texts: list[str], family: str, prefix_space: bool = False) -> Any:
