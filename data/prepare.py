@@ -98,7 +98,7 @@ TASKS = {
         "UCLNLP/adversarial_qa", "adversarialQA",
         {"validation": (("validation",), ("combined/dev.json", "dev.json")),
          "train": (("train",), ("combined/train.json", "train.json"))},
-        SPAN, "CC BY-SA", also={"title": ("title",), "original_id": ("id",)},
+        SPAN, "CC BY-SA 3.0", also={"title": ("title",), "original_id": ("id",)},
     ),
     # All 1,000 problems are one challenge set; its two splits on the hub are an invention of that copy.
     "svamp": Origin(
@@ -594,7 +594,9 @@ def main(
     ] = None,
     train: Annotated[bool, typer.Option("--train", help="Also train.jsonl, of the train split.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records of each file.")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Folder of test.jsonl and train.jsonl [data/TASK].")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of test.jsonl and train.jsonl; data/TASK without it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
 ) -> None:
     """Write the public test set of TASK as records."""
