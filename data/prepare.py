@@ -341,18 +341,21 @@ def column(row: dict, names: tuple[str, ...], where: str) -> Any:
 def make_record(task: str, row: dict, where: str) -> dict:
     """The record of a row; Skip where it cannot be one. Bad rows end the command with their place."""
     origin = TASKS[task]
-    record: dict[str, Any] = {name: clean(column(row, names, where)) for name, names in origin.columns.items()}
+    record: dict[str, Any] = {name: column(row, names, where) for name, names in origin.columns.items()}
     if origin.labels:
         record["label"] = label_of(origin, row, where)
     elif task == "svamp":
         record |= equation_of(row, where)
     elif task == "nl4opt":
-        record["formulation"] = row["formulation"] if "formulation" in row else formulation_of(row, where)
+        record["formulation"] = row.get("formulation") or formulation_of(row, where)
     else:
         answers = answers_of(row, where)
         record |= {"answer": answers[0], "answers": answers}
     for name, value in record.items():
-        if not value:
+        if name != "answers" and not isinstance(value, str):
+            fail(f"{where}: {name!r} must be a text, found {str(value)[:60]!r}; check the file")
+        record[name] = clean(value) if isinstance(value, str) else value
+        if not record[name]:
             raise Skip(f"nothing in {name!r}")
     if task == "anli" and (rounds := re.findall(r"(?:^|[/_])[rR]([123])(?=[/. _])", where)):  # R1/dev.jsonl, test_r1
         record["round"] = f"R{rounds[-1]}"
@@ -382,6 +385,7 @@ def answers_of(row: dict, where: str) -> list[str]:
     texts = given.get("text") if isinstance(given, dict) else given
     if row.get("is_impossible") or not texts:
         raise Skip("no answer (SQuAD 2.0, or a hidden one)")
+    texts = texts if isinstance(texts, list) else [texts]
     texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
     if not all(isinstance(text, str) for text in texts):
         fail(f"{where}: the answers must be texts, found {str(given)[:60]!r}; check the file")

@@ -595,6 +595,8 @@ GOOD = '{"premise": "P.", "hypothesis": "H.", "label": "entailment"}\n'
         ("squad", "a.json", "{", "a.json: not JSON"),
         ("squad", "a.json", "[" * 100_000, "a.json: not JSON"),
         ("squad", "a.json", '[{"context": "C.", "question": "Q?", "answers": [3]}]', "the answers must be texts"),
+        ("squad", "a.json", '[{"context": "C.", "question": "Q?", "answers": {"text": 3}}]', "the answers must be texts"),
+        ("squad", "a.json", '[{"context": ["C."], "question": "Q?", "answer": "C"}]', "'context' must be a text, found"),
         ("squad", "a.json", '[{"context": "C.", "question": "Q?"}]', "no column 'answer'"),
         ("svamp", "a.json", '[{"Body": "B", "Question": "Q", "Equation": "1 + 2", "Answer": "few"}]', "must be a number"),
         ("rte", "a.parquet", b"PAR1 no", "a.parquet: not a readable parquet file"),
