@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,17 +115,21 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
     def lines(file: IO[bytes]) -> Iterator[bytes]:
         nonlocal number, raw
-        for raw in file:
-            number += 1
-            yield raw
+        try:
+            for raw in file:
+                number += 1
+                yield raw
+        except EOFError as error:  # a .gz that is cut off; jsonlines would take it for the end of the file
+            raise OSError(f"{error}") from error
 
     try:
-        with path.open("rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             reader = jsonlines.Reader(lines(file), loads=_loads)
             for record in reader.iter(type=dict, skip_empty=True):
                 yield number, record
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; check the path, or run the stage that writes it")
+    except (OSError, zlib.error) as error:
+        problem = getattr(error, "strerror", None) or error
+        fail(f"{path}: cannot be read: {problem}; check the path, or run the stage that writes it")
     except jsonlines.InvalidLineError as error:
         problem, cure = str(error.__cause__ or error), "mend or delete the line"
         if not raw.endswith(b"\n"):
