@@ -1,0 +1,153 @@
+"""The task files of prompts/ and their seed examples: each example passes the checks of its task, no text is there twice.
+
+No model, and nothing that a teacher wrote: whether the examples are right was judged by reading them.
+"""
+
+import collections
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from records import normalise, read_examples
+from task import (
+    copies,
+    load_task,
+    parse_completion,
+    render_label_prompt,
+    render_prompt,
+    split_example,
+    structured_pattern,
+)
+
+PATHS = sorted((Path(__file__).parent.parent / "prompts").glob("*.toml"))
+PAIR = ["premise", "hypothesis"]
+TASKS = {  # name: (fields that the teacher writes beside the answer, the answer's, labels in the order of their class ids)
+    "rte": (PAIR, "label", ["entailment", "not_entailment"]),
+    "qnli": (["question", "sentence"], "label", ["entailment", "not_entailment"]),
+    "mnli": (PAIR, "label", ["entailment", "neutral", "contradiction"]),
+    "anli": (PAIR, "label", ["entailment", "neutral", "contradiction"]),
+    "wnli": (PAIR, "label", ["not_entailment", "entailment"]),
+    "mrpc": (["sentence1", "sentence2"], "label", ["not_equivalent", "equivalent"]),
+    "squad": (["context", "question"], "answer", []),
+    "adversarial_qa": (["context", "question"], "answer", []),
+    "svamp": (["body", "question", "answer"], "equation", []),
+    "nl4opt": (["problem"], "formulation", []),
+    "sst2": (["text"], "label", ["negative", "positive"]),
+    "imdb": (["text"], "label", ["negative", "positive"]),
+    "ag_news": (["text"], "label", ["World", "Sports", "Business", "Sci/Tech"]),
+}
+WORDS = {  # task: (field, fewest and most words of a seed example), where the manner of the data set asks for a length
+    "anli": ("premise", 40, 80),
+    "squad": ("context", 60, 120),
+    "adversarial_qa": ("context", 60, 120),
+    "imdb": ("text", 60, 150),
+}
+
+
+def seeds(path):
+    task = load_task(path)
+    return task, read_examples(task.seed_examples, task)
+
+
+every_task = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_fields_and_labels(name):
+    task = load_task(PATHS[0].parent / f"{name}.toml")
+    assert (task.fields, task.answer_field, list(task.labels)) == TASKS[name]
+
+
+def test_labels_of_banking77():
+    labels = list(load_task(PATHS[0].parent / "banking77.toml").labels)
+    assert len(labels) == 77 and labels == sorted(labels, key=str.lower)
+    assert {"Refund_not_showing_up", "reverted_card_payment?"} <= set(labels)  # written so in the original set
+
+
+@every_task
+def test_seed_examples_pass_the_checks_of_their_task(path):
+    task, examples = seeds(path)
+    for example in examples:
+        label = example[task.answer_field] if task.labels else None
+        start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
+        shown = string.Template(task.prompt["example"]).substitute(example)
+        assert shown.startswith(start)
+        completion = shown.removeprefix(start)
+        fields = {name: example[name] for name in task.written_fields}
+        assert parse_completion(task, completion, label) == (fields, None), example["id"]
+        # A chat model repeats where it was to begin
+        assert parse_completion(task, "Here is one:\n" + shown, label) == (fields, None), example["id"]
+        assert re.fullmatch(structured_pattern(task, label), completion), example["id"]
+
+
+@every_task
+def test_seed_examples_of_a_task_differ_and_there_are_enough(path):
+    task, examples = seeds(path)
+    for i, example in enumerate(examples):
+        assert not copies(task, example, examples[:i]), example["id"]
+    by_label = collections.Counter(example[task.answer_field] for example in examples)
+    if task.labels:
+        assert set(by_label) == set(task.labels) and min(by_label.values()) >= 3
+        assert len(set(by_label.values())) == 1  # none is shown more often than another
+    else:
+        assert len(examples) >= 8
+    if task.name in WORDS:
+        field, least, most = WORDS[task.name]
+        assert all(least <= len(example[field].split()) <= most for example in examples)
+
+
+def test_no_text_is_there_twice():
+    texts = collections.defaultdict(list)
+    for path in PATHS:
+        task, examples = seeds(path)
+        for example in examples:
+            for name in task.fields:
+                if len(example[name].split()) > 1:  # numbers may come twice
+                    texts[normalise(example[name])].append((task.name, example["id"], name))
+    assert {text: places for text, places in texts.items() if len(places) > 1} == {}
+
+
+def test_formulations_have_the_optimum_that_their_problem_has():
+    """Worked out from the texts by hand: where the constraints that bind meet."""
+    from formulations import optimum
+
+    _, examples = seeds(PATHS[0].parent / "nl4opt.toml")
+    optima = [280, 2920, 3800, 4.68, 1160, 15, 2575, 2250]
+    assert [optimum(example["formulation"]) for example in examples] == pytest.approx(optima)
+
+
+@every_task
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_prompts_that_ask_for_an_example(path, split):
+    task, examples = seeds(path)
+    shots = examples[:3]
+    for label, definition in task.labels.items() or [(None, "")]:
+        system, user = render_prompt(task, split, shots, label)
+        start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
+        assert system and "$" not in system and user.endswith("\n\n" + start)
+        # What a base model continues has the form of the shots: one field a line, `Name: text`
+        assert all(re.fullmatch(r"[A-Z][\w ]*: \$\w+", line) for line in task.prompt["example"].split("\n"))
+        assert all(string.Template(task.prompt["example"]).substitute(shot) in user for shot in shots)
+        if split == "validation":
+            assert "ignificantly different" in user
+        if task.labels:
+            assert label in user and definition in user
+        if task.name == "banking77":
+            assert [other for other in task.labels.values() if other in user] == [definition]
+
+
+@every_task
+def test_prompt_that_asks_for_the_answer(path):
+    task, examples = seeds(path)
+    if path.stem in ("reviews", "word_problems"):
+        pytest.skip("no [prompt] label: the embedded teachers were not trained on such a prompt")
+    *shots, record = examples
+    user = render_label_prompt(task, record, shots)
+    assert all(f"{name}: {definition}" in user for name, definition in task.labels.items())
+    asked = user[user.rindex(shots[-1][task.answer_field]) + len(shots[-1][task.answer_field]) :]
+    shown = re.findall(r"\$(\w+)", task.student["source"])
+    assert [name for name in shown if record[name] not in asked] == [] and asked.endswith(":")
+    if task.name == "svamp":  # the number would give the equation away
+        assert "Answer:" not in user
