@@ -262,6 +262,8 @@ def sample_split(
     shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
     tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")})
+    # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop strings
+    stops = None if tokenizer.chat_template else task.parse.get("stop")
     forms: dict[str | None, Any] = dict.fromkeys(names)
     if options.get("structured"):
         forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
@@ -305,7 +307,7 @@ def sample_split(
         params = [
             SamplingParams(
                 temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"], min_p=options["min_p"],
-                max_tokens=options["max_tokens"], stop=task.parse.get("stop"), seed=a["sampling_seed"],
+                max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
                 structured_outputs=forms[a["label"]],
             )
             for a, fit in zip(attempts, fits, strict=True) if fit

@@ -330,6 +330,8 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
             return fields, "no_match"
         else:  # the last field; a stop string may have cut off what follows it
             value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
+            for stop in task.parse.get("stop", []):
+                value = value.lstrip().split(stop)[0]
         fields[name] = value.strip()
     return fields, check_fields(task, fields)
 

@@ -503,3 +503,19 @@ def test_no_label_prompt(pairs):
 def test_mutated_label_prompt_is_refused(old, new, told, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*mutated.toml: {told}"):
         load(changed(LABELLED, old, new), tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A chat model is not stopped: its blank lines and what it says afterwards are dealt with here
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "the beach\n\nSecond: a melon\n\nI hope that this helps!",
+        "First: the beach\n\nSecond: a melon\n\nKind: Warm\nFirst: the lake\nSecond: a swim",
+        "\n\nthe beach\nSecond:\n\na melon\n\n",
+    ],
+)
+def test_what_follows_a_stop_string_is_cut_off_the_last_field(pairs, completion):
+    assert parse_completion(pairs, completion, "Warm") == ({"first": "the beach", "second": "a melon"}, None)
