@@ -11,15 +11,28 @@ Reads a task file and a test file with human or trusted answers. Writes predicti
     python evaluate.py --task-file prompts/reviews.toml --prediction-field prediction \
         --test-file 'runs/a/final/predictions-*-of-00004.jsonl' --group-by group --output-dir runs/a/final
 
-Predictions and targets are stripped and lower-cased, equations compared by value (metric equation_value); what is no label
-of the task, or no equation, counts as wrong; the former is reported.
+What is reported, by the task's metric; shares, 0 to 1, higher = better; each with its 95 % bootstrap interval over examples:
+
+    accuracy, macro_f1   both, and precision, recall and F1 of each label; the confusion table
+    exact_match          equal when stripped and lower-cased
+    equation_value       equations that have the value of the target
+    squad                exact match (the headline) and F1 over words, by SQuAD's official rules
+    rouge_l              ROUGE-L F1 of words, mean over examples
+    optimum              linear programmes that have the optimum of the target (formulations.py), and rouge_l
+    chrf                 chrF2 of the whole set; 100 times it is what sacrebleu prints
+
+Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. What is no label, no equation or
+no programme is wrong, and so is an empty or absent prediction.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from formulations import optimum
+from metrics import chrf_counts, chrf_interval, class_intervals, mean_interval, rouge_l, squad_scores
 from records import (
     beside,
     expand,
@@ -36,21 +49,77 @@ from records import (
     write_records,
 )
 from score_ood import score_examples
-from task import is_correct, load_task
+from task import Task, golds_of, is_correct, load_task
 from train_student import targets_of
 
+# The number that stands for a metric in a table, where it has another name: GOLD's for SQuAD
+HEADLINE = {"squad": "exact_match"}
+# Per-example values besides right and wrong
+VALUES = {"squad": ("f1",), "rouge_l": ("rouge_l",), "optimum": ("rouge_l",)}
+MOST_LABELS = 12  # of a confusion table that fits a terminal
 
-def accuracy_with_interval(correct: list[bool], seed: int, resamples: int) -> dict[str, Any]:
-    """Share of correct examples with its 95 % percentile-bootstrap interval over examples (Efron 1979).
 
-    A resample of n right-or-wrong outcomes is a binomial draw, so no resampling loop is needed.
-    """
-    import numpy as np
+def of_example(task: Task, prediction: str, record: dict) -> dict[str, Any]:
+    """`prediction`, `correct` and the values that the metric has for one example (f1, rouge_l)."""
+    golds = golds_of(task, record)
+    values = {"f1": lambda: squad_scores(prediction, golds)[1], "rouge_l": lambda: rouge_l(prediction, golds)}
+    return {
+        "prediction": prediction,
+        "correct": is_correct(task, prediction, record),
+        **{name: round(values[name](), 6) for name in VALUES.get(task.metric, ())},
+    }
 
-    n, hits = len(correct), sum(correct)
-    draws = np.random.default_rng(seed).binomial(n, hits / n, resamples) / n
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"accuracy": round(hits / n, 4), "low": round(float(low), 4), "high": round(float(high), 4), "n": n}
+
+def confusion_cells(task: Task, records: list[dict]) -> Counter:
+    """{(gold, predicted, or None for no label): examples}. A right prediction is its own gold, should there be several."""
+    names = {target.strip().lower(): name for name, target in zip(task.labels, targets_of(task), strict=True)}
+    predicted = [names.get(r["prediction"]) for r in records]
+    return Counter((p if r["correct"] else r[task.answer_field], p) for r, p in zip(records, predicted, strict=True))
+
+
+def measure(task: Task, records: list[dict], seed: int, resamples: int) -> dict[str, dict[str, float]]:
+    """The numbers of the task's metric over records with the values of of_example, the headline first."""
+    how, headline = (seed, resamples), HEADLINE.get(task.metric, task.metric)
+    if task.metric == "chrf":
+        return {"chrf": chrf_interval([chrf_counts(r["prediction"], golds_of(task, r)) for r in records], *how)}
+    columns = {"accuracy" if task.labels else headline: "correct"} | {
+        name: name for name in VALUES.get(task.metric, ())
+    }
+    found = {name: mean_interval([r[column] for r in records], *how) for name, column in columns.items()}
+    if task.labels:
+        found["macro_f1"] = class_intervals(confusion_cells(task, records), list(task.labels), *how)[0]
+    return {headline: found[headline], **found}
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Each number with its interval, a table for the whole and the groups and one for the labels; then the confusion."""
+    tables = [[("all", {"n": metrics["n"], **metrics["overall"]})], []]
+    for key, groups in metrics.items():
+        if key.startswith("by_"):
+            tables[key == "by_label"] += [(f"{key.removeprefix('by_')} {name}", m) for name, m in groups.items()]
+    for table in filter(None, tables):
+        names = [name for name in table[0][1] if name != "n"]
+        print(f"{'':<24} " + "  ".join(f"{name:<21}" for name in names))
+        for title, m in table:
+            numbers = "  ".join(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in map(m.get, names))
+            print(f"{title:<24} {numbers}  n={m['n']}")
+    if confusion := metrics.get("confusion"):
+        labels, columns, matrix = (confusion[k] for k in ("labels", "columns", "matrix"))
+        if len(labels) <= MOST_LABELS:
+            width = max(map(len, ["gold, predicted:", *labels]))
+            print(f"\n{'gold, predicted:':<{width}}  " + "  ".join(columns))
+            for name, row in zip(labels, matrix, strict=True):
+                print(f"{name:<{width}}  " + "  ".join(f"{x:>{len(c)}}" for x, c in zip(row, columns, strict=True)))
+        else:
+            pairs = [
+                (x, f"{gold} as {predicted}")
+                for gold, row in zip(labels, matrix, strict=True)
+                for predicted, x in zip(columns, row, strict=True)
+                if x and gold != predicted
+            ]
+            print("\nmost frequent confusions")
+            for x, pair in sorted(pairs, key=lambda pair: -pair[0])[:10]:
+                print(f"{x:>6}  {pair}")
 
 
 app = typer.Typer(
@@ -97,10 +166,16 @@ def main(
     examples = read_examples(test_file, task, counts=counts)[:limit]
     examples = take_shard(examples, part)
     names = ", ".join(map(str, test_file))
-    for option, name in (("--group-by", group_by), ("--prediction-field", prediction_field)):
-        for example in examples if name else []:
-            if name not in example:
-                fail(f"{names}: {example['id']} has no field {name!r} ({option}); found {', '.join(example)}")
+    absent = [e for e in examples if group_by not in e]
+    untold = [] if any(prediction_field in e for e in examples) else examples  # one without is wrong, all are a typo
+    for option, name, rows in (("--group-by", group_by, absent), ("--prediction-field", prediction_field, untold)):
+        if name and rows:
+            fail(f"{names}: {rows[0]['id']} has no field {name!r} ({option}); found {', '.join(rows[0])}")
+    by_label = bool(task.labels) and group_by == "label"  # which is measured anyhow
+    if by_label and task.answer_field != "label":
+        fail(
+            f"--group-by label: by_label holds the labels ({task.answer_field}) themselves; rename the field {group_by!r}"
+        )
     if dry_run:
         print(f"would measure {model or prediction_field} on {len(examples):,} records of {names}")
         return
@@ -121,15 +196,16 @@ def main(
         return
 
     if model:
-        scores = score_examples(examples, task, model, per_device_eval_batch_size, **lengths)
-        results = [{k: s[k] for k in ("prediction", "correct")} for s in scores]
-    else:
-        answers = [str(e[prediction_field]).strip().lower() for e in examples]
-        results = [
-            {"prediction": a, "correct": is_correct(task, a, e["target"])}
-            for a, e in zip(answers, examples, strict=True)
+        predictions = [
+            s["prediction"] for s in score_examples(examples, task, model, per_device_eval_batch_size, **lengths)
         ]
-    records = [e | r for e, r in zip(examples, results, strict=True)]
+    else:
+        predictions = ["" if e.get(prediction_field) is None else str(e[prediction_field]).strip() for e in examples]
+    if task.labels:  # a label's name, as the teacher gives it, stands for what a student writes for it
+        written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
+        written |= {target.strip().lower(): target for target in targets_of(task)}
+        predictions = [written.get(p.lower(), p).strip().lower() for p in predictions]
+    records = [e | of_example(task, p, e) for p, e in zip(predictions, examples, strict=True)]
     shown = ["id", *task.fields, task.answer_field, "prediction", "correct"]
     with run.partial.open("w", encoding="utf-8") as file:
         write_records(
@@ -141,33 +217,38 @@ def main(
         say(f"{output_file}: {len(records):,} predicted; measure the whole set with --prediction-field prediction")
         return
 
-    def measure(rows: list[dict]) -> dict:
-        return accuracy_with_interval([r["correct"] for r in rows], seed, num_resamples)
-
-    metrics: dict[str, Any] = {"metric": task.metric, "test_file": names, "overall": measure(records)}
+    how = (seed, num_resamples)
+    metrics: dict[str, Any] = {
+        "metric": HEADLINE.get(task.metric, task.metric),
+        "test_file": names,
+        "n": len(records),
+        "overall": measure(task, records, *how),
+    }
     if task.labels:
-        known = {target.strip().lower() for target in targets_of(task)}
-        metrics["no_label"] = sum(r["prediction"] not in known for r in records)
-        metrics["by_label"] = {
-            name: measure(rows)
-            for name in task.labels
-            if (rows := [r for r in records if r[task.answer_field] == name])
+        labels, cells = list(task.labels), confusion_cells(task, records)
+        metrics["no_label"] = sum(n for (_, predicted), n in cells.items() if predicted is None)
+        metrics["by_label"] = class_intervals(cells, labels, *how)[1]
+        columns = [*labels, *([None] if metrics["no_label"] else [])]
+        metrics["confusion"] = {
+            "labels": labels,
+            "columns": [name or "no label" for name in columns],
+            "matrix": [[cells[gold, predicted] for predicted in columns] for gold in labels],
         }
-    if group_by:
-        values = sorted({str(r[group_by]) for r in records})
-        metrics[f"by_{group_by}"] = {v: measure([r for r in records if str(r[group_by]) == v]) for v in values}
+    if task.metric == "optimum":
+        metrics["no_optimum"] = sum(all(optimum(gold) is None for gold in golds_of(task, r)) for r in records)
+    if group_by and not by_label:
+        groups: dict[str, list[dict]] = {}
+        for record in sorted(records, key=lambda r: str(r[group_by])):
+            groups.setdefault(str(record[group_by]), []).append(record)
+        metrics[f"by_{group_by}"] = {v: {"n": len(rows), **measure(task, rows, *how)} for v, rows in groups.items()}
     write_json(beside(metrics_file, ".partial"), metrics)
     finish_run(run, counts)
 
-    def line(name: str, m: dict) -> None:
-        print(f"{name:<24} {m['accuracy']:.3f}  [{m['low']:.3f}, {m['high']:.3f}]  n={m['n']}")
-
-    line(task.metric, metrics["overall"])
-    for key in dict.fromkeys(("by_label", f"by_{group_by}")):
-        for name, m in metrics.get(key, {}).items():
-            line(f"  {key.removeprefix('by_')} {name}", m)
+    print_metrics(metrics)
     if metrics.get("no_label"):
         say(f"{metrics['no_label']:,} predictions are no label of the task: counted as wrong")
+    if metrics.get("no_optimum"):
+        say(f"{metrics['no_optimum']:,} targets have no finite optimum: every prediction for them counts as wrong")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def agrees(task: Task, record: dict, teacher_label: str) -> bool:
     """Whether the teacher's own answer is the record's, by the metric of the task."""
     if task.labels:
         return teacher_label == record[task.answer_field]
-    return is_correct(task, teacher_label, string.Template(task.student["target"]).substitute(record))
+    render = string.Template(task.student["target"]).substitute
+    return is_correct(task, render({task.answer_field: teacher_label}), {**record, "target": render(record)})
 
 
 def answer_key(task: Task, answer: str) -> Any:

@@ -163,7 +163,8 @@ def read_examples(
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
-    is scored would not be the string that was edited. `answers=False` allows records without the answer field.
+    is scored would not be the string that was edited. `answers=False` allows records without the answer field. Several
+    right answers stand in the list `<answer_field>s`, beside the answer field, which holds the one to train on.
     """
     from equations import evaluate_equation
     from task import text_key
@@ -180,9 +181,17 @@ def read_examples(
                     fail(f"{here}: no field {name!r}; found {', '.join(record) or 'nothing'}; add the field")
                 if not isinstance(value, str) or not value.strip():
                     fail(f"{here}: {name!r} must be a text that is not empty, found {value!r}; mend or delete the line")
-            answer = record.get(task.answer_field)
-            if task.labels and answer is not None and answer not in task.labels:
-                fail(f"{here}: no such label: {answer!r}; {task.path} has {', '.join(task.labels)}; correct the line")
+            answer, listed = record.get(task.answer_field), f"{task.answer_field}s"
+            golds = record.get(listed, [answer])
+            texts = isinstance(golds, list) and golds and all(isinstance(gold, str) and gold.strip() for gold in golds)
+            if listed in record and not texts:
+                problem = f"{listed!r} must be a list of right answers, each a text that is not empty"
+                fail(f"{here}: {problem}; found {golds!r}; mend or delete it")
+            for label in [answer, *golds] if task.labels else []:
+                if label is not None and label not in task.labels:
+                    fail(
+                        f"{here}: no such label: {label!r}; {task.path} has {', '.join(task.labels)}; correct the line"
+                    )
             rendered = {"source": string.Template(task.student["source"]).substitute(record)}
             if answer is not None:
                 rendered["target"] = string.Template(task.student["target"]).substitute(record)

@@ -5,6 +5,7 @@ Reads the run records and metrics that the stages left in RUN, and the accepted 
     python report.py runs/demo
     python report.py runs/demo runs/mine
 
+The column with the interval, and those of the groups, hold the headline number of metrics.json, which is their title.
 distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same for
 all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy: mean over validation.jsonl
 under the student of that iteration; every iteration has another student, so it says more within an iteration than between.
@@ -50,18 +51,20 @@ def load(path: Path) -> dict:
 
 
 def measured(folder: Path) -> dict:
-    """Accuracy with interval and group accuracies from folder/metrics.json; nothing when it is not there."""
+    """The headline number of folder/metrics.json, under its name, with interval and groups; nothing when it is not there."""
     path = folder / "metrics.json"
     metrics = load(path)
     if not metrics:
         return {}
     try:
-        groups = {
-            k: v for key, by in metrics.items() if key.startswith("by_") and key != "by_label" for k, v in by.items()
-        }
-        return {**metrics["overall"], **{f"accuracy_{name}": m["accuracy"] for name, m in groups.items()}}
+        name, found = metrics["metric"], metrics["overall"][metrics["metric"]]
+        row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
+        for key, groups in metrics.items():
+            if key.startswith("by_") and key != "by_label":
+                row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
+        return row
     except (AttributeError, KeyError, TypeError):
-        fail(f"{path}: not what evaluate.py writes; run evaluate.py again with --overwrite")
+        fail(f"{path}: not what evaluate.py writes now, perhaps of an earlier version; run it again with --overwrite")
 
 
 def parts(folder: Path, name: str) -> list[Path]:
@@ -116,13 +119,19 @@ def rows_of(run: Path) -> list[dict]:
 
 
 def print_table(run: Path, rows: list[dict]) -> None:
-    groups = sorted({key for row in rows for key in row if key.startswith("accuracy_")})
+    metrics = sorted({row["metric"] for row in rows if "metric" in row})
+    if len(metrics) > 1:
+        fail(
+            f"{run}: measured by {' and by '.join(metrics)}; run evaluate.py --overwrite with the same task file for all"
+        )
+    metric = metrics[0] if metrics else "metric"
+    groups = sorted({key for row in rows for key in row if key.startswith(f"{metric}_")})
     stages = ("generate", "train", "score", "evaluate")
-    head = ["", "attempted", "accepted", "distinct-2", "energy", "accuracy [95 % interval]"]
-    head += [g.removeprefix("accuracy_") for g in groups] + [f"{s} s" for s in stages]
+    head = ["", "attempted", "accepted", "distinct-2", "energy", f"{metric} [95 % interval]"]
+    head += [g.removeprefix(f"{metric}_") for g in groups] + [f"{s} s" for s in stages]
     cells = [head]
     for row in rows:
-        interval = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if "accuracy" in row else "-"
+        interval = f"{row[metric]:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if metric in row else "-"
         numbers = [
             (row.get("attempted"), ","),
             (row.get("accepted"), ","),

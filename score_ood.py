@@ -104,7 +104,7 @@ def score_examples(
 
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
-    `prediction`: the label's target, or the greedily decoded text, stripped and lower-cased; `correct`: by the task's
+    `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
     metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
     only the other examples are decoded.
     """
@@ -150,7 +150,7 @@ def score_examples(
                 logits = network(**inputs).logits
                 columns = position_scores(logits, labels, energy_temperature)
                 correct = columns.pop("hit")
-                predictions = [targets_of(task)[k].strip().lower() for k in logits.argmax(-1).tolist()]
+                predictions = [targets_of(task)[k] for k in logits.argmax(-1).tolist()]
             else:
                 labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
                 real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
@@ -187,7 +187,7 @@ def score_examples(
                 if not padded:
                     columns.pop("energy_padded")
                 columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
-                predictions = [examples[i]["target"].strip().lower() for i in chosen]
+                predictions = [examples[i]["target"] for i in chosen]
                 wrong = (~correct).nonzero().flatten()
                 if len(wrong):
                     if decoder:
@@ -207,11 +207,12 @@ def score_examples(
                     for row, text in zip(
                         wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
                     ):
-                        predictions[row] = text.strip().lower()
+                        predictions[row] = text
             for row, i in enumerate(chosen):
+                prediction = predictions[row].strip()  # capitals stay where a metric may count them, as chrF does
                 results[i] = {
-                    "prediction": predictions[row],
-                    "correct": is_correct(task, predictions[row], examples[i]["target"]),
+                    "prediction": prediction.lower() if task.labels else prediction,
+                    "correct": is_correct(task, prediction, examples[i]),
                     **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
                     "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
                 }

@@ -4,7 +4,7 @@
     system, user = render_prompt(task, "train", shots, "positive")
     fields, reason = parse_completion(task, completion, "positive")
     user = render_label_prompt(task, record, shots)       what the teacher is asked to label a record
-    is_correct(task, prediction, target)                  by the metric of the task
+    is_correct(task, prediction, record)                  by the metric of the task
 
 One template, `prompt.example`, renders the shots, begins the answer and, read backwards, parses it. `prompt.label_example`
 does the same where the teacher labels: there the answer comes last.
@@ -23,7 +23,10 @@ from records import fail, normalise
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
 
-METRICS = {"classification": ("accuracy",), "text2text": ("exact_match", "equation_value")}
+METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "text2text": ("exact_match", "equation_value", "squad", "rouge_l", "optimum", "chrf"),
+}
 KEYS = {  # table: (required keys, optional keys)
     "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
     "prompt": ("train validation example", "system label label_example"),
@@ -34,7 +37,7 @@ KEYS = {  # table: (required keys, optional keys)
 
 RESERVED = {  # what records hold besides the task's fields
     *"id source target task iteration split shots feedback sampling_seed finish_reason completion reason".split(),
-    *"prediction correct nll msp entropy margin embedding random score rank teacher_label label_probs".split(),
+    *"prediction correct f1 rouge_l nll msp entropy margin embedding random score rank teacher_label label_probs".split(),
 }
 
 
@@ -110,8 +113,11 @@ def load_task(path: Path) -> Task:
     for name in [*names, answer]:
         if name in RESERVED or name.startswith("energy"):
             bad("fields", f"the name {name!r} is one that the stages write; choose another")
-    if not answer.isidentifier() or answer in names or len(set(names)) < len(names):
-        bad("answer_field", f"must be a name of its own beside {names}, each once, found {answer!r}")
+    if not answer.isidentifier() or answer in names or f"{answer}s" in names or len(set(names)) < len(names):
+        problem = (
+            f"must be a name of its own beside {names}, each once, without a field {answer}s, which lists right answers"
+        )
+        bad("answer_field", f"{problem}; found {answer!r}")
 
     labels = data.get("labels", {})
     if not isinstance(labels, dict):
@@ -421,8 +427,28 @@ def text_key(task: Task, record: dict) -> str:
 # Correctness: one definition, for score_ood.py and evaluate.py
 
 
-def is_correct(task: Task, prediction: str, target: str) -> bool:
-    """Whether a prediction counts as right: equal when stripped and lower-cased, or with equation_value equal in value."""
+def golds_of(task: Task, record: dict) -> list[str]:
+    """Every right answer of a record, as the student is to write it: its target and, where there is the list
+    `<answer_field>s`, the targets of those."""
+    template = string.Template(task.student["target"])
+    others = record.get(f"{task.answer_field}s", [])
+    return list(dict.fromkeys([record["target"], *(template.substitute({task.answer_field: gold}) for gold in others)]))
+
+
+def is_correct(task: Task, prediction: str, record: dict) -> bool:
+    """Whether a prediction is one of a record's right answers, by the task's metric.
+
+    equation_value and optimum: equal in value; squad: exact match as SQuAD's official script has it; the others: equal
+    when stripped and lower-cased. An empty prediction is never right.
+    """
+    if task.metric == "squad":
+        from metrics import squad_scores
+
+        return squad_scores(prediction, golds_of(task, record))[0] == 1
+    if task.metric == "optimum":
+        from formulations import optima_agree
+
+        return any(optima_agree(prediction, gold) for gold in golds_of(task, record))
     if task.metric == "equation_value":
-        return equations_agree(prediction, target)
-    return prediction.strip().lower() == target.strip().lower()
+        return any(equations_agree(prediction, gold) for gold in golds_of(task, record))
+    return prediction.strip().lower() in [gold.strip().lower() for gold in golds_of(task, record)]

@@ -26,7 +26,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
-    "records", "task", "tasks", "kill", "word_problems", "prepare", "generate_units", "score", "train", "kl",
+    "records", "task", "tasks", "kill", "word_problems", "metrics", "prepare", "generate_units", "score", "train", "kl",
     "evaluate_report", "commands", "shards", "fuzz", "engine", "label", "chat_teacher", "loop", "slurm",
 )  # fmt: skip
 

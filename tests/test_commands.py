@@ -327,7 +327,7 @@ def test_stages_by_hand_one_after_another(home, models, tmp_path, command):
         "metrics.json", "predictions.jsonl.run.json",
     }  # fmt: skip
     row = read_lines(tmp_path / "run" / "metrics.jsonl")[0]
-    assert row["accuracy"] == json.loads((iteration / "metrics.json").read_text())["overall"]["accuracy"]
+    assert row["accuracy"] == json.loads((iteration / "metrics.json").read_text())["overall"]["accuracy"]["value"]
     record = json.loads((iteration / "scored.jsonl.run.json").read_text())
     assert row["energy"] == record["means"]["energy"] and record["command"].startswith(str(ROOT / "score_ood.py"))
 

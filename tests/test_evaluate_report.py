@@ -9,7 +9,7 @@ from conftest import call, pair, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import accuracy_with_interval
+from metrics import mean_interval
 from report import distinct_n
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -28,8 +28,8 @@ def binomial_quantile(n: int, p: float, q: float) -> int:
 @pytest.mark.parametrize("n, hits", [(100, 80), (40, 39), (250, 125)])
 def test_interval_is_that_of_the_binomial(n, hits):
     """A resample of n right-or-wrong outcomes is binomial(n, hits / n); its quantiles are known without resampling."""
-    found = accuracy_with_interval([i < hits for i in range(n)], seed=0, resamples=20_000)
-    assert found["accuracy"] == pytest.approx(hits / n) and found["n"] == n
+    found = mean_interval([i < hits for i in range(n)], seed=0, resamples=20_000)
+    assert found["value"] == pytest.approx(hits / n)
     for name, q in (("low", 0.025), ("high", 0.975)):  # within one example: a quantile of a sample may be a neighbour
         assert abs(found[name] * n - binomial_quantile(n, hits / n, q)) <= 1.01, name
 
@@ -37,15 +37,14 @@ def test_interval_is_that_of_the_binomial(n, hits):
 @settings(deadline=None, max_examples=40)
 @given(correct=st.lists(st.booleans(), min_size=1, max_size=80), seed=st.integers(0, 99))
 def test_interval_holds_the_mean_and_is_of_the_seed(correct, seed):
-    found = accuracy_with_interval(correct, seed, 500)
-    assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
-    assert found == accuracy_with_interval(correct, seed, 500)
+    found = mean_interval(correct, seed, 500)
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert found == mean_interval(correct, seed, 500)
 
 
 @pytest.mark.parametrize("value", [True, False])
 def test_interval_of_all_alike(value):
-    found = accuracy_with_interval([value] * 7, 0, 1000)
-    assert found == {"accuracy": float(value), "low": float(value), "high": float(value), "n": 7}
+    assert mean_interval([value] * 7, 0, 1000) == dict.fromkeys(("value", "low", "high"), float(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,11 +79,11 @@ def test_stored_predictions(home, tmp_path):
     }  # fmt: skip
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["metric"] == "accuracy" and metrics["test_file"] == str(tmp_path / "some.jsonl")
-    assert (metrics["overall"]["accuracy"], metrics["overall"]["n"]) == (pytest.approx(8 / 12, abs=1e-4), 12)
-    assert {k: (m["accuracy"], m["n"]) for k, m in metrics["by_label"].items()} == {
+    assert (metrics["overall"]["accuracy"]["value"], metrics["n"]) == (pytest.approx(8 / 12, abs=1e-4), 12)
+    assert {k: (m["recall"]["value"], m["n"]) for k, m in metrics["by_label"].items()} == {
         "Warm": (0.5, 6), "not warm": (0.8333, 6),
     }  # fmt: skip
-    assert {k: (m["accuracy"], m["n"]) for k, m in metrics["by_group"].items()} == {
+    assert {k: (m["accuracy"]["value"], m["n"]) for k, m in metrics["by_group"].items()} == {
         "7": (0.8333, 6), "head": (1.0, 3), "tail": (0.0, 3),
     }  # fmt: skip
     assert metrics["no_label"] == 2 and "2 predictions are no label" in done.stderr
@@ -96,9 +95,12 @@ def test_stored_predictions(home, tmp_path):
     assert all(row.items() <= p.items() for row, p in zip(rows, predictions, strict=True))  # nothing is lost
     counts = json.loads((tmp_path / "out" / "predictions.jsonl.run.json").read_text())["counts"]
     assert counts == {"records": 12, "correct": 8}
-    shown = done.stdout.splitlines()[0].split()
-    overall = metrics["overall"]
-    assert shown == ["accuracy", "0.667", f"[{overall['low']:.3f},", f"{overall['high']:.3f}]", "n=12"]
+    head, shown = (line.split() for line in done.stdout.splitlines()[:2])
+    accuracy, f1 = (metrics["overall"][name] for name in head)
+    assert head == ["accuracy", "macro_f1"] and shown == [
+        "all", "0.667", f"[{accuracy['low']:.3f},", f"{accuracy['high']:.3f}]",
+        f"{f1['value']:.3f}", f"[{f1['low']:.3f},", f"{f1['high']:.3f}]", "n=12",
+    ]  # fmt: skip
     assert any(line.split()[:3] == ["group", "tail", "0.000"] for line in done.stdout.splitlines())
     assert sum("label Warm" in line for line in done.stdout.splitlines()) == 1
 
@@ -124,10 +126,10 @@ def test_a_student_is_measured_by_its_predictions(name, home, trained, pairs, tm
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     hits = collections.Counter(p["group"] for p in predictions if p["correct"])
     sizes = collections.Counter(p["group"] for p in predictions)
-    assert {g: m["accuracy"] for g, m in metrics["by_group"].items()} == {
+    assert {g: m["accuracy"]["value"] for g, m in metrics["by_group"].items()} == {
         g: pytest.approx(hits[g] / sizes[g], abs=1e-4) for g in sizes
     }
-    assert metrics["overall"]["accuracy"] == pytest.approx(sum(hits.values()) / len(predictions), abs=1e-4)
+    assert metrics["overall"]["accuracy"]["value"] == pytest.approx(sum(hits.values()) / len(predictions), abs=1e-4)
     again = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group")
     assert again.returncode == 0 and "up to date" in again.stderr
     other = evaluate(home, tmp_path, "--model", trained["bert"], "--group-by", "group")
@@ -162,9 +164,9 @@ def test_text_to_text(name, home, trained, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     predictions = read_lines(tmp_path / "predictions.jsonl")
-    assert set(metrics) == {"metric", "test_file", "overall"} and metrics["metric"] == "exact_match"
-    hits = sum(p["prediction"] == p["answer"].lower() for p in predictions)
-    assert metrics["overall"]["accuracy"] == pytest.approx(hits / 40, abs=1e-4) and hits > 10
+    assert set(metrics) == {"metric", "test_file", "n", "overall"} and metrics["metric"] == "exact_match"
+    hits = sum(p["prediction"] == p["answer"] for p in predictions)
+    assert metrics["overall"]["exact_match"]["value"] == pytest.approx(hits / 40, abs=1e-4) and hits > 10
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def run_folder(tmp_path):
         path.write_text(json.dumps(value))
 
     def interval(accuracy, low, high):
-        return {"accuracy": accuracy, "low": low, "high": high, "n": 50}
+        return {"macro_f1": {"value": 0.111}, "accuracy": {"value": accuracy, "low": low, "high": high}}
 
     run = tmp_path / "my run"
     first, second = run / "iter-00", run / "iter-01"
@@ -227,6 +229,7 @@ def run_folder(tmp_path):
     put(first / "predictions.jsonl.run.json", {"counts": {}, "seconds": 4.5})
     metrics = {
         "metric": "accuracy",
+        "n": 50,
         "overall": interval(0.7126, 0.61, 0.803),
         "by_label": {"Warm": interval(0.9, 0, 1)},
     }
@@ -238,7 +241,7 @@ def run_folder(tmp_path):
     put(run / "final" / "metrics.json", metrics | {"overall": interval(0.812, 0.7, 0.9)})
     put(run / "final" / "student.run.json", {"counts": {}, "seconds": 31.5})
     put(run / "final" / "test_zipf" / "metrics.json", metrics | {"overall": interval(0.512, 0.4, 0.6)})
-    put(run / "untrained" / "metrics.json", {"metric": "accuracy", "overall": interval(0.25, 0.2, 0.3)})
+    put(run / "untrained" / "metrics.json", {"metric": "accuracy", "n": 50, "overall": interval(0.25, 0.2, 0.3)})
     return run
 
 
@@ -250,7 +253,7 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     done = call("report.py", run_folder)
     assert done.returncode == 0, done.stderr
     lines = {cells(line)[0]: cells(line)[1:] for line in done.stdout.splitlines() if line.strip()}
-    assert str(run_folder) in done.stdout
+    assert str(run_folder) in done.stdout and "accuracy [95 % interval]" in done.stdout.splitlines()[1]
     # attempted, accepted, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
     assert lines["iter-00"] == [
         "1,331", "60", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
@@ -296,7 +299,30 @@ def test_no_run_folder(name, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}'])
+def test_the_title_names_the_metric(run_folder):
+    for path in run_folder.rglob("metrics.json"):
+        path.write_text(path.read_text().replace("accuracy", "rouge_l"))
+    done = call("report.py", run_folder)
+    assert done.returncode == 0 and cells(done.stdout.splitlines()[1])[4:7] == [
+        "rouge_l [95 % interval]",
+        "head",
+        "tail",
+    ]
+    assert read_lines(run_folder / "metrics.jsonl")[0]["rouge_l_head"] == 0.951
+
+
+def test_two_metrics_are_no_column(run_folder):
+    path = run_folder / "final" / "metrics.json"
+    path.write_text(path.read_text().replace("accuracy", "f1"))
+    done = call("report.py", run_folder)
+    assert done.returncode == 1 and f"{run_folder}: measured by accuracy and by f1; " in done.stderr
+
+
+# The last one is what evaluate.py wrote before it knew more than one number
+OLD = '{"metric": "accuracy", "test_file": "x", "overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}'
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', OLD])
 def test_files_that_were_broken_by_hand(content, run_folder):
     (run_folder / "iter-00" / "metrics.json").write_text(content)
     done = call("report.py", run_folder)

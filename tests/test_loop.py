@@ -34,7 +34,8 @@ def test_the_table_says_what_the_files_say(finished):
         ]
         assert row["attempted"] == sum(m["counts"]["attempted"] for m in made) and row["accepted"] == 140
         assert (
-            row["accuracy"] == json.loads((run / row["iteration"] / "metrics.json").read_text())["overall"]["accuracy"]
+            row["accuracy"]
+            == json.loads((run / row["iteration"] / "metrics.json").read_text())["overall"]["accuracy"]["value"]
         )
         assert f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in printed
     assert "Look into" in printed and "Try next" in printed

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import call, pair, read_lines, write_lines
@@ -291,6 +292,15 @@ def test_text_to_text_is_decoded_up_to_its_length(length, home, trained, flip):
     found = score_examples(examples, flip, str(trained["flip"]), max_target_length=length)
     assert [s["prediction"] for s in found] == expected
     assert [s["correct"] for s in found] == [p == e["target"] for p, e in zip(expected, examples, strict=True)]
+
+
+def test_capitals_of_a_text_stay(trained, examples, pairs):
+    """A label is compared in lower case; what a text2text student writes may be measured with its capitals, as by chrF."""
+    task = replace(pairs, kind="text2text", metric="exact_match", labels={})
+    found = score_examples(examples, task, str(trained["t5"]))
+    assert {s["prediction"] for s in found} == {"Warm", "not warm"}
+    of_labels = score_examples(examples, pairs, str(trained["t5"]))
+    assert [s["correct"] for s in found] == [s["correct"] for s in of_labels]
 
 
 @pytest.mark.parametrize("length", [1, 2, 8])

@@ -1,0 +1,159 @@
+"""The numbers that evaluate.py reports, each with its 95 % bootstrap interval over examples. All are shares, 0 to 1.
+
+    squad_scores("the Cat", ["cat", "a dog"])           (1.0, 1.0): exact match and F1 of one prediction, best over the golds
+    rouge_l("a b c", ["a c"])                           0.8
+    mean_interval([1.0, 0.0, 1.0], 0, 10_000)           {"value": 0.6667, "low": 0.0, "high": 1.0}
+    class_intervals(cells, labels, 0, 10_000)           macro-F1, and precision, recall and F1 of each label
+    chrf_interval([chrf_counts("a b", ["a c"])], ...)   chrF of a corpus
+
+Each function takes texts as they were written: what a metric forgives (capitals, punctuation, blanks) is its own affair.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One example
+
+
+def squad_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1 over words), each the best over the golds, as SQuAD's official script v1.1 has them.
+
+    Lower-cased, without ASCII punctuation and without a, an, the. No text at all is wrong, whatever is left of a gold.
+    """
+    from torchmetrics.functional.text import squad
+
+    def best(answers: Sequence[str]) -> tuple[float, float]:
+        target = {"id": "", "answers": {"text": list(answers), "answer_start": [0] * len(answers)}}
+        found = squad([{"id": "", "prediction_text": prediction}], [target])
+        return float(found["exact_match"]) / 100, float(found["f1"]) / 100
+
+    if not prediction.strip():
+        return 0.0, 0.0
+    exact_match, f1 = best(golds)
+    # torchmetrics' F1 is that of v2.0, where two texts of articles and punctuation alone agree; in v1.1 they share no word
+    return exact_match, 0.0 if exact_match and best([""])[0] else f1
+
+
+def rouge_l(prediction: str, golds: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, the best over the golds (Lin 2004), without stemming.
+
+    Words are runs of a-z and 0-9 after lower-casing, as in Google's rouge-score; a text without any scores 0.
+    """
+    from torchmetrics.functional.text import rouge_score
+
+    found = rouge_score(prediction, [list(golds)], accumulate="best", rouge_keys="rougeL")
+    return float(found["rougeL_fmeasure"])
+
+
+CHRF_ORDER, CHRF_BETA = 6, 2  # character n-grams up to 6, recall counts twice as much: sacrebleu's chrF2
+
+
+def chrf_counts(prediction: str, golds: Sequence[str]) -> list[int]:
+    """n-grams of the prediction, of a gold, and common to both, for n = 1 .. 6: 18 counts; of the gold that fits best.
+
+    chrF of a corpus is that of the summed counts, so there is no per-example value to average (Popovic 2015). Own code:
+    torchmetrics averages F over the orders, sacrebleu precision and recall; the field quotes sacrebleu.
+    """
+
+    def ngrams(text: str) -> list[Counter]:
+        text = "".join(text.split())
+        return [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, CHRF_ORDER + 1)]
+
+    found, best, of_prediction = [], -1.0, ngrams(prediction)
+    for gold in golds:
+        counts = []
+        for ours, theirs in zip(of_prediction, ngrams(gold), strict=True):
+            # where the gold is shorter than n, sacrebleu does not count ours either
+            counts += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
+        score = float(chrf_of(counts))
+        if score > best:
+            found, best = counts, score
+    return found
+
+
+def chrf_of(counts: Any) -> Any:
+    """chrF2 of counts (..., 18) as chrf_counts gives them, summed over examples -> (...,). sacrebleu prints 100 times it."""
+    import numpy as np
+
+    ours, theirs, common = np.moveaxis(np.asarray(counts, float).reshape(*np.shape(counts)[:-1], CHRF_ORDER, 3), -1, 0)
+    there = (ours > 0) & (theirs > 0)
+    orders = np.maximum(there.sum(-1), 1)
+    precision = (np.where(there, common, 0) / np.maximum(ours, 1)).sum(-1) / orders
+    recall = (np.where(there, common, 0) / np.maximum(theirs, 1)).sum(-1) / orders
+    return (1 + CHRF_BETA**2) * precision * recall / np.maximum(CHRF_BETA**2 * precision + recall, 1e-16)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many examples
+
+
+def bootstrap(
+    counts: Sequence[int], statistic: Callable[[Any], Any], seed: int, resamples: int
+) -> list[dict[str, float]]:
+    """Value and 95 % percentile interval over examples (Efron 1979) of each number of a statistic.
+
+    Examples with the same outcome are alike, so a resample of n of them is one multinomial draw over the k outcomes.
+    counts: examples with each outcome, (k,). statistic: such counts (r, k) -> numbers (r,) or (r, m), row by row.
+    """
+    import numpy as np
+
+    rng, counts = np.random.default_rng(seed), np.asarray(counts)
+    n, rows = counts.sum(), max(1, 2**22 // len(counts))  # 32 MiB of counts at a time
+    draws = [
+        statistic(rng.multinomial(n, counts / n, min(rows, resamples - begin))) for begin in range(0, resamples, rows)
+    ]
+    low, high = np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0)
+    numbers = np.stack([statistic(counts[None])[0], low, high], axis=-1).reshape(-1, 3)
+    return [dict(zip(("value", "low", "high"), (round(float(x), 4) for x in row), strict=True)) for row in numbers]
+
+
+def mean_interval(values: Sequence[float], seed: int, resamples: int) -> dict[str, float]:
+    """Mean of per-example values with its interval. Of right and wrong (1 and 0) a resample is a binomial draw."""
+    import numpy as np
+
+    # The highest first: of right and wrong, multinomial then draws how many are right
+    outcomes = Counter(map(float, values))
+    levels = sorted(outcomes, reverse=True)
+    return bootstrap([outcomes[v] for v in levels], lambda c: c @ np.array(levels) / len(values), seed, resamples)[0]
+
+
+def class_intervals(
+    cells: Counter, labels: Sequence[str], seed: int, resamples: int
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Macro-F1, and for each label precision, recall and F1, from cells {(gold, predicted or None): examples}.
+
+    The mean is over the labels that are a gold or a prediction of the (re)sample, as scikit-learn and torchmetrics have
+    it; None, no label, is no class of its own: it lowers the recall of the gold. 0 / 0 is 0. A resample is one of all
+    examples, so that the number of a label's examples varies too.
+    """
+    import numpy as np
+
+    found = list(cells)
+    gold = np.array([[pair[0] == name for name in labels] for pair in found], float)  # (k, L)
+    predicted = np.array([[pair[1] == name for name in labels] for pair in found], float)
+    both = gold * predicted
+
+    def scores(c: Any) -> Any:  # (r, k) -> (r, 1 + 3 L)
+        hits, golds, predictions = c @ both, c @ gold, c @ predicted  # (r, L)
+        precision, recall = hits / np.maximum(predictions, 1), hits / np.maximum(golds, 1)
+        f1 = 2 * hits / np.maximum(golds + predictions, 1)
+        macro = f1.sum(-1) / np.maximum((golds + predictions > 0).sum(-1), 1)
+        return np.concatenate([macro[:, None], precision, recall, f1], axis=-1)
+
+    macro, *rest = bootstrap([cells[pair] for pair in found], scores, seed, resamples)
+    sizes, size = np.array(list(cells.values())) @ gold, len(labels)
+    return macro, {
+        name: {"n": int(sizes[i]), "precision": rest[i], "recall": rest[size + i], "f1": rest[2 * size + i]}
+        for i, name in enumerate(labels)
+        if any(name in pair for pair in found)
+    }
+
+
+def chrf_interval(counts: Sequence[Sequence[int]], seed: int, resamples: int) -> dict[str, float]:
+    """chrF2 of a corpus, 0 to 1, from chrf_counts of its examples, resampled as examples."""
+    import numpy as np
+
+    table = np.array(counts, float)  # (n, 18)
+    return bootstrap([1] * len(counts), lambda c: chrf_of(c @ table), seed, resamples)[0]

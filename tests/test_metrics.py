@@ -1,0 +1,593 @@
+"""metrics.py, formulations.py and every metric through evaluate.py: by hand, and against the scorers that the field quotes."""
+
+import collections
+import json
+import re
+import string
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import FLIP, PAIRS, call, read_lines, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from formulations import optima_agree, optimum
+from metrics import (
+    bootstrap,
+    chrf_counts,
+    chrf_interval,
+    chrf_of,
+    class_intervals,
+    mean_interval,
+    rouge_l,
+    squad_scores,
+)
+from records import read_examples
+from task import golds_of, is_correct, load_task
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SQuAD
+
+
+def official(prediction: str, golds: list[str]) -> tuple[float, float]:
+    """The rules of SQuAD's evaluate-v1.1.py, stated once more."""
+
+    def words(text: str) -> list[str]:
+        kept = "".join(c for c in text.lower() if c not in string.punctuation)
+        return re.sub(r"\b(?:a|an|the)\b", " ", kept).split()
+
+    def f1(ours: list[str], theirs: list[str]) -> float:
+        same = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+        return 2 * same / (len(ours) + len(theirs)) if same else 0.0
+
+    ours, all_theirs = words(prediction), [words(gold) for gold in golds]
+    return float(ours in all_theirs), max(f1(ours, theirs) for theirs in all_theirs)
+
+
+@pytest.mark.parametrize(
+    "prediction, golds, exact_match, f1",
+    [
+        ("Denver Broncos", ["Denver Broncos", "The Denver Broncos"], 1, 1),
+        ("the denver broncos!", ["Denver Broncos"], 1, 1),  # article, case, punctuation
+        ("Broncos", ["Denver Broncos"], 0, 2 / 3),  # precision 1, recall 1/2
+        ("Denver Broncos of Denver", ["Denver Broncos"], 0, 2 / 3),  # Denver counts once: 2 of 4, 2 of 2
+        ("Broncos Denver", ["Denver Broncos"], 0, 1),  # the order counts for the exact match alone
+        ("U.S.", ["US"], 1, 1),  # punctuation vanishes, it is no blank
+        ("well-known", ["well known"], 0, 0),  # so this is one word: wellknown
+        ("another", ["other"], 0, 0),  # no article within a word
+        ("Zürich", ["ZÜRICH"], 1, 1),
+        ("“1066”", ["1066"], 0, 0),  # only ASCII punctuation is taken away
+        ("  in  1066 ", ["In 1066"], 1, 1),
+        ("June", ["5 June", "June 5th 1066"], 0, 2 / 3),  # the best gold: 2 * 1 * (1/2) / (3/2)
+        ("", ["1066"], 0, 0),
+        (" \n", ["the"], 0, 0),  # nothing said is wrong, though nothing is left of the gold either
+        ("a", ["the"], 1, 0),  # the official script's own oddity: equal, and no word in common
+        ("A", ["B", "A"], 1, 0),
+    ],
+)
+def test_squad_by_hand(prediction, golds, exact_match, f1):
+    assert squad_scores(prediction, golds) == (exact_match, pytest.approx(f1, abs=1e-6))
+
+
+ANSWERS = st.lists(
+    st.sampled_from(["the", "The", "a", "An", "cat", "Cat", "cat.", "U.S.", "-", "…", "Straße", "İ", "ΑΣ", "10%", "\t"]),
+    min_size=1, max_size=5,
+).map(" ".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(prediction=ANSWERS | st.text(min_size=1, max_size=6), golds=st.lists(ANSWERS, min_size=1, max_size=3))
+def test_squad_is_the_official_script(prediction, golds):
+    if prediction.strip():
+        assert squad_scores(prediction, golds) == pytest.approx(official(prediction, golds), abs=1e-6)
+        # stripped and lower-cased, as a prediction may be stored, it scores alike
+        assert squad_scores(prediction.strip().lower(), golds) == squad_scores(prediction, golds)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ROUGE-L and chrF
+
+
+@pytest.mark.parametrize(
+    "prediction, golds, expected",
+    [
+        ("a b c", ["a c"], 0.8),  # 2 of 3 and 2 of 2
+        ("c b a", ["a b c"], 1 / 3),
+        ("The CAT, sat", ["the cat sat!"], 1),
+        ("a b", ["x", "a b c d"], 2 / 3),
+        ("", ["a"], 0),
+        ("?!", ["a"], 0),
+        ("x", ["y"], 0),
+    ],
+)
+def test_rouge_l_by_hand(prediction, golds, expected):
+    assert rouge_l(prediction, golds) == pytest.approx(expected, abs=1e-6)
+
+
+TEXTS = st.lists(
+    st.sampled_from("the cat sat on a mat, running 12.5 naïve IT'S Sat".split()), min_size=1, max_size=12
+).map(" ".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(prediction=TEXTS | st.text(max_size=8), golds=st.lists(TEXTS | st.text(max_size=8), min_size=1, max_size=3))
+def test_rouge_l_is_googles(prediction, golds):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    theirs = RougeScorer(["rougeL"], use_stemmer=False).score_multi(golds, prediction)["rougeL"].fmeasure
+    assert rouge_l(prediction, golds) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_chrf_by_hand():
+    """ab c against ab d, blanks apart: 1-grams 2 of 3, 2-grams 1 of 2, 3-grams 0 of 1, no longer ones: (2/3 + 1/2 + 0) / 3."""
+    counts = chrf_counts("ab c", ["ab d"])
+    assert counts == [3, 3, 2, 2, 2, 1, 1, 1, 0, *[0] * 9]
+    assert chrf_of(counts) == pytest.approx((2 / 3 + 1 / 2) / 3)
+    # Recall counts: "ab" of "abab" is 5 * P * R / (4 * P + R) with P = (1 + 1) / 2 and R = (2/4 + 1/3) / 2
+    recall = (2 / 4 + 1 / 3) / 2
+    assert chrf_of(chrf_counts("ab", ["abab"])) == pytest.approx(5 * recall / (4 + recall))
+    assert chrf_of(chrf_counts("", ["abc"])) == 0 and chrf_of(chrf_counts("Ab", ["aB"])) == 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(TEXTS | st.text(max_size=8), st.tuples(TEXTS, TEXTS | st.text(max_size=5))), min_size=1, max_size=6
+    )
+)
+def test_chrf_is_sacrebleus(pairs):
+    from sacrebleu.metrics import CHRF
+
+    predictions, golds = [p for p, _ in pairs], [g for _, g in pairs]
+    theirs = CHRF().corpus_score(predictions, [list(of_all) for of_all in zip(*golds, strict=True)]).score
+    counts = [chrf_counts(p, g) for p, g in pairs]
+    assert 100 * chrf_of(np.sum(counts, axis=0)) == pytest.approx(theirs, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bootstrap and classes
+
+
+def test_accuracy_is_the_binomial_draw_that_it_was():
+    """One draw of the binomial a resample, from the same generator: intervals of earlier versions stay what they were."""
+    for n, hits in ((1, 0), (1, 1), (7, 7), (40, 39), (1000, 629), (1319, 4)):
+        draws = np.random.default_rng(3).binomial(n, hits / n, 10_000) / n
+        low, high = np.quantile(draws, [0.025, 0.975])
+        expected = {"value": round(hits / n, 4), "low": round(low, 4), "high": round(high, 4)}
+        assert mean_interval([i < hits for i in range(n)], 3, 10_000) == expected
+
+
+@pytest.mark.parametrize("distinct", [2, 5, 200])
+def test_bootstrap_of_means_is_scipys(distinct):
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    rng = np.random.default_rng(distinct)
+    values = rng.choice(rng.random(distinct), 120)
+    found = mean_interval(values, 0, 20_000)
+    theirs = scipy_bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", axis=-1, rng=np.random.default_rng(1), batch=1000,
+    )  # fmt: skip
+    spread = theirs.standard_error
+    assert found["value"] == pytest.approx(values.mean(), abs=1e-4)
+    assert found["low"] == pytest.approx(theirs.confidence_interval.low, abs=0.08 * spread)
+    assert found["high"] == pytest.approx(theirs.confidence_interval.high, abs=0.08 * spread)
+
+
+def scored(gold, predicted, labels):
+    """(macro-F1, {label: (precision, recall, F1)}) as scikit-learn has them, over the labels that occur."""
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+    there = [name for name in labels if name in {*gold, *predicted}]
+    macro = f1_score(gold, predicted, labels=there, average="macro", zero_division=0)
+    by_label = precision_recall_fscore_support(gold, predicted, labels=there, zero_division=0)
+    return macro, {name: tuple(column[i] for column in by_label[:3]) for i, name in enumerate(there)}, by_label[3]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["a", "b", "c", "d", "none"])), min_size=1, max_size=30)
+)
+def test_class_scores_are_scikit_learns(pairs):
+    """With labels that no example has (e, and often others) and predictions that are no label."""
+    gold, predicted = map(list, zip(*pairs, strict=True))
+    cells = collections.Counter((g, None if p == "none" else p) for g, p in pairs)
+    macro, by_label = class_intervals(cells, list("abcde"), 0, 200)
+    expected, each, sizes = scored(gold, predicted, list("abcde"))
+    assert macro["value"] == pytest.approx(expected, abs=1e-4) and list(by_label) == list(each)
+    for (name, m), n in zip(by_label.items(), sizes, strict=True):
+        assert tuple(m[k]["value"] for k in ("precision", "recall", "f1")) == pytest.approx(each[name], abs=1e-4)
+        assert m["n"] == n
+
+
+def test_bootstrap_of_macro_f1_is_scipys():
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    rng = np.random.default_rng(0)
+    gold = rng.choice(3, 90, p=[0.6, 0.3, 0.1])
+    predicted = np.where(rng.random(90) < 0.7, gold, rng.choice(4, 90))  # 3 is no label
+    cells = collections.Counter((int(g), None if p == 3 else int(p)) for g, p in zip(gold, predicted, strict=True))
+    macro, by_label = class_intervals(cells, [0, 1, 2], 0, 4000)
+    theirs = scipy_bootstrap(
+        (gold, predicted), lambda g, p: scored(list(g), list(p), [0, 1, 2])[0], paired=True, vectorized=False,
+        n_resamples=1500, method="percentile", rng=np.random.default_rng(1),
+    )  # fmt: skip
+    for name, theirs_too in (("low", theirs.confidence_interval.low), ("high", theirs.confidence_interval.high)):
+        assert macro[name] == pytest.approx(theirs_too, abs=0.25 * theirs.standard_error)
+    assert all(m["recall"]["low"] <= m["recall"]["value"] <= m["recall"]["high"] for m in by_label.values())
+
+
+def test_bootstrap_of_chrf_resamples_examples():
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    rng = np.random.default_rng(0)
+    words = "one two three four five six seven".split()
+    texts = [" ".join(rng.choice(words, 4)) for _ in range(80)]
+    counts = np.array([chrf_counts(p, [g]) for p, g in zip(texts[:40], texts[40:], strict=True)])
+    found = chrf_interval(counts, 0, 8000)
+    theirs = scipy_bootstrap(
+        (np.arange(40),), lambda rows: chrf_of(counts[rows].sum(0)), vectorized=False, n_resamples=8000, method="percentile",
+        rng=np.random.default_rng(1),
+    )  # fmt: skip
+    assert found["value"] == pytest.approx(float(chrf_of(counts.sum(0))), abs=1e-4)
+    for name, theirs_too in (("low", theirs.confidence_interval.low), ("high", theirs.confidence_interval.high)):
+        assert found[name] == pytest.approx(theirs_too, abs=0.15 * theirs.standard_error)
+
+
+def test_resamples_in_pieces_are_all_of_them():
+    """Many outcomes are drawn a piece at a time: every resample has n examples, and there are as many as asked for."""
+    seen = []
+    bootstrap([2] * 3000, lambda counts: seen.append(counts) or counts[:, 0] / 6000.0, 0, 3001)
+    drawn = np.concatenate([c for c in seen[:-1]])
+    assert len(seen) > 3 and drawn.shape == (3001, 3000) and (drawn.sum(1) == 6000).all()
+    assert drawn.mean(0) == pytest.approx(np.full(3000, 2), abs=0.15)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formulations
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("maximize 3 x + 2 y; x + y <= 4", 12),  # all of x
+        ("maximize 3 x + 2 y; x + y <= 4; x + 3 y <= 6; x <= 3", 11),  # x = 3, y = 1
+        ("minimize 2 tables + 3 chairs; tables + chairs >= 10; tables <= 4", 26),  # 4 tables, 6 chairs
+        # the ratio binds: rickshaws = ox carts = 200 / 18
+        ("maximize 50 rickshaws + 30 ox carts; 10 rickshaws + 8 ox carts <= 200; rickshaws <= ox carts", 80 * 200 / 18),
+        ("maximize ox carts; 2 rickshaws + ox carts = 10; rickshaws >= 3", 4),
+        ("maximize x; x <= 0.4 x + 0.6 y; x + y <= 100", 50),
+        ("maximize 5 x - 2; x <= 2.5", 10.5),  # a constant in the objective
+        ("maximize 5 x - 2 y + 1 x; 3 >= x; y >= 1", 16),  # a name twice
+        ("minimize x - y; y <= 3", -3),  # x is not negative
+        ("minimize x; x >= -5", -5),  # unless a constraint of its own says so
+        ("minimize x; - 2 x <= 6", -3),
+        ("maximize x; x = -3", -3),
+        ("minimize x + y; x + y >= -5", 0),  # which this one is not
+        ("Maximize  Ox-Carts\n; 2 ox-carts<=3; ", 1.5),
+        ("maximize - x + -2 y; x + y >= 2", -2),
+        ("maximize phase 2 units; 2 phase 2 units <= 8", 4),
+        ("maximize x; x <= 3; x >= 4", None),  # infeasible
+        ("maximize x; x >= 1", None),  # unbounded
+        ("maximize x; 1 <= 0; x <= 1", None),
+        ("maximize x", None),  # no constraint
+        ("maximize 400; x <= 1", None),  # a number alone is no formulation
+        ("maximise x; x <= 1", None),
+        ("maximize x; x <= 1 <= 2", None),
+        ("maximize x; x < 1", None),
+        ("maximize x; x 1", None),
+        ("maximize x; x <=", None),
+        ("maximize x;; x <= 1", None),
+        ("maximize 2x; x <= 1", None),  # a blank stands between number and name
+        ("maximize 1e5 x; x <= 1", None),
+        ("maximize 1,000 x; x <= 1", None),
+        ("maximize x * 2; x <= 1", None),
+        ("maximize (x); x <= 1", None),
+        ("maximize x + ; x <= 1", None),
+        ("maximize + x; x <= 1", None),
+        ("maximize x; x <= ٣", None),
+        ("maximize x; x <= " + "9" * 400, None),  # no float
+        ("maximize x; x <= 1" + " " * 2000, None),  # too long
+        ("", None),
+        (";", None),
+    ],
+)
+def test_optimum_by_hand(text, expected):
+    found = optimum(text)
+    assert found is None if expected is None else found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "prediction, target, agree",
+    [
+        ("minimize x; x >= 2.5", "minimize 2 boats; boats >= 1.25", True),
+        ("minimize x; x >= 1000", "minimize x; x >= 1000.05", True),
+        ("minimize x; x >= 1000", "minimize x; x >= 1001", False),
+        ("minimize x; x >= 0", "minimize y; y >= 0", True),
+        ("maximize x; x >= 1", "maximize x; x >= 1", False),  # no optimum agrees with nothing
+        ("", "minimize x; x >= 1", False),
+    ],
+)
+def test_agreement_of_optima(prediction, target, agree):
+    assert optima_agree(prediction, target) is agree is optima_agree(target, prediction)
+
+
+PIECES = st.sampled_from(
+    "maximize minimize x y ox-carts 3 2.5 0 -1 + - <= >= = ; 1e9 999999999 .5 1. . - ( ) * nan inf _ é ² \x00 \n ;x 7;".split(
+        " "
+    )
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.text(max_size=80)
+    | st.lists(PIECES, max_size=30).map(" ".join)
+    | st.lists(PIECES, max_size=30).map(lambda pieces: "maximize x + y; " + " ".join(pieces))
+    | st.lists(st.tuples(*[st.integers(-9, 10**9)] * 3), min_size=1, max_size=8).map(
+        lambda rows: "maximize x + 2 y" + "".join(f"; {a} x + {b} y <= {c}" for a, b, c in rows)
+    )
+)
+def test_no_text_is_an_exception(text):
+    found = optimum(text)
+    assert found is None or (isinstance(found, float) and np.isfinite(found))
+
+
+def test_no_text_is_slow():
+    """The longest texts that are read, and the worst for a backtracking pattern. The best of three, so that no noise counts."""
+    sums = " + ".join(f"x{i}" for i in range(200))
+    rows = "; ".join(f"x{i} + x{i + 1} <= {i}" for i in range(45))
+    worst = [f"maximize {sums}; {rows}"[:2000], "maximize " + "a " * 990, "maximize " + "a-" * 990, "1 " * 1000, "- " * 1000,
+             "maximize x; " + "<=" * 900, "maximize x; x <= 1" + "; x <= 1" * 240]  # fmt: skip
+    for text in worst:
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            optimum(text)
+            seconds.append(time.perf_counter() - began)
+        assert min(seconds) < 0.1, text[:40]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Correctness, by every metric
+
+
+@pytest.mark.parametrize(
+    "metric, right, wrong",
+    [
+        ("exact_match", ["Lake Sun", " sun LAKE\n"], ["the lake sun", "", "lake"]),
+        ("rouge_l", ["lake sun"], ["lake, sun", ""]),
+        ("chrf", ["lake sun"], ["lakesun", ""]),
+        ("squad", ["The lake, sun!", "sun lake"], ["sun", "", "lakesun"]),
+    ],
+)
+def test_any_right_answer_is_right(metric, right, wrong, flip):
+    task, record = replace(flip, metric=metric), {"target": "lake sun", "answers": ["lake sun", "sun lake"]}
+    assert all(is_correct(task, p, record) for p in right) and not any(is_correct(task, p, record) for p in wrong)
+    assert not is_correct(task, "sun lake", {"target": "lake sun"})
+
+
+def test_values_are_compared_with_any_right_answer(flip):
+    equations = {"target": "12 - 4", "answers": ["12 - 4", "10 / 2"]}
+    assert [is_correct(replace(flip, metric="equation_value"), p, equations) for p in ("8", "5", "13", "")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    programmes = {"target": "minimize x; x >= 1", "answers": ["minimize x; x >= 2"]}
+    found = [is_correct(replace(flip, metric="optimum"), f"minimize z; z >= {n}", programmes) for n in (1, 2, 3)]
+    assert found == [True, True, False]
+
+
+def test_right_answers_are_rendered_as_the_target_is(flip):
+    task = replace(flip, student=flip.student | {"target": "answer: $answer"})
+    assert golds_of(task, {"target": "answer: a", "answers": ["a", "b"]}) == ["answer: a", "answer: b"]
+
+
+@pytest.mark.parametrize("answers", ["lake sun", [], [""], ["a", 3], None, {"a": 1}])
+def test_right_answers_must_be_texts(answers, flip, tmp_path):
+    good = {"text": "sun lake", "answer": "lake sun"}
+    write_lines(tmp_path / "some.jsonl", [good | {"answers": ["x"]}, good | {"answers": answers}])
+    with pytest.raises(SystemExit, match=r"some.jsonl:2: 'answers' must be a list of right answers"):
+        read_examples(tmp_path / "some.jsonl", flip)
+
+
+def test_right_labels_must_be_labels(pairs, tmp_path):
+    row = {"first": "the lake", "second": "sun", "label": "Warm", "labels": ["Warm", "hot"]}
+    write_lines(tmp_path / "some.jsonl", [row])
+    with pytest.raises(SystemExit, match=r"some.jsonl:1: no such label: 'hot'"):
+        read_examples(tmp_path / "some.jsonl", pairs)
+
+
+def test_a_field_may_not_have_the_name_of_the_list(home, tmp_path):
+    path = tmp_path / "task.toml"
+    path.write_text(FLIP.replace("text", "answers").replace("answers2answers", "text2text"))
+    with pytest.raises(SystemExit, match="without a field answers"):
+        load_task(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def measured(tmp_path, task: str, rows: list[dict], *args: object):
+    (tmp_path / "seed.jsonl").write_text("")
+    (tmp_path / "task.toml").write_text(task)
+    write_lines(tmp_path / "test.jsonl", rows)
+    done = call(
+        "evaluate.py", "--task-file", tmp_path / "task.toml", "--test-file", tmp_path / "test.jsonl", "--output-dir",
+        tmp_path / "out", "--prediction-field", "said", "--num-resamples", 500, *args,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((tmp_path / "out/metrics.json").read_text()), read_lines(tmp_path / "out/predictions.jsonl")
+
+
+def values(numbers: dict) -> dict:
+    return {name: m["value"] for name, m in numbers.items() if name != "n"}
+
+
+def text_task(metric: str) -> str:
+    return FLIP.replace('"exact_match"', f'"{metric}"').replace("flip_seed", "seed")
+
+
+def rows_of(*rows: tuple) -> list[dict]:
+    """(answer or answers, what was said, group) -> records; without the field where nothing was said."""
+    made = []
+    for i, (answers, said, *group) in enumerate(rows):
+        several = {"answers": answers} if isinstance(answers, list) else {}
+        answer = answers[0] if several else answers
+        made.append(
+            {"text": f"text {i}", "answer": answer, **several}
+            | ({} if said is ... else {"said": said})
+            | dict(zip(["group"], group, strict=False))
+        )
+    return made
+
+
+def test_squad_through_the_command(tmp_path):
+    rows = rows_of(
+        (["in 1066", "the year 1066"], "The Year 1066."),
+        ("Denver Broncos", "Broncos"),
+        ("a lake", ""),
+        ("a lake", None),
+        ("a lake", ...),
+    )
+    done, metrics, predictions = measured(tmp_path, text_task("squad"), rows)
+    assert metrics["metric"] == "exact_match" and metrics["n"] == 5
+    assert values(metrics["overall"]) == {"exact_match": 0.2, "f1": pytest.approx((1 + 2 / 3) / 5, abs=1e-4)}
+    assert [(p["correct"], p["f1"]) for p in predictions] == [
+        (True, 1),
+        (False, 0.666667),
+        (False, 0),
+        (False, 0),
+        (False, 0),
+    ]
+    assert predictions[0]["prediction"] == "The Year 1066."  # as it was said
+    assert metrics["overall"]["f1"]["low"] < metrics["overall"]["f1"]["value"] < metrics["overall"]["f1"]["high"]
+    assert done.stdout.split()[:2] == ["exact_match", "f1"] and "0.200 [" in done.stdout
+
+
+def test_optimum_through_the_command(tmp_path):
+    target = "maximize 3 x + 2 y; x + y <= 4"
+    rows = rows_of(
+        (target, "maximize x; x <= 12"),
+        (target, "maximize 3 x + 2 y; x + y <= 5"),
+        ("maximize x; x >= 1", "maximize x; x >= 1"),
+    )
+    done, metrics, predictions = measured(tmp_path, text_task("optimum"), rows)
+    assert [p["correct"] for p in predictions] == [True, False, False] and metrics["no_optimum"] == 1
+    # words: maximize 3 x 2 y x y 4; the second prediction has 7 of 8 of them in order, the third all of them
+    assert [p["rouge_l"] for p in predictions][1:] == [0.875, 1.0]
+    assert list(metrics["overall"]) == ["optimum", "rouge_l"] and metrics["overall"]["optimum"][
+        "value"
+    ] == pytest.approx(1 / 3, abs=1e-4)
+    assert "1 targets have no finite optimum" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "metric, rows, expected, correct",
+    [
+        ("exact_match", rows_of(("Lake", " lake "), ("sun", "a sun")), {"exact_match": 0.5}, [True, False]),
+        ("equation_value", rows_of(("12 - 4", "x = 8"), ("3", "3 eggs")), {"equation_value": 0.5}, [True, False]),
+        ("rouge_l", rows_of(("a c", "a b c"), ("a c", "A, C"), ("b", "")), {"rouge_l": 0.6}, [False, False, False]),
+        # 3-grams: abc, abd: 1-grams (2 + 3) / 6, 2-grams (1 + 2) / 4, 3-grams (0 + 1) / 2
+        ("chrf", rows_of(("abc", "abd"), ("Xyz", "Xyz")), {"chrf": round((5 / 6 + 3 / 4 + 1 / 2) / 3, 4)}, [False, True]),
+        ("chrf", rows_of(("Xyz", "xYZ")), {"chrf": 0.0}, [True]),
+    ],
+)  # fmt: skip
+def test_a_text_metric_through_the_command(metric, rows, expected, correct, tmp_path):
+    _, metrics, predictions = measured(tmp_path, text_task(metric), rows)
+    assert metrics["metric"] == metric and values(metrics["overall"]) == expected
+    assert [p["correct"] for p in predictions] == correct and "confusion" not in metrics
+
+
+# gold, said, group: of Warm 2 of 3 right, one no label; of not warm 1 of 2, the other Warm
+SAID = [
+    ("Warm", "warm", 1),
+    ("Warm", "Season: WARM", 1),
+    ("Warm", "hot", 2),
+    ("not warm", "Not warm", 2),
+    ("not warm", "Warm", 2),
+]
+
+
+def class_rows() -> list[dict]:
+    return [
+        {"first": f"the {i}", "second": "sun", "label": label, "said": said, "group": group}
+        for i, (label, said, group) in enumerate(SAID)
+    ]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_classes_through_the_command(metric, tmp_path):
+    """Warm: precision 2 of 3, recall 2 of 3, F1 2/3; not warm: 1 of 1, 1 of 2, F1 2/3."""
+    task = PAIRS.replace('metric = "accuracy"', f'metric = "{metric}"').replace(
+        'target = "$label"', 'target = "season: $label"'
+    )
+    done, metrics, predictions = measured(tmp_path, task, class_rows(), "--group-by", "group")
+    assert [p["prediction"] for p in predictions] == [
+        "season: warm",
+        "season: warm",
+        "hot",
+        "season: not warm",
+        "season: warm",
+    ]
+    assert metrics["metric"] == metric == next(iter(metrics["overall"])) and metrics["no_label"] == 1
+    assert values(metrics["overall"]) == {"accuracy": 0.6, "macro_f1": 0.6667}
+    assert {name: values(m) for name, m in metrics["by_label"].items()} == {
+        "Warm": {"precision": 0.6667, "recall": 0.6667, "f1": 0.6667},
+        "not warm": {"precision": 1.0, "recall": 0.5, "f1": 0.6667},
+    }
+    assert metrics["confusion"] == {
+        "labels": ["Warm", "not warm"], "columns": ["Warm", "not warm", "no label"], "matrix": [[2, 0, 1], [1, 1, 0]],
+    }  # fmt: skip
+    # group 1: Warm alone, all right. group 2: Warm 0 of 1, not warm 1 of 2 with precision 1
+    assert {name: values(m) for name, m in metrics["by_group"].items()} == {
+        "1": {"accuracy": 1.0, "macro_f1": 1.0}, "2": {"accuracy": 0.3333, "macro_f1": 0.3333},
+    }  # fmt: skip
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["Warm", "2", "0", "1"] in lines and ["not", "warm", "1", "1", "0"] in lines
+
+
+def test_the_largest_confusions_of_many_labels(tmp_path):
+    names = [f"c{i}" for i in range(13)]
+    task = PAIRS.replace("Warm =", "c0 =").replace(
+        '"not warm" =', "".join(f'c{i} = "x"\n' for i in range(1, 12)) + "c12 ="
+    )
+    said = [("c1", "c2")] * 3 + [("c4", "c5")] * 2 + [("c7", "c7")] * 9 + [("c3", "what")]
+    rows = [{"first": f"the {i}", "second": "sun", "label": gold, "said": p} for i, (gold, p) in enumerate(said)]
+    done, metrics, _ = measured(tmp_path, task, rows)
+    assert done.stdout.splitlines()[-3:] == ["     3  c1 as c2", "     2  c4 as c5", "     1  c3 as no label"]
+    matrix = np.array(metrics["confusion"]["matrix"])
+    assert metrics["confusion"]["labels"] == names and matrix.shape == (13, 14) and matrix.sum() == 15
+    assert (matrix[1, 2], matrix[7, 7], matrix[3, 13]) == (3, 9, 1)
+    # c1 and c4 are never right, c2 and c5 never a gold, c3 without a label: one of six is 1
+    assert metrics["overall"]["macro_f1"]["value"] == pytest.approx(1 / 6, abs=1e-4)
+    assert set(metrics["by_label"]) == {"c1", "c2", "c3", "c4", "c5", "c7"} and metrics["by_label"]["c2"]["n"] == 0
+
+
+def test_the_diagonal_is_the_accuracy_with_several_right_labels(tmp_path):
+    rows = class_rows()
+    rows[4]["labels"] = ["not warm", "Warm"]
+    _, metrics, _ = measured(tmp_path, PAIRS, [r | {"said": r["said"].removeprefix("Season: ")} for r in rows])
+    matrix = metrics["confusion"]["matrix"]
+    assert metrics["overall"]["accuracy"]["value"] == 0.8 == sum(matrix[i][i] for i in range(2)) / 5
+
+
+def test_group_by_label_where_the_answer_is_another_field(tmp_path):
+    task = (
+        PAIRS.replace("label", "season")
+        .replace("seasons]", "labels]")
+        .replace("$seasons", "$labels")
+        .replace("$season (", "$label (")
+    )
+    rows = [{"first": "the a", "second": "sun", "season": "Warm", "label": "x", "said": "warm"}]
+    (tmp_path / "task.toml").write_text(task)
+    write_lines(tmp_path / "test.jsonl", rows)
+    done = call(
+        "evaluate.py", "--task-file", tmp_path / "task.toml", "--test-file", tmp_path / "test.jsonl", "--output-dir",
+        tmp_path / "out", "--prediction-field", "said", "--group-by", "label",
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
