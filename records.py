@@ -148,7 +148,11 @@ def _loads(line: str) -> Any:
 
 
 def read_examples(
-    paths: Path | Iterable[Path], task: "Task", answers: bool = True, counts: dict | None = None
+    paths: Path | Iterable[Path],
+    task: "Task",
+    answers: bool = True,
+    counts: dict | None = None,
+    foreign: bool = False,
 ) -> list[dict]:
     """All examples of the files, each with `id`, the task's fields, `source` and `target`.
 
@@ -157,7 +161,8 @@ def read_examples(
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
-    is scored would not be the string that was edited. `answers=False` allows records without the answer field.
+    is scored would not be the string that was edited. `answers=False` allows records without the answer field,
+    `foreign=True` also an answer that is no label of the task.
     """
     from equations import evaluate_equation
     from task import text_key
@@ -175,7 +180,7 @@ def read_examples(
                 if not isinstance(value, str) or not value.strip():
                     fail(f"{here}: {name!r} must be a text that is not empty, found {value!r}; mend or delete the line")
             answer = record.get(task.answer_field)
-            if task.labels and answer is not None and answer not in task.labels:
+            if task.labels and answer is not None and not foreign and answer not in task.labels:
                 fail(f"{here}: no such label: {answer!r}; {task.path} has {', '.join(task.labels)}; correct the line")
             rendered = {"source": string.Template(task.student["source"]).substitute(record)}
             if answer is not None:
