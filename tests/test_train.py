@@ -246,7 +246,7 @@ def test_all_held_out_is_refused(models, home, tmp_path):
 
 @pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert", "llama", "bos", "qwen2"])
 def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
-    """8 x 1, 4 x 2, 2 x 4 and 1 x 8: the first step has the same loss and the same gradients, targets of unlike length included."""
+    """8 x 1, 4 x 2, 2 x 4 and 1 x 8: the first step has the same loss and gradients, targets of unlike length included."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     shutil.copytree(models[name], tmp_path / "still")
