@@ -59,7 +59,7 @@ BASE = {
     "max_source_length": 128, "max_target_length": 8, "dtype": "float32", "limit": None,
 }  # fmt: skip
 # name: (training file, test file or None = a quarter of the training file, training rows, test rows, seeds, settings).
-# The sizes are such that two cores need about an hour and a half for everything.
+# The sizes are such that two free cores need about an hour for the first seed of everything.
 HUMAN = {
     "sst2": ("sst2/train", "sst2/dev", 2000, 871, 3, {"num_train_epochs": 2}),
     "trec": ("trec/train", None, 3000, 1300, 3, {}),
