@@ -326,7 +326,7 @@ def measured(right: list[bool], began: float) -> dict:
 
 
 def surroundings(model: str) -> dict:
-    """What may change a number: processor, threads, versions, code."""
+    """What may change a number: model, processor, threads, versions."""
     with Path("/proc/cpuinfo").open() as file:
         found = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
     return {
@@ -335,7 +335,6 @@ def surroundings(model: str) -> dict:
         "cpus": os.cpu_count(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "versions": versions(),
-        **git_state(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -433,11 +432,11 @@ def main(
     """Run what has no line yet, then print the tables."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    done = {key_of(line) for line in lines}
+    done, code = {key_of(line) for line in lines}, git_state()  # of the code that is loaded, not of what is there later
     todo = [r for r in plan() if key_of(r) not in done and (only in ("", r["part"], r["data"]) or only in r["how"])]
     for place, run in enumerate(todo if only != "table" else []):
         say(f"{place + 1} of {len(todo)}: {' '.join(map(str, key_of(run)))}")
-        line = run | do(run, datasets, model) | surroundings(model)
+        line = run | do(run, datasets, model) | surroundings(model) | code
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         lines.append(line)
