@@ -154,7 +154,11 @@ def _loads(line: str) -> Any:
 
 
 def read_examples(
-    paths: Path | Iterable[Path], task: "Task", answers: bool = True, counts: dict | None = None
+    paths: Path | Iterable[Path],
+    task: "Task",
+    answers: bool = True,
+    counts: dict | None = None,
+    foreign: bool = False,
 ) -> list[dict]:
     """All examples of the files, each with `id`, the task's fields, `source` and `target`.
 
@@ -163,8 +167,9 @@ def read_examples(
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
-    is scored would not be the string that was edited. `answers=False` allows records without the answer field. Several
-    right answers stand in the list `<answer_field>s`, beside the answer field, which holds the one to train on.
+    is scored would not be the string that was edited. `answers=False` allows records without the answer field,
+    `foreign=True` also an answer that is no label of the task. Several right answers stand in the list `<answer_field>s`,
+    beside the answer field, which holds the one to train on.
     """
     from equations import evaluate_equation
     from task import text_key
@@ -187,7 +192,7 @@ def read_examples(
             if listed in record and not texts:
                 problem = f"{listed!r} must be a list of right answers, each a text that is not empty"
                 fail(f"{here}: {problem}; found {golds!r}; mend or delete it")
-            for label in [answer, *golds] if task.labels else []:
+            for label in [answer, *golds] if task.labels and not foreign else []:
                 if label is not None and label not in task.labels:
                     fail(
                         f"{here}: no such label: {label!r}; {task.path} has {', '.join(task.labels)}; correct the line"

@@ -10,6 +10,7 @@ score, prediction and correctness, and --feedback-file, the selected ones. One f
     python score_ood.py ... --shard 0/4                               # score a quarter, in one process of four; then select:
     python score_ood.py --task-file prompts/reviews.toml --input-file 'runs/a/iter-00/scored-*-of-00004.jsonl' \
         --output-file runs/a/iter-00/scored.jsonl --feedback-file runs/a/iter-00/feedback.jsonl
+    python score_ood.py ... --ood-file far.jsonl                      # how well each score tells these from --input-file
     python score_ood.py ... --dry-run                                 # how many would be scored and selected; no model
 
 Every score: HIGHER = more out of distribution, or more uncertain. Energy: E(x) = -T * logsumexp(z / T) (Liu et al. 2020,
@@ -222,6 +223,64 @@ def score_examples(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Detection: how well the scores tell examples far from the task from those of the input
+
+
+def score_far(examples: list[dict], task: Task, model: str, **how: Any) -> list[dict]:
+    """As score_examples, for examples that may have no label of the task: `nll` and `correct` are then left out.
+
+    Only an encoder's other scores are free of the label; the energy of a generative student is that of a target.
+    """
+    label = next(iter(task.labels), None)
+    known = [knows_answer(e, task) for e in examples]
+    assumed = {} if label is None else {task.answer_field: label, "target": targets_of(task)[0]}
+    asked = [e if has else e | assumed for e, has in zip(examples, known, strict=True)]
+    scores = score_examples(asked, task, model, **how)
+    return [
+        s if has else {k: v for k, v in s.items() if k not in ("nll", "correct")}
+        for s, has in zip(scores, known, strict=True)
+    ]
+
+
+def knows_answer(example: dict, task: Task) -> bool:
+    """Whether an example has an answer that the task knows: a label of it, or any text of a text2text task."""
+    answer = example.get(task.answer_field)
+    return isinstance(answer, str) and bool(answer.strip()) and (not task.labels or answer in task.labels)
+
+
+def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
+    """How well each score that all examples have tells OOD (far, the positives) from the input (near): 1, 1 and 0 are best.
+
+    auroc  a far example has the higher score than a near one in this share of all pairs; of ties a half
+    aupr   average precision of the far examples; the share of far examples is what chance gives
+    fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
+    """
+    import torch
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_roc
+
+    truth = torch.tensor([0] * len(near) + [1] * len(far))
+    found = {}
+    for name in near[0]:
+        values = [s.get(name) for s in [*near, *far]]
+        if not all(type(value) in (int, float) for value in values):
+            continue
+        if not all(map(math.isfinite, values)):
+            fail(
+                f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
+            )
+        # Ranks, equal for equal scores: torchmetrics puts scores outside of [0, 1] through a float32 sigmoid, which makes ties
+        places = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True)[1]
+        ranks = places.double() / max(int(places.max()), 1)
+        fpr, tpr, _ = binary_roc(ranks, truth)
+        found[name] = {
+            "auroc": round(float(binary_auroc(ranks, truth)), 4),
+            "aupr": round(float(binary_average_precision(ranks, truth)), 4),
+            "fpr95": round(float(fpr[tpr >= 0.95].min()), 4),
+        }
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
 
@@ -257,6 +316,7 @@ def select_feedback(records: list[dict], task: Task, score: str, low: float, hig
 
 
 Score = StrEnum("Score", ["energy", "energy_sum", "energy_first", "energy_padded", "nll", "msp", "entropy", "random"])
+SCORED = {*Score, "prediction", "correct"}  # what this stage adds to a record
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
@@ -281,6 +341,14 @@ def main(
         files(help="Trained student: a folder or a name on the hub (none = the scores are there)."),
     ] = None,
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
+    ood_file: Annotated[
+        list[Path] | None,
+        files(
+            help="Examples far from the task: prints how well each score tells them from --input-file (AUROC, AUPR, and "
+            "FPR@95TPR = the share of --input-file at or above the threshold that flags 95 % of these) and writes their "
+            "scores beside the output, as scored.ood.jsonl. Repeat, or a glob in quotes."
+        ),
+    ] = None,
     shard: Annotated[
         str | None, files(metavar="I/N", help="Score every N-th example: scored-0000I-of-0000N.jsonl.")
     ] = None,
@@ -306,9 +374,16 @@ def main(
     if part and (feedback_file or not model):
         problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
         raise typer.BadParameter(problem, param_hint="--shard")
+    if ood_file and (part or not model):
+        problem = "is scored whole, with the student: give --model and no --shard"
+        raise typer.BadParameter(problem, param_hint="--ood-file")
     input_file = expand("--input-file", input_file)
     examples = read_examples(input_file, task, counts=counts)[:limit]
     examples, output_file = take_shard(examples, part), shard_path(output_file, part)
+    far, far_counts, far_path = [], {}, output_file.with_name(f"{output_file.stem}.ood{output_file.suffix}")
+    if ood_file:
+        ood_file = expand("--ood-file", ood_file)
+        far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
     for e in [] if model else examples:
         if type(e.get(score)) not in (int, float) or type(e.get("correct")) is not bool:
             fail(f"--input-file: {e['id']} has no {score} or no 'correct'; give the --model to score it with")
@@ -321,11 +396,18 @@ def main(
         print(
             f"would {'score' if model else 'read'} {len(examples):,} examples of {names}"
             + (f" with {model}" if model else "")
+            + (f", and {len(far):,} OOD examples of {', '.join(map(str, ood_file))}" if far else "")
         )
         print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
         return
     if model and score.startswith("energy_"):
         check_score(score, model, task)
+    if far and not all(knows_answer(e, task) for e in far) and family_of(model, task)[1] != "encoder":
+        first = next(e["id"] for e in far if not knows_answer(e, task))
+        fail(
+            f"--ood-file: {first} has no {task.answer_field!r} that the task knows, and this student's scores are those of a "
+            "target; add one to every record, or use an encoder"
+        )
     how = {
         "energy_temperature": energy_temperature, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
@@ -335,26 +417,29 @@ def main(
     )
     run = start_run(
         "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
-        {"task_file": task_file, "model": model, "input_file": input_file},
-        also=[feedback_file] if feedback_file else [], overwrite=overwrite,
+        {"task_file": task_file, "model": model, "input_file": input_file, "ood_file": ood_file or None},
+        also=([feedback_file] if feedback_file else []) + ([far_path] if far else []), overwrite=overwrite,
     )  # fmt: skip
     if run is None:
         return
 
     began = time.perf_counter()
+    how |= {"batch_size": per_device_eval_batch_size, "padded": score == Score.energy_padded}
     if model:
-        scores = score_examples(
-            examples, task, model, per_device_eval_batch_size, padded=score == Score.energy_padded, **how
-        )
+        scores = score_examples(examples, task, model, **how)
     else:
-        names = {*Score, "prediction", "correct"}
-        scores = [{name: value for name, value in e.items() if name in names} for e in examples]
+        scores = [{name: value for name, value in e.items() if name in SCORED} for e in examples]
     rate = len(examples) / (time.perf_counter() - began)
-    shown = ["id", *task.fields, task.answer_field]  # readable fields first, then scores, then the rest as it was
-    records = [
-        {k: e[k] for k in shown} | s | {k: v for k, v in e.items() if k not in shown and k not in s}
-        for e, s in zip(examples, scores, strict=True)
-    ]
+    shown = ["id", *task.fields, task.answer_field]
+
+    def with_scores(examples: list[dict], scores: list[dict]) -> list[dict]:
+        """Readable fields first, then scores (none of an earlier student's), then the rest as it was."""
+        return [
+            {k: e[k] for k in shown if k in e} | s | {k: v for k, v in e.items() if k not in {*shown, *SCORED}}
+            for e, s in zip(examples, scores, strict=True)
+        ]
+
+    records = with_scores(examples, scores)
     with run.partial.open("w", encoding="utf-8") as file:
         write_records(file, records)
     counts |= {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
@@ -366,9 +451,23 @@ def main(
             write_records(
                 file, [{k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in selected]
             )
+    table = {}
+    if far:
+        far_scores = score_far(far, task, model, **how)
+        table = detection(scores, far_scores)
+        with beside(far_path, ".partial").open("w", encoding="utf-8") as file:
+            write_records(file, with_scores(far, far_scores))
+        counts |= {"ood": len(far)} | {f"ood_{name}": number for name, number in far_counts.items()}
     numbers = [k for k in scores[0] if all(type(s.get(k)) in (int, float) for s in scores)]
     means = {k: round(sum(s[k] for s in scores) / len(scores), 4) for k in numbers}
-    finish_run(run, counts, means=means, **({"examples_per_second": round(rate, 1)} if model else {}))
+    more = ({"examples_per_second": round(rate, 1)} if model else {}) | ({"ood_detection": table} if far else {})
+    finish_run(run, counts, means=means, **more)
+    if far:
+        print(
+            f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {len(far):,} OOD beside {len(records):,} examples"
+        )
+        for name, m in table.items():
+            print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
     say(
         f"{output_file}: {len(records):,} scored, {counts['correct']:,} predicted right, mean {score} {means[score]}"
         + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")

@@ -356,11 +356,10 @@ DEBRIS = re.compile(
             r"\bas an ai\b|\bai language model\b",
             r"\bi(?: am|['\u2019]m) sorry,? but (?:as|i)\b",
             r"\bi (?:cannot|can['\u2019]t|can not|am unable to) (?:fulfil|assist|generate|create|comply)",
-            # Preambles, and items of a list
+            # Preambles
             r"^\W*(?:sure|certainly|of course|okay)\b[,!.]* here\b",
             r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
-            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|way)s?\b",
-            r"^\s*(?:\d{1,2}[.)]|[-*•])\s",
+            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|way)s?\b[^.!?]{0,80}:",
         ]
     ),
     re.IGNORECASE,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records import read_examples
-from score_ood import position_scores, reduce_positions, score_examples, select_feedback
+from score_ood import detection, position_scores, reduce_positions, score_examples, select_feedback
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Single positions and sequences, by hand
@@ -547,3 +547,173 @@ def test_two_outputs_of_one_name_are_refused(home, trained, tmp_path):
 def test_a_band_that_holds_nothing_is_refused(home, trained, tmp_path):
     done = score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / "f.jsonl", "--low", 0.5, "--high", 0.51)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Detection of OOD examples
+
+
+def detect(near: list[float], far: list[float]) -> dict[str, float]:
+    return detection([{"energy": x} for x in near], [{"energy": x} for x in far])["energy"]
+
+
+@pytest.mark.parametrize(
+    "near, far, auroc, aupr, fpr95",
+    [
+        # Of the six pairs (near, far) four have far above near. From the top: far 4, near 3, far 2, near 1, near 0:
+        # precision 1/1 and 2/3 at the two far ones; both are flagged from 2 on, with one of three near
+        ([0.0, 1.0, 3.0], [2.0, 4.0], 5 / 6, (1 + 2 / 3) / 2, 1 / 3),
+        ([-40.0, -39.0], [-38.0, -37.0], 1.0, 1.0, 0.0),
+        # The other way round: precision 1/3 and 2/4
+        ([5.0, 6.0], [1.0, 2.0], 0.0, (1 / 3 + 2 / 4) / 2, 1.0),
+        # Ties: a half each
+        ([1.0, 2.0], [2.0, 3.0], (1 + 1 + 0.5 + 1) / 4, (1 + 2 / 3) / 2, 0.5),
+        ([7.0] * 5, [7.0] * 3, 0.5, 3 / 8, 1.0),
+        ([0.0], [0.0], 0.5, 0.5, 1.0),
+        # A float32 sigmoid would make all of these 1, or 0: the ranks keep them apart
+        ([100.0, 101.0], [102.0, 103.0], 1.0, 1.0, 0.0),
+        ([-2000.0, -1999.5], [-1999.0, -1998.0], 1.0, 1.0, 0.0),
+        ([1.0, 1.0 + 1e-12], [1.0 + 2e-12], 1.0, 1.0, 0.0),
+    ],
+)  # fmt: skip
+def test_detection_by_hand(near, far, auroc, aupr, fpr95):
+    assert detect(near, far) == {
+        "auroc": pytest.approx(auroc, abs=1e-4),
+        "aupr": pytest.approx(aupr, abs=1e-4),
+        "fpr95": pytest.approx(fpr95, abs=1e-4),
+    }
+
+
+def test_fpr_at_95_percent_of_the_ood_examples():
+    """Of 20 far examples 19 are 95 %: the threshold is the second lowest of them; of 19, 18 are too few."""
+    near = [0.5, 1.5, 2.5, 3.5]
+    far = [float(i) for i in range(20)]
+    assert detect(near, far)["fpr95"] == 0.75  # threshold 1: 1.5, 2.5 and 3.5 are at or above
+    assert detect(near, far[:19])["fpr95"] == 1.0  # threshold 0
+    assert detect([1.0, 0.9], far)["fpr95"] == 0.5  # at the threshold counts as flagged
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    near=st.lists(st.integers(-3, 3), min_size=1, max_size=30),
+    far=st.lists(st.integers(-3, 3), min_size=1, max_size=30),
+)
+def test_detection_is_its_definition(near, far):
+    found = detect(list(map(float, near)), list(map(float, far)))
+    pairs = [(f > n) + 0.5 * (f == n) for f in far for n in near]
+    assert found["auroc"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-4)
+    threshold = max(t for t in {*far} if 20 * sum(f >= t for f in far) >= 19 * len(far))
+    assert found["fpr95"] == pytest.approx(sum(n >= threshold for n in near) / len(near), abs=1e-4)
+    levels = sorted({*far}, reverse=True)  # average precision: sum over thresholds of (recall gained) * precision
+    gains = [sum(f == t for f in far) / len(far) for t in levels]
+    precise = [sum(f >= t for f in far) / sum(x >= t for x in near + far) for t in levels]
+    assert found["aupr"] == pytest.approx(sum(g * p for g, p in zip(gains, precise, strict=True)), abs=1e-4)
+
+
+def test_scores_that_some_example_has_not_are_left_out():
+    near = [{"energy": 1.0, "nll": 2.0, "prediction": "warm", "correct": True}] * 3
+    found = detection(near, [{"energy": 3.0, "prediction": "warm"}] * 2)
+    assert found == {"energy": {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0}}
+    with pytest.raises(SystemExit, match="error: --ood-file: energy is not finite"):
+        detection(near, [{"energy": math.nan}])
+
+
+def far_pairs(tmp_path, answers: list, name: str = "far.jsonl"):
+    rows = [{"first": f"zebra {n}", "second": "quartz", "source_set": "zoo"} for n in range(len(answers))]
+    return write_lines(
+        tmp_path / name, [r | ({} if a is None else {"label": a}) for r, a in zip(rows, answers, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("answers", [[None] * 4, ["oos"] * 4, ["Warm", "oos", None, 7]])
+def test_ood_file_without_labels_of_the_task(answers, home, trained, pairs, tmp_path):
+    (tmp_path / "plain").mkdir()
+    feedback = ("--low", 0.5, "--high", 1, "--feedback-file")
+    plain = score(home, trained["bert"], tmp_path / "plain", *feedback, tmp_path / "plain" / "feedback.jsonl")
+    assert plain.returncode == 0, plain.stderr
+    far = far_pairs(tmp_path, answers)
+    done = score(home, trained["bert"], tmp_path, *feedback, tmp_path / "feedback.jsonl", "--ood-file", far)
+    assert done.returncode == 0, done.stderr
+    for name in ("scored.jsonl", "feedback.jsonl"):  # what is far from the task takes no part in the selection
+        assert (tmp_path / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    rows = read_lines(tmp_path / "scored.ood.jsonl")
+    assert [r["id"] for r in rows] == [f"far:{n}" for n in range(1, 5)] and {r["source_set"] for r in rows} == {"zoo"}
+    assert [r.get("label") for r in rows] == answers
+    assert [("nll" in r, "correct" in r) for r in rows] == [(a == "Warm", a == "Warm") for a in answers]
+    # The scores are those of the text alone
+    write_lines(tmp_path / "labelled.jsonl", [r | {"label": "not warm", "id": f"l{r['id']}"} for r in far_rows(far)])
+    alone = score_examples(read_examples(tmp_path / "labelled.jsonl", pairs), pairs, str(trained["bert"]))
+    for name in ("energy", "msp", "entropy", "prediction"):
+        assert [r[name] for r in rows] == [
+            pytest.approx(s[name], abs=1e-4) if name != "prediction" else s[name] for s in alone
+        ]
+    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    scored = read_lines(tmp_path / "scored.jsonl")
+    table = detection(
+        [{k: r[k] for k in ("energy", "msp", "entropy", "random")} for r in scored],
+        [{k: r[k] for k in ("energy", "msp", "entropy", "random")} for r in rows],
+    )
+    assert run["ood_detection"] == table and run["counts"]["ood"] == 4 and run["counts"]["scored"] == 24
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["score", *table]
+    assert f"{table['energy']['auroc']:.3f}" in done.stdout.splitlines()[1]
+    again = score(home, trained["bert"], tmp_path, *feedback, tmp_path / "feedback.jsonl", "--ood-file", far)
+    assert again.returncode == 0 and "up to date" in again.stderr
+    other = score(
+        home, trained["bert"], tmp_path, *feedback, tmp_path / "feedback.jsonl", "--ood-file", home / "train.jsonl"
+    )
+    assert other.returncode == 1 and "--ood-file has changed since this was made" in other.stderr
+
+
+def far_rows(path) -> list[dict]:
+    return [{k: r[k] for k in ("first", "second")} | {"id": f"{n}"} for n, r in enumerate(read_lines(path))]
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_a_generative_student_needs_answers_of_the_ood_file(name, home, models, trained, tmp_path):
+    shutil.copytree(models[name], tmp_path / "student")
+    (tmp_path / "student" / "model.safetensors").unlink()  # told before the weights are read
+    far = far_pairs(tmp_path, ["Warm", "Warm", "oos"])
+    done = score(home, tmp_path / "student", tmp_path, "--ood-file", far)
+    assert done.returncode == 1 and "error: --ood-file: far:3 has no 'label' that the task knows" in done.stderr
+    far = far_pairs(tmp_path, ["Warm", "not warm"], "known.jsonl")
+    done = score(home, trained[name], tmp_path, "--ood-file", far)
+    assert done.returncode == 0, done.stderr
+    assert {"energy", "energy_sum", "energy_first", "nll"} < {line.split()[0] for line in done.stdout.splitlines()}
+    assert all("nll" in r and "correct" in r for r in read_lines(tmp_path / "scored.ood.jsonl"))
+
+
+def test_scores_of_another_student_do_not_stay(home, trained, tmp_path):
+    rows = [r | {"nll": 99.0, "correct": False, "energy": 99.0} for r in read_lines(far_pairs(tmp_path, [None] * 3))]
+    far = write_lines(tmp_path / "scored_before.jsonl", rows)
+    done = score(home, trained["bert"], tmp_path, "--ood-file", far)
+    assert done.returncode == 0, done.stderr
+    rows = read_lines(tmp_path / "scored.ood.jsonl")
+    assert not any("nll" in r or "correct" in r or r["energy"] == 99.0 for r in rows)
+
+
+def test_wrong_use_of_ood_file(home, trained, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    cases = [
+        (("--ood-file", empty), 1, "empty.jsonl: no records in it"),
+        (("--ood-file", tmp_path / "none.jsonl"), 1, "none.jsonl: cannot be read"),
+        (("--ood-file", tmp_path / "none-*.jsonl"), 1, "--ood-file"),
+        (("--ood-file", far_pairs(tmp_path, [None]), "--shard", "0/2"), 2, "--ood-file"),
+        (("--ood-file", write_lines(tmp_path / "bad.jsonl", [{"first": "x"}])), 1, "bad.jsonl:1: no field 'second'"),
+    ]
+    for args, code, told in cases:
+        done = score(home, trained["bert"], tmp_path, *args)
+        assert done.returncode == code and told in done.stderr and "Traceback" not in done.stderr, (args, done.stderr)
+    assert not list(tmp_path.glob("scored*"))
+    done = score(home, trained["bert"], tmp_path, "--ood-file", far_pairs(tmp_path, [None]), "--dry-run")
+    assert done.returncode == 0 and "and 1 OOD examples of " in done.stdout
+
+
+def test_a_label_that_is_unknown_is_refused_in_the_input(home, trained, tmp_path):
+    """Only an --ood-file may hold one."""
+    far = far_pairs(tmp_path, ["oos"])
+    done = call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--model", trained["bert"], "--input-file", far,
+        "--output-file", tmp_path / "scored.jsonl",
+    )  # fmt: skip
+    assert done.returncode == 1 and "no such label: 'oos'" in done.stderr

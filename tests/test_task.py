@@ -76,7 +76,8 @@ MUTATIONS = [(line, "", line.split(" =")[0]) for line in REQUIRED] + [  # (what,
     ("version = 1", 'version = "1"', "version: must be a whole number"),
     ("version = 1", "version = true", "version: must be a whole number"),
     ('"classification"', '"regression"', "kind: must be one of classification, text2text"),
-    ('"classification"', '"text2text"', "metric: must be one of exact_match, equation_value, squad, rouge_l, optimum, chrf for text2text"),
+    ('"classification"', '"text2text"', "metric: must be one of exact_match, equation_value, squad, rouge_l, "
+     "optimum, chrf for text2text"),
     ('"accuracy"', '"f1"', "metric: must be one of accuracy"),
     ('["first", "second"]', "[]", "fields: must be a list of names"),
     ('["first", "second"]', '"first"', "fields: must be a list of names"),
@@ -365,7 +366,7 @@ def test_what_a_thinking_model_says_to_itself_is_left_out(flip):
         "[Insert topic] is warm", "{{review}}", "As an AI, I like melons",
         "I'm sorry, but I can not",
         "I cannot fulfill this request", "Sure! Here it comes",
-        "Here are three sentences about summer", "1. a melon", "- a melon",
+        "Here are three sentences about summer: a",
     ],
 )  # fmt: skip
 def test_debris(pairs, text):
@@ -374,7 +375,17 @@ def test_debris(pairs, text):
 
 @pytest.mark.parametrize(
     "text",
-    ["a <br /> melon <br> cut", "he is here", "sure is warm", "an aide of mine", "1.5 melons", "-5 melons", "sorry"],
+    [
+        "a <br /> melon <br> cut",
+        "he is here",
+        "sure is warm",
+        "an aide of mine",
+        "1.5 melons",
+        "-5 melons",
+        "sorry",
+        "1. a melon",
+        "- a melon",
+    ],
 )
 def test_no_debris(pairs, text):
     assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] is None

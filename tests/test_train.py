@@ -246,7 +246,7 @@ def test_all_held_out_is_refused(models, home, tmp_path):
 
 @pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert", "llama", "bos", "qwen2"])
 def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
-    """8 x 1, 2 x 4 and 1 x 8: the first step has the same loss and the same gradients, targets of unlike length included."""
+    """8 x 1, 4 x 2, 2 x 4 and 1 x 8: the first step has the same loss and gradients, targets of unlike length included."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     shutil.copytree(models[name], tmp_path / "still")
@@ -263,14 +263,15 @@ def test_accumulated_batches_are_one_batch(name, models, home, pairs, tmp_path):
         gradients.append([x for v in values for x in v.tolist()])
 
     handle = register_optimizer_step_pre_hook(keep)
-    for size, steps in ((8, 1), (2, 4), (1, 8)):
+    for size, steps in ((8, 1), (4, 2), (2, 4), (1, 8)):
         how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
         _, log = train_on(pairs, str(tmp_path / "still"), rows, rows[:1], tmp_path / f"s{size}", options | how)
         firsts.append((log[0]["step"], log[0]["loss"], log[0]["grad_norm"]))
     handle.remove()
-    assert firsts[0][0] == 1 and firsts[0][2] > 1e-3 and len(gradients) == 3
-    assert firsts[1] == pytest.approx(firsts[0], rel=1e-4)
-    assert firsts[2] == pytest.approx(firsts[0], rel=1e-4)
+    assert firsts[0][0] == 1 and firsts[0][2] > 1e-3 and len(gradients) == 4
+    # The norm in the log is that of before the clipping, which would hide a factor
+    for other in firsts[1:]:
+        assert other == pytest.approx(firsts[0], rel=1e-4)
     largest = max(map(abs, gradients[0]))
     for other in gradients[1:]:
         assert max(abs(a - b) for a, b in zip(gradients[0], other, strict=True)) < 1e-4 * largest
