@@ -1,16 +1,17 @@
 """Linear programmes in words, by their optimum: what a model wrote is read by a small grammar and never evaluated.
 
-    maximize 50 rickshaws + 30 ox carts; 10 rickshaws + 8 ox carts <= 200; rickshaws <= ox carts
+    maximize 50 rickshaws + 30 ox carts; 10 rickshaws + 8 ox carts at most 200; rickshaws at most ox carts
 
-optimum("maximize 3 x + 2 y; x + y <= 4")                                   12.0
-optimum("maximize x; x >= 1")                                               None: no finite optimum
-optima_agree("minimize x; x >= 2.5", "minimize 2 boats; boats >= 1.25")     True
+optimum("maximize 3 x + 2 y; x + y at most 4")                              12.0
+optimum("maximize x; x at least 1")                                         None: no finite optimum
+optima_agree("minimize x; x at least 2.5", "minimize 2 boats; boats at least 1.25")     True
 
-The first clause is maximize or minimize and a linear expression, each further one `expression <=, >= or = expression`. A
+The first clause is maximize or minimize and a linear expression, each further one `expression at most, at least or
+equals expression`: in words, since T5 has no token for <. A
 term is a number, a name, or a number and a name, perhaps with a minus. A name is words of letters, digits and hyphens with
 single blanks between them and begins with a letter; capitals do not count. A minus between terms has a blank before it,
 since a hyphen within a word belongs to the name. Variables are continuous and not negative; one that a constraint of its
-own bounds from below (x >= -5, or x = -5) may go down to there.
+own bounds from below (x at least -5, or x equals -5) may go down to there.
 """
 
 import math
@@ -51,9 +52,9 @@ def optimum(text: str) -> float | None:
     # Without a variable the number alone would be right; without a constraint nothing is formulated
     if objective is None or len(objective) == 1 or not clauses:
         return None
-    rows = []  # ({name: coefficient}, relation), all on the left: expression (<=, >= or =) 0
+    rows = []  # ({name: coefficient}, relation), all on the left: expression relation 0
     for clause in clauses:
-        left, *rest = re.split(r"(<=|>=|=)", clause)
+        left, *rest = re.split(r"(?<= )(at most|at least|equals)(?= )", f"{clause} ")
         sides = [read_expression(side) for side in (left, *rest[1::2])]
         if len(sides) != 2 or None in sides:
             return None
@@ -64,14 +65,14 @@ def optimum(text: str) -> float | None:
         name for name in dict.fromkeys(name for row in [objective, *(row for row, _ in rows)] for name in row) if name
     ]
     least = dict.fromkeys(names, 0.0)
-    table = {"<=": ([], []), "=": ([], [])}  # relation: (coefficients, right-hand sides)
+    table = {"at most": ([], []), "equals": ([], [])}  # relation: (coefficients, right-hand sides)
     for row, relation in rows:
-        sign = -1 if relation == ">=" else 1
-        coefficients, limits = table["=" if relation == "=" else "<="]
+        sign = -1 if relation == "at least" else 1
+        coefficients, limits = table["equals" if relation == "equals" else "at most"]
         coefficients.append([sign * row.get(name, 0.0) for name in names])
         limits.append(-sign * row[""])
         alone = [name for name in row if name and row[name]]
-        if len(alone) == 1 and (relation == "=" or sign * row[alone[0]] < 0):
+        if len(alone) == 1 and (relation == "equals" or sign * row[alone[0]] < 0):
             least[alone[0]] = min(least[alone[0]], -row[""] / row[alone[0]])
 
     from scipy.optimize import linprog  # here, so that no stage's --help waits for it
@@ -80,7 +81,7 @@ def optimum(text: str) -> float | None:
     try:
         found = linprog(
             [sign * objective.get(name, 0.0) for name in names],
-            *(part or None for relation in ("<=", "=") for part in table[relation]),
+            *(part or None for relation in ("at most", "equals") for part in table[relation]),
             bounds=[(least[name], None) for name in names],
             method="highs",
             options={"time_limit": 1.0},

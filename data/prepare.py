@@ -415,7 +415,7 @@ def equation_of(row: dict, where: str) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# NL4Opt: the declarations become one line, such as "maximize 50 rickshaws + 30 carts; rickshaws <= carts"
+# NL4Opt: the declarations become one line, such as "maximize 50 rickshaws + 30 carts; rickshaws at most carts"
 
 WORDS = dict(zip("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
                  "seventeen eighteen nineteen".split(), range(20), strict=True))  # fmt: skip
@@ -426,7 +426,7 @@ TIMES |= {"half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1,
 DIRECTION = {"max": "maximize", "high": "maximize", "most": "maximize", "incr": "maximize", "larg": "maximize",
              "great": "maximize", "min": "minimize", "low": "minimize", "least": "minimize", "decr": "minimize",
              "redu": "minimize", "small": "minimize", "few": "minimize"}  # fmt: skip
-OPERATOR = {"LESS_OR_EQUAL": "<=", "GREATER_OR_EQUAL": ">=", "EQUAL": "="}
+OPERATOR = {"LESS_OR_EQUAL": "at most", "GREATER_OR_EQUAL": "at least", "EQUAL": "equals"}
 
 
 def number_of(text: Any) -> Fraction:
@@ -513,7 +513,7 @@ def clauses_of(row: dict, names: list[str], where: str) -> Iterator[str]:
             sides = {variable(constraint["x_var"]): one}, {variable(constraint["y_var"]): factor}
         else:
             raise Skip(f"a constraint of the type {kind!r}")
-        # x <= a third of y has no plain decimal, 3 x <= y has
+        # x at most a third of y has no plain decimal, 3 x at most y has
         factor = math.lcm(*(without_tens(value.denominator) for side in sides for value in side.values()))
         left, right = (expression({name: value * factor for name, value in side.items()}) for side in sides)
         yield f"{left} {sign} {right}"

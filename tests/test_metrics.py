@@ -251,44 +251,44 @@ def test_resamples_in_pieces_are_all_of_them():
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("maximize 3 x + 2 y; x + y <= 4", 12),  # all of x
-        ("maximize 3 x + 2 y; x + y <= 4; x + 3 y <= 6; x <= 3", 11),  # x = 3, y = 1
-        ("minimize 2 tables + 3 chairs; tables + chairs >= 10; tables <= 4", 26),  # 4 tables, 6 chairs
+        ("maximize 3 x + 2 y; x + y at most 4", 12),  # all of x
+        ("maximize 3 x + 2 y; x + y at most 4; x + 3 y at most 6; x at most 3", 11),  # x = 3, y = 1
+        ("minimize 2 tables + 3 chairs; tables + chairs at least 10; tables at most 4", 26),  # 4 tables, 6 chairs
         # the ratio binds: rickshaws = ox carts = 200 / 18
-        ("maximize 50 rickshaws + 30 ox carts; 10 rickshaws + 8 ox carts <= 200; rickshaws <= ox carts", 80 * 200 / 18),
-        ("maximize ox carts; 2 rickshaws + ox carts = 10; rickshaws >= 3", 4),
-        ("maximize x; x <= 0.4 x + 0.6 y; x + y <= 100", 50),
-        ("maximize 5 x - 2; x <= 2.5", 10.5),  # a constant in the objective
-        ("maximize 5 x - 2 y + 1 x; 3 >= x; y >= 1", 16),  # a name twice
-        ("minimize x - y; y <= 3", -3),  # x is not negative
-        ("minimize x; x >= -5", -5),  # unless a constraint of its own says so
-        ("minimize x; - 2 x <= 6", -3),
+        ("maximize 50 rickshaws + 30 ox carts; 10 rickshaws + 8 ox carts at most 200; rickshaws at most ox carts", 80 * 200 / 18),
+        ("maximize ox carts; 2 rickshaws + ox carts equals 10; rickshaws at least 3", 4),
+        ("maximize x; x at most 0.4 x + 0.6 y; x + y at most 100", 50),
+        ("maximize 5 x - 2; x at most 2.5", 10.5),  # a constant in the objective
+        ("maximize 5 x - 2 y + 1 x; 3 at least x; y at least 1", 16),  # a name twice
+        ("minimize x - y; y at most 3", -3),  # x is not negative
+        ("minimize x; x at least -5", -5),  # unless a constraint of its own says so
+        ("minimize x; - 2 x at most 6", -3),
         ("maximize x; x = -3", -3),
-        ("minimize x + y; x + y >= -5", 0),  # which this one is not
+        ("minimize x + y; x + y at least -5", 0),  # which this one is not
         ("Maximize  Ox-Carts\n; 2 ox-carts<=3; ", 1.5),
-        ("maximize - x + -2 y; x + y >= 2", -2),
-        ("maximize phase 2 units; 2 phase 2 units <= 8", 4),
-        ("maximize x; x <= 3; x >= 4", None),  # infeasible
-        ("maximize x; x >= 1", None),  # unbounded
-        ("maximize x; 1 <= 0; x <= 1", None),
+        ("maximize - x + -2 y; x + y at least 2", -2),
+        ("maximize phase 2 units; 2 phase 2 units at most 8", 4),
+        ("maximize x; x at most 3; x at least 4", None),  # infeasible
+        ("maximize x; x at least 1", None),  # unbounded
+        ("maximize x; 1 at most 0; x at most 1", None),
         ("maximize x", None),  # no constraint
-        ("maximize 400; x <= 1", None),  # a number alone is no formulation
-        ("maximise x; x <= 1", None),
-        ("maximize x; x <= 1 <= 2", None),
+        ("maximize 400; x at most 1", None),  # a number alone is no formulation
+        ("maximise x; x at most 1", None),
+        ("maximize x; x at most 1 at most 2", None),
         ("maximize x; x < 1", None),
         ("maximize x; x 1", None),
-        ("maximize x; x <=", None),
-        ("maximize x;; x <= 1", None),
-        ("maximize 2x; x <= 1", None),  # a blank stands between number and name
-        ("maximize 1e5 x; x <= 1", None),
-        ("maximize 1,000 x; x <= 1", None),
-        ("maximize x * 2; x <= 1", None),
-        ("maximize (x); x <= 1", None),
-        ("maximize x + ; x <= 1", None),
-        ("maximize + x; x <= 1", None),
-        ("maximize x; x <= ٣", None),
-        ("maximize x; x <= " + "9" * 400, None),  # no float
-        ("maximize x; x <= 1" + " " * 2000, None),  # too long
+        ("maximize x; x at most ", None),
+        ("maximize x;; x at most 1", None),
+        ("maximize 2x; x at most 1", None),  # a blank stands between number and name
+        ("maximize 1e5 x; x at most 1", None),
+        ("maximize 1,000 x; x at most 1", None),
+        ("maximize x * 2; x at most 1", None),
+        ("maximize (x); x at most 1", None),
+        ("maximize x + ; x at most 1", None),
+        ("maximize + x; x at most 1", None),
+        ("maximize x; x at most ٣", None),
+        ("maximize x; x at most " + "9" * 400, None),  # no float
+        ("maximize x; x at most 1" + " " * 2000, None),  # too long
         ("", None),
         (";", None),
     ],
@@ -301,12 +301,12 @@ def test_optimum_by_hand(text, expected):
 @pytest.mark.parametrize(
     "prediction, target, agree",
     [
-        ("minimize x; x >= 2.5", "minimize 2 boats; boats >= 1.25", True),
-        ("minimize x; x >= 1000", "minimize x; x >= 1000.05", True),
-        ("minimize x; x >= 1000", "minimize x; x >= 1001", False),
-        ("minimize x; x >= 0", "minimize y; y >= 0", True),
-        ("maximize x; x >= 1", "maximize x; x >= 1", False),  # no optimum agrees with nothing
-        ("", "minimize x; x >= 1", False),
+        ("minimize x; x at least 2.5", "minimize 2 boats; boats at least 1.25", True),
+        ("minimize x; x at least 1000", "minimize x; x at least 1000.05", True),
+        ("minimize x; x at least 1000", "minimize x; x at least 1001", False),
+        ("minimize x; x at least 0", "minimize y; y at least 0", True),
+        ("maximize x; x at least 1", "maximize x; x at least 1", False),  # no optimum agrees with nothing
+        ("", "minimize x; x at least 1", False),
     ],
 )
 def test_agreement_of_optima(prediction, target, agree):
@@ -314,7 +314,7 @@ def test_agreement_of_optima(prediction, target, agree):
 
 
 PIECES = st.sampled_from(
-    "maximize minimize x y ox-carts 3 2.5 0 -1 + - <= >= = ; 1e9 999999999 .5 1. . - ( ) * nan inf _ é ² \x00 \n ;x 7;".split(
+    "maximize minimize x y ox-carts 3 2.5 0 -1 + - at most at least = ; 1e9 999999999 .5 1. . - ( ) * nan inf _ é ² \x00 \n ;x 7;".split(
         " "
     )
 )
@@ -326,7 +326,7 @@ PIECES = st.sampled_from(
     | st.lists(PIECES, max_size=30).map(" ".join)
     | st.lists(PIECES, max_size=30).map(lambda pieces: "maximize x + y; " + " ".join(pieces))
     | st.lists(st.tuples(*[st.integers(-9, 10**9)] * 3), min_size=1, max_size=8).map(
-        lambda rows: "maximize x + 2 y" + "".join(f"; {a} x + {b} y <= {c}" for a, b, c in rows)
+        lambda rows: "maximize x + 2 y" + "".join(f"; {a} x + {b} y at most {c}" for a, b, c in rows)
     )
 )
 def test_no_text_is_an_exception(text):
@@ -337,9 +337,9 @@ def test_no_text_is_an_exception(text):
 def test_no_text_is_slow():
     """The longest texts that are read, and the worst for a backtracking pattern. The best of three, so that no noise counts."""
     sums = " + ".join(f"x{i}" for i in range(200))
-    rows = "; ".join(f"x{i} + x{i + 1} <= {i}" for i in range(45))
+    rows = "; ".join(f"x{i} + x{i + 1} at most {i}" for i in range(45))
     worst = [f"maximize {sums}; {rows}"[:2000], "maximize " + "a " * 990, "maximize " + "a-" * 990, "1 " * 1000, "- " * 1000,
-             "maximize x; " + "<=" * 900, "maximize x; x <= 1" + "; x <= 1" * 240]  # fmt: skip
+             "maximize x; " + " at most " * 900, "maximize x; x at most 1" + "; x at most 1" * 240]  # fmt: skip
     for text in worst:
         seconds = []
         for _ in range(3):
@@ -376,8 +376,8 @@ def test_values_are_compared_with_any_right_answer(flip):
         False,
         False,
     ]
-    programmes = {"target": "minimize x; x >= 1", "answers": ["minimize x; x >= 2"]}
-    found = [is_correct(replace(flip, metric="optimum"), f"minimize z; z >= {n}", programmes) for n in (1, 2, 3)]
+    programmes = {"target": "minimize x; x at least 1", "answers": ["minimize x; x at least 2"]}
+    found = [is_correct(replace(flip, metric="optimum"), f"minimize z; z at least {n}", programmes) for n in (1, 2, 3)]
     assert found == [True, True, False]
 
 
@@ -470,11 +470,11 @@ def test_squad_through_the_command(tmp_path):
 
 
 def test_optimum_through_the_command(tmp_path):
-    target = "maximize 3 x + 2 y; x + y <= 4"
+    target = "maximize 3 x + 2 y; x + y at most 4"
     rows = rows_of(
-        (target, "maximize x; x <= 12"),
-        (target, "maximize 3 x + 2 y; x + y <= 5"),
-        ("maximize x; x >= 1", "maximize x; x >= 1"),
+        (target, "maximize x; x at most 12"),
+        (target, "maximize 3 x + 2 y; x + y at most 5"),
+        ("maximize x; x at least 1", "maximize x; x at least 1"),
     )
     done, metrics, predictions = measured(tmp_path, text_task("optimum"), rows)
     assert [p["correct"] for p in predictions] == [True, False, False] and metrics["no_optimum"] == 1

@@ -306,16 +306,16 @@ def constraint(kind: str, operator: str = "LESS_OR_EQUAL", **more: object) -> di
     "declaration, clause",
     [
         (constraint("linear", limit="1,200", terms={"plain loaves": "0.5", "rye loaf": "2"}),
-         "0.5 plain loaves + 2 rye <= 1200"),
+         "0.5 plain loaves + 2 rye at most 1200"),
         (constraint("linear", "GREATER_OR_EQUAL", limit="0", terms={"rye": "-1", "plain loaves": "1"}),
-         "-rye + plain loaves >= 0"),
-        (constraint("sum", limit="one hundred thousand"), "plain loaves + rye <= 100000"),
-        (constraint("upperbound", limit="8000 minutes", var="rye loaf"), "rye <= 8000"),
-        (constraint("lowerbound", "GREATER_OR_EQUAL", limit="five", var="the former"), "plain loaves >= 5"),
-        (constraint("ratio", "GREATER_OR_EQUAL", limit="70%", var="rye"), "rye >= 0.7 plain loaves + 0.7 rye"),
-        (constraint("ratio", limit="a third", var="rye"), "3 rye <= plain loaves + rye"),
-        (constraint("xy", x_var="rye", y_var="plain loaves"), "rye <= plain loaves"),
-        (constraint("xby", "GREATER_OR_EQUAL", x_var="rye", param="twice", y_var="plain loaves"), "rye >= 2 plain loaves"),
+         "-rye + plain loaves at least 0"),
+        (constraint("sum", limit="one hundred thousand"), "plain loaves + rye at most 100000"),
+        (constraint("upperbound", limit="8000 minutes", var="rye loaf"), "rye at most 8000"),
+        (constraint("lowerbound", "GREATER_OR_EQUAL", limit="five", var="the former"), "plain loaves at least 5"),
+        (constraint("ratio", "GREATER_OR_EQUAL", limit="70%", var="rye"), "rye at least 0.7 plain loaves + 0.7 rye"),
+        (constraint("ratio", limit="a third", var="rye"), "3 rye at most plain loaves + rye"),
+        (constraint("xy", x_var="rye", y_var="plain loaves"), "rye at most plain loaves"),
+        (constraint("xby", "GREATER_OR_EQUAL", x_var="rye", param="twice", y_var="plain loaves"), "rye at least 2 plain loaves"),
         (constraint("xby", "EQUAL", x_var="rye", param="third", y_var="plain loaves"), "3 rye = plain loaves"),
     ],
 )  # fmt: skip
@@ -350,8 +350,8 @@ def test_nl4opt_through_the_command(tmp_path):
     records, said = prepare(tmp_path, "nl4opt", "--source", path)
     assert records == [
         {"problem": sound["document"], "original_id": "-17",
-         "formulation": "minimize plain loaves + rye; plain loaves + 2 rye >= 8"},
-        {"problem": "B.", "formulation": "maximize 2 saws; saws <= 3", "original_id": "7"},
+         "formulation": "minimize plain loaves + rye; plain loaves + 2 rye at least 8"},
+        {"problem": "B.", "formulation": "maximize 2 saws; saws at most 3", "original_id": "7"},
     ]  # fmt: skip
     for reason in ("a declaration without terms", "no direction: 'ponder'", "no number in 'some'",
                    "two mentions of a term mean one variable", "a constraint of the type 'parabola'",
@@ -536,7 +536,7 @@ def own(task: str) -> dict:
         return record | {"label": origin.labels[-1]}
     return record | {
         "svamp": {"answer": "3", "equation": "1 + 2"},
-        "nl4opt": {"formulation": "maximize 2 saws; saws <= 3"},
+        "nl4opt": {"formulation": "maximize 2 saws; saws at most 3"},
     }.get(task, {"answer": "Some", "answers": ["Some", "A"]})
 
 
