@@ -6,12 +6,12 @@ optimum("maximize 3 x + 2 y; x + y at most 4")                              12.0
 optimum("maximize x; x at least 1")                                         None: no finite optimum
 optima_agree("minimize x; x at least 2.5", "minimize 2 boats; boats at least 1.25")     True
 
-The first clause is maximize or minimize and a linear expression, each further one `expression at most, at least or
-equals expression`: in words, since T5 has no token for <. A
-term is a number, a name, or a number and a name, perhaps with a minus. A name is words of letters, digits and hyphens with
-single blanks between them and begins with a letter; capitals do not count. A minus between terms has a blank before it,
-since a hyphen within a word belongs to the name. Variables are continuous and not negative; one that a constraint of its
-own bounds from below (x at least -5, or x equals -5) may go down to there.
+The first clause is maximize or minimize and a linear expression, each further one `expression relation expression`, where
+the relation is at most, at least or equals: words, since the vocabulary of T5 has no sign for "less". A term is a number, a
+name, or a number and a name, perhaps with a minus. A name is words of letters, digits and hyphens with single blanks between
+them and begins with a letter; capitals do not count. A minus between terms has a blank before it, since a hyphen within a
+word belongs to the name. Variables are continuous and not negative; one that a constraint of its own bounds from below
+(x at least -5, or x equals -5) may go down to there.
 """
 
 import math

@@ -214,6 +214,9 @@ def encode(
             feature["labels"] = ids[example[task.answer_field]]
         return features
     targets = target_ids([e["target"] for e in examples], tokenizer, family)
+    unknown = sorted({e["target"] for e, ids in zip(examples, targets, strict=True) if tokenizer.unk_token_id in ids})
+    if tokenizer.unk_token_id is not None and unknown:  # T5 knows no <, { or line end, for one
+        say(f"{len(unknown):,} targets cannot be written with the tokens of this student, such as {unknown[0]!r}")
     if cut := sum(len(ids) > max_target_length for ids in targets):
         say(f"{cut:,} of {len(examples):,} targets are longer than --max-target-length {max_target_length}: cut")
     for feature, ids in zip(features, targets, strict=True):

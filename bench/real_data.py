@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evaluate import accuracy_with_interval
+from metrics import mean_interval
 from records import fail, git_state, normalise, say, versions
 from score_ood import detection, score_examples, score_far
 from task import Task, check_fields, copies, load_task, text_key
@@ -322,7 +322,9 @@ def do_written(run: dict, task: Task, datasets: Path, model: str) -> dict:
 
 
 def measured(right: list[bool], began: float) -> dict:
-    return {**accuracy_with_interval(right, 0, 10_000), "seconds": round(time.perf_counter() - began, 1)}
+    found = mean_interval(right, 0, 10_000)
+    seconds = round(time.perf_counter() - began, 1)
+    return {"accuracy": found["value"], "low": found["low"], "high": found["high"], "n": len(right), "seconds": seconds}
 
 
 def surroundings(model: str) -> dict:
