@@ -35,10 +35,11 @@ EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
 if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
+MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
 GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
 SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
-SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-}
+SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-} LABEL_ARGS=${LABEL_ARGS:-}
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 # Environment and embedded models --------------------------------------------------------------------------------------
@@ -83,6 +84,14 @@ measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
 for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
   if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi
 done
+
+# The teacher by the same measure, where the task file has [prompt] label ----------------------------------------------
+if [[ $MEASURE_TEACHER == 1 && -e $TEST_FILE ]] && grep -q '^label *=' "$TASK_FILE"; then
+  run generate.py label --task-file "$TASK_FILE" --model "$TEACHER" --input-file "$TEST_FILE" \
+    --output-file "$RUN/teacher/labelled.jsonl" --seed "$SEED" $LABEL_ARGS
+  run evaluate.py --task-file "$TASK_FILE" --prediction-field teacher_label --test-file "$RUN/teacher/labelled.jsonl" \
+    --output-dir "$RUN/teacher" ${GROUP_BY:+--group-by "$GROUP_BY"}
+fi
 
 run report.py "$RUN"
 cat << END

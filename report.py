@@ -74,7 +74,7 @@ def parts(folder: Path, name: str) -> list[Path]:
 
 
 def rows_of(run: Path) -> list[dict]:
-    """One row an iteration, then the final student and the untrained one, as far as they are there."""
+    """One row an iteration, then the final student, the untrained one and the teacher, as far as they are there."""
     folders = sorted(run.glob("iter-*"))
     if not folders:
         fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
@@ -107,10 +107,12 @@ def rows_of(run: Path) -> list[dict]:
                 "evaluate": stages["predictions.jsonl"].get("seconds", 0),
             },
         })  # fmt: skip
-    others = [run / "final", *sorted(p.parent for p in (run / "final").glob("*/metrics.json")), run / "untrained"]
+    others = [run / "final", *sorted(p.parent for p in (run / "final").glob("*/metrics.json"))]
+    others += [run / "untrained", run / "teacher"]
     for folder in others:
         if found := measured(folder):
             seconds = {
+                "generate": load(folder / "labelled.jsonl.run.json").get("seconds", 0),
                 "train": load(folder / "student.run.json").get("seconds", 0),
                 "evaluate": load(folder / "predictions.jsonl.run.json").get("seconds", 0),
             }

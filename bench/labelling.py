@@ -1,0 +1,140 @@
+"""What labelling by the teacher costs, and what --verify is worth, on the embedded teacher of the word problems.
+
+    python -m data.build_models word_problems teacher
+    python -m bench.labelling --model data/word_problems/models/teacher
+
+1. 77 labels of several tokens after prompts of 600 tokens: tokens that the engine computes, and wall time, by the trie of
+   labels and by one whole prompt a label with the prefix cache emptied for each label, as a script without the cache has it.
+   Both give the same sums of log-probabilities; the largest difference is printed.
+2. 400 examples of each seed, with and without `generate.py sample --verify`: how many are right by the grammar's own reader.
+
+Prints both and writes bench/results/labelling.json.
+"""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.word_problems_grammar import oracle_equation
+from equations import equations_agree
+from generate import start_engine
+from labelling import label_log_probs
+from records import git_state, read_records, say, versions
+from task import load_task
+
+TASK_FILE = Path("prompts/word_problems.toml")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def intents(number: int) -> list[str]:
+    """Names such as card_lost_abroad, many of which share their first words, as the intents of BANKING77 do."""
+    things, faults = ("card", "cash", "transfer", "refund"), ("lost", "late", "wrong", "fee", "pending")
+    return [f"{a}_{b}{c}" for a in things for b in faults for c in ("", "_abroad", "_again", "_today")][:number]
+
+
+def cost(model: str, num_labels: int, num_prompts: int, length: int, repeats: int) -> dict:
+    """Computed tokens and seconds of both ways on the same prompts; ratio = whole prompts / trie."""
+    llm = start_engine(model, length + 64, enforce_eager=True)
+    tokenizer, rng = llm.get_tokenizer(), random.Random(0)
+    sequences = [tokenizer(f" {name}\n", add_special_tokens=False)["input_ids"] for name in intents(num_labels)]
+    words = load_task(TASK_FILE).seed_examples.read_text().split()
+    rows = []
+    for repeat in range(-1, repeats):  # the first one warms up: a kernel is compiled
+        prompts = [
+            tokenizer(" ".join(rng.choices(words, k=2 * length)))["input_ids"][:length] for _ in range(num_prompts)
+        ]
+        row = {}
+        for way in ("trie", "whole") if repeat % 2 else ("whole", "trie"):
+            tokens, began, sums = Counter(), time.perf_counter(), [[] for _ in prompts]
+            llm.reset_prefix_cache()
+            if way == "trie":
+                sums = label_log_probs(llm, prompts, sequences, tokens)
+            else:  # a label's own path, node by node; only its longest prompt is counted, as one pass would do
+                for sequence in sequences:
+                    llm.reset_prefix_cache()
+                    found = label_log_probs(llm, prompts, [sequence], Counter())
+                    tokens["computed"] += num_prompts * (length + len(sequence) - 1)
+                    sums = [[*all_sums, one] for all_sums, [one] in zip(sums, found, strict=True)]
+            row[way] = {"computed": tokens["computed"], "seconds": time.perf_counter() - began, "sums": sums}
+        if repeat >= 0:
+            rows.append(row)
+    gap = max(
+        abs(a - b)
+        for row in rows
+        for one, other in zip(row["trie"]["sums"], row["whole"]["sums"], strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    ratios = {key: [row["whole"][key] / row["trie"][key] for row in rows] for key in ("computed", "seconds")}
+    return {
+        "labels": num_labels, "prompts": num_prompts, "prompt_tokens": length, "label_tokens": sum(map(len, sequences)),
+        "largest_difference_of_log_probabilities": gap,
+        **{f"{key}_ratio": [round(statistics.median(v), 2), round(min(v), 2), round(max(v), 2)] for key, v in ratios.items()},
+    }  # fmt: skip
+
+
+def verified(model: str, seed: int, folder: Path) -> dict:
+    """Right by the oracle, attempts, and seconds of generating, without and with --verify."""
+    row = {"seed": seed}
+    for name, more in (("plain", []), ("verify", ["--verify"])):
+        output = folder / f"{name}-{seed}" / "iter-00"
+        command = [sys.executable, "generate.py", "sample", "--task-file", str(TASK_FILE), "--model", model]
+        command += [
+            "--output-dir",
+            str(output),
+            "--num-validation",
+            "0",
+            "--num-examples",
+            "400",
+            "--seed",
+            str(seed),
+            *more,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        records = [r for _, r in read_records(output / "train.jsonl")]
+        run = json.loads((output / "train.jsonl.run.json").read_text())
+        right = sum(equations_agree(r["equation"], oracle_equation(r["problem"]) or "") for r in records)
+        row[name] = {
+            "right": right / len(records),
+            "attempted": run["counts"]["attempted"],
+            "seconds": run["generate_seconds"],
+        }
+    return row
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="The embedded teacher of the word problems.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Of the second part.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the first part, each with prompts of its own.")] = 3,
+) -> None:
+    """Measure and print both parts."""
+    found = {"cost": cost(model, 77, 4, 600, repeats)}
+    for key in ("computed_ratio", "seconds_ratio"):
+        middle, low, high = found["cost"][key]
+        print(f"77 labels, prompts of 600 tokens, {key}, whole prompts / trie: {middle} [{low}, {high}]")
+    print(f"largest difference of a log-probability: {found['cost']['largest_difference_of_log_probabilities']:.1e}")
+    with tempfile.TemporaryDirectory() as folder:
+        found["verify"] = []
+        for seed in range(seeds):
+            found["verify"].append(verified(model, seed, Path(folder)))
+            say(f"{found['verify'][-1]}")
+    for name in ("plain", "verify"):
+        for key in ("right", "attempted", "seconds"):
+            values = [row[name][key] for row in found["verify"]]
+            print(f"{name} {key}: median {statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]")
+    result = found | git_state() | {"versions": versions()}
+    path = Path("bench/results/labelling.json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()
