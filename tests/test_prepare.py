@@ -315,7 +315,8 @@ def constraint(kind: str, operator: str = "LESS_OR_EQUAL", **more: object) -> di
         (constraint("ratio", "GREATER_OR_EQUAL", limit="70%", var="rye"), "rye at least 0.7 plain loaves + 0.7 rye"),
         (constraint("ratio", limit="a third", var="rye"), "3 rye at most plain loaves + rye"),
         (constraint("xy", x_var="rye", y_var="plain loaves"), "rye at most plain loaves"),
-        (constraint("xby", "GREATER_OR_EQUAL", x_var="rye", param="twice", y_var="plain loaves"), "rye at least 2 plain loaves"),
+        (constraint("xby", "GREATER_OR_EQUAL", x_var="rye", param="twice", y_var="plain loaves"),
+         "rye at least 2 plain loaves"),
         (constraint("xby", "EQUAL", x_var="rye", param="third", y_var="plain loaves"), "3 rye = plain loaves"),
     ],
 )  # fmt: skip
