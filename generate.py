@@ -234,7 +234,8 @@ def stop(signals: Sequence[int], output: Path) -> NoReturn:
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
-    shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (), judge: Callable[[list[dict]], list[dict]] | None = None,
+    shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (),
+    judge: Callable[[list[dict], Counter], list[dict]] | None = None,
 ) -> dict:  # fmt: skip
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
@@ -261,7 +262,7 @@ def sample_split(
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
-    tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")})
+    tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion", "verify")})
     # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop strings
     stops = None if tokenizer.chat_template else task.parse.get("stop")
     forms: dict[str | None, Any] = dict.fromkeys(names)
@@ -329,14 +330,14 @@ def sample_split(
             continue  # a batch system signals all processes: the engine's own is gone, and with it the chunk
         generating += time.perf_counter() - began
         # Parse and check, in the order of the attempts
-        rows = []
+        rows, spent = [], Counter()
         for a, fit in zip(attempts, fits, strict=True):
             fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
             if fit:
                 output = next(outputs)
                 completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
-                tokens["prompt"] += len(output.prompt_token_ids)
-                tokens["completion"] += len(output.outputs[0].token_ids)
+                spent["prompt"] += len(output.prompt_token_ids)
+                spent["completion"] += len(output.outputs[0].token_ids)
                 fields, reason = parse_completion(task, completion, a["label"])
                 if finish_reason == "length":
                     reason = "truncated"
@@ -350,9 +351,15 @@ def sample_split(
             }  # fmt: skip
             rows.append((a, example, reason, lineage))
         asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
-        began = time.perf_counter()
-        own = judge([example for _, example, *_ in asked]) if asked else []
+        began, judging = time.perf_counter(), Counter()
+        try:
+            own = judge([example for _, example, *_ in asked], judging) if asked else []
+        except Exception as error:
+            if not signals:
+                fail(f"{run.output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+            continue
         generating += time.perf_counter() - began
+        tokens += spent + Counter(verify=judging["computed"])
         judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
         kept, rejects = [], []
         for a, example, reason, lineage in rows:
@@ -396,6 +403,7 @@ def sample_split(
         )
     rate = tokens["completion"] / generating if generating else 0.0
     counts |= {"prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"]}
+    counts |= {"verify_tokens": tokens["verify"]} if judge else {}  # computed ones: the prompts share most of theirs
     finish_run(run, counts, generate_seconds=round(generating, 2), completion_tokens_per_second=round(rate, 1))
     return counts
 
@@ -527,13 +535,16 @@ def sample(
     need = longest_prompt(task, tokenizer, pools, options, template_kwargs) + max_tokens
     if verify:  # a generated example of max_tokens, and the answer
         shown = encode_prompt(tokenizer, "", render_label_prompt(task, pools["seed"][0], label_shots), template_kwargs)
-        need = max(need, len(shown) + 2 * max_tokens + 16)
+        asks = len(shown) + 2 * max_tokens + 16
+        if (room := max_model_len or context) and asks > room:
+            fail(f"--verify: its prompts may have {asks:,} tokens, the context holds {room:,}; lower --max-tokens")
+        need = max(need, asks)
     llm, length = engine_for(model, max_model_len or need, context, bool(max_model_len), signals, output_dir, **how)
 
-    def judge(records: list[dict]) -> list[dict]:
+    def judge(records: list[dict], tokens: Counter) -> list[dict]:
         return label_records(
             llm, tokenizer, task, records, label_shots,
-            lambda text: encode_prompt(tokenizer, "", text, template_kwargs), max_tokens=max_tokens,
+            lambda text: encode_prompt(tokenizer, "", text, template_kwargs), max_tokens=max_tokens, tokens=tokens,
         )  # fmt: skip
 
     for split, run in runs.items():

@@ -357,6 +357,9 @@ def test_verify_rejects_what_the_teacher_labels_otherwise(kind, engine, small_te
     assert all(r["teacher_label"] == r["label"] and r["label_probs"] for r in accepted)
     assert all(r["teacher_label"] != r["label"] and r["label_probs"] for r in denied)
     assert all("teacher_label" not in r for r in rejected if r["reason"] in ("no_match", "too_short", "truncated"))
+    if kind == "real" and end:
+        notes = json.loads((tmp_path / "iter-00" / "train.jsonl.partial.json").read_text().strip("\0 \n"))["notes"]
+        assert 0 < notes["verify_tokens"] < notes["prompt_tokens"]
     if kind == "fake":
         assert done.returncode == 0 and len(accepted) == 8 and not any(len(r["review"]) % 2 for r in accepted)
         record = json.loads((tmp_path / "iter-00" / "train.jsonl.run.json").read_text())
