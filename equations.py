@@ -46,6 +46,12 @@ def equations_agree(prediction: str, target: str) -> bool:
 
 
 def states_value(statement: str, equation: str) -> bool:
-    """Whether a statement such as "51", "$1,200" or "51 apples" names one number, and that is the value of the equation."""
-    numbers = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", re.sub(r"(?<=\d),(?=\d{3}\b)", "", statement))
-    return len(numbers) == 1 and equations_agree(equation, numbers[0].replace("-", "0 - "))
+    """Whether a statement such as "51", "$1,200" or "3.33 apples" names one number, and that is the value of the equation:
+    exactly for a whole number, else rounded to as many decimals as are given.
+    """
+    statement = re.sub(r"(?<=\d),(?=\d{3}\b)", "", statement.replace("\u2212", "-"))
+    numbers, value = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", statement), evaluate_equation(equation)
+    if len(numbers) != 1 or value is None or len(numbers[0]) > 30:
+        return False
+    decimals = len(numbers[0].partition(".")[2])
+    return math.isclose(round(value, decimals) if decimals else value, float(numbers[0]), rel_tol=1e-6, abs_tol=1e-9)

@@ -25,6 +25,7 @@ Of a record's right answers (the answer field, and the list `<answer_field>s`) t
 no programme is wrong, and so is an empty or absent prediction.
 """
 
+import string
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -205,6 +206,9 @@ def main(
         written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
         written |= {target.strip().lower(): target for target in targets_of(task)}
         predictions = [written.get(p.lower(), p).strip().lower() for p in predictions]
+    elif prediction_field == "teacher_label":  # an answer, which a student may write in another form
+        target = string.Template(task.student["target"])
+        predictions = [p and target.substitute({task.answer_field: p}) for p in predictions]
     records = [e | of_example(task, p, e) for p, e in zip(predictions, examples, strict=True)]
     shown = ["id", *task.fields, task.answer_field, "prediction", "correct"]
     with run.partial.open("w", encoding="utf-8") as file:

@@ -231,6 +231,17 @@ def stop(signals: Sequence[int], output: Path) -> NoReturn:
 # One split
 
 
+def cut_off(path: Path, size: int) -> None:
+    """Cut what an unfinished chunk left behind `size` bytes; ends the stage where they are no longer there."""
+    with path.open("ab") as file:
+        if file.tell() < size:
+            fail(f"{path}: has lost what was written to it ({file.tell():,} of {size:,} bytes); begin with --overwrite")
+        file.truncate(size)
+    with path.open("rb+") as file:
+        if size and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":  # an editor saved it so
+            file.write(b"\n")
+
+
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
@@ -250,15 +261,7 @@ def sample_split(
 
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
-        with path.open("ab") as file:
-            if file.tell() < size:
-                fail(
-                    f"{path}: has lost what was written to it ({file.tell():,} of {size:,} bytes); begin with --overwrite"
-                )
-            file.truncate(size)  # what an unfinished chunk left behind
-        with path.open("rb+") as file:
-            if size and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":  # an editor saved it so
-                file.write(b"\n")
+        cut_off(path, size)
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
     attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
@@ -488,6 +491,10 @@ def sample(
     label_shots = draw_label_shots(task, pools["seed"], LABEL_SHOTS, seed) if verify else []
     if verify:
         render_label_prompt(task, pools["seed"][0], label_shots)  # is there one?
+        if task.metric in ("rouge_l", "chrf"):
+            fail(
+                f"--verify: two right answers seldom have the same text, which {task.metric} is compared by; leave it out"
+            )
     for split, number in wanted.items():
         if number and not sum(shares_of(number, max(len(task.labels), 1), part or (0, 1))):
             fail(f"--shard {shard}: {number} {split} examples leave it none; use fewer shards or more examples")
@@ -641,8 +648,7 @@ def label(
     # Label, chunk by chunk; what an unfinished one left behind is cut
     from tqdm import tqdm
 
-    with run.partial.open("ab") as file:
-        file.truncate((run.state.get("progress") or [0])[0])
+    cut_off(run.partial, (run.state.get("progress") or [0])[0])
     done = [record for _, record in read_records(run.partial)]
     if [r.get("id") for r in done] != [r["id"] for r in records[: len(done)]]:
         fail(f"{run.partial}: is not what this stage has written; begin with --overwrite")
@@ -665,6 +671,8 @@ def label(
                 if signals:
                     stop(signals, output_file)
                 fail(f"{output_file}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+            own = ("teacher_label", "label_probs")  # another teacher's stay nowhere
+            chunk = [{k: v for k, v in record.items() if k not in own} for record in chunk]
             made = [record | answer for record, answer in zip(chunk, answers, strict=True)]
             made = [{k: r[k] for k in shown if k in r} | {k: v for k, v in r.items() if k not in shown} for r in made]
             with run.partial.open("a", encoding="utf-8") as file:
@@ -673,7 +681,7 @@ def label(
             run.notes.update({f"{kind}_tokens": number for kind, number in tokens.items()})
             save_progress(run, [run.partial.stat().st_size])
             bar.update(len(chunk))
-    answered = [r for r in done if task.answer_field in r]
+    answered = [r for r in done if r.get(task.answer_field) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
     counts = {"labelled": len(done), "with_answer": len(answered), "agreeing": agreeing} | shard_counts
     if task.labels:
@@ -683,6 +691,8 @@ def label(
         f"{output_file}: {len(done):,} labelled, {agreeing:,} of {len(answered):,} as their answer says; "
         f"{tokens['computed']:,} of {tokens['prompt']:,} prompt tokens computed, the rest came from the prefix cache"
     )
+    if signals:  # what comes after this stage would not know of it
+        stop(signals, output_file)
 
 
 def chunk_size(llm: Any, longest: int) -> int:

@@ -15,6 +15,7 @@ from collections import Counter
 from typing import Any
 
 from equations import evaluate_equation
+from formulations import optimum
 from records import fail, normalise
 from task import Task, is_correct, label_template, render_label_prompt, split_example
 
@@ -44,9 +45,7 @@ def label_tokens(task: Task, tokenizer: Any) -> list[list[int]]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     if tokenizer.chat_template:
-        if tokenizer.eos_token_id is None:
-            fail("--model: its tokenizer has no end token, so nobody knows where a label ends; set eos_token")
-        return [[*ids(name), tokenizer.eos_token_id] for name in task.labels]
+        return [[*ids(name), turn_end(tokenizer)] for name in task.labels]
     example = task.prompt[label_template(task)]
     *_, previous, answer = string.Template.pattern.finditer(example)
     before = example[previous.end() : answer.start()]
@@ -63,6 +62,21 @@ def label_tokens(task: Task, tokenizer: Any) -> list[list[int]]:
         tokens = whole[len(known) :] if whole[: len(known)] == known else ids(f"{gap}{name}")
         sequences.append([*tokens, going_on[len(whole)]])
     return sequences
+
+
+def turn_end(tokenizer: Any) -> int:
+    """The token with which a chat model ends its turn, as its template writes it (for some it is not the end token)."""
+    from jinja2 import TemplateError
+
+    try:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "LABEL"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("LABEL")[2].strip()
+    except TemplateError:
+        after = ""
+    found = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if after else [tokenizer.eos_token_id]
+    if found[0] is None:
+        fail("--model: neither its chat template nor its tokenizer has an end, so no label would end; set eos_token")
+    return found[0]
 
 
 def token_trie(sequences: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -122,10 +136,25 @@ def agrees(task: Task, record: dict, teacher_label: str) -> bool:
 
 def answer_key(task: Task, answer: str) -> Any:
     """What makes two answers of a text2text task the same vote; None for an answer that is none."""
-    if task.metric == "equation_value":
-        value = evaluate_equation(answer)
+    if task.metric in ("equation_value", "optimum"):
+        value = (evaluate_equation if task.metric == "equation_value" else optimum)(answer)
         return None if value is None else float(f"{value:.6g}")
-    return normalise(answer) or None
+    return (normalise(answer) if task.metric == "squad" else answer.strip().lower()) or None
+
+
+def read_answer(task: Task, record: dict, text: str) -> str:
+    """The answer in a completion of a label prompt: a chat model may repeat where it was to begin and explain afterwards,
+    a base model may begin another example."""
+    template = label_template(task)
+    start = split_example(task, {name: record[name] for name in task.fields}, template)[0].strip()
+    last, opening = start.rsplit("\n", 1)[-1], task.prompt[template].split("$", 1)[0].strip()
+    text = text.rsplit("</think>", 1)[-1].strip()
+    for said in filter(None, (start, last)):
+        if text.lower().startswith(said.lower()):
+            text = text[len(said) :].lstrip()
+    for stop in ["\n\n", *task.parse.get("stop", []), *([f"\n{opening}"] if opening else [])]:
+        text = text.split(stop)[0]
+    return text.strip()
 
 
 def label_records(
@@ -135,8 +164,9 @@ def label_records(
     """The teacher's own answer for each record: {"teacher_label": ..., "label_probs": {answer: share}}.
 
     Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. text2text:
-    the greedy answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples (the first
-    of them where there is a tie) and the shares of all. encode: text of a prompt -> token ids.
+    the greedy answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples that are one
+    (the first of them where there is a tie) and the shares of all; "" and {} where none is. An answer that is cut off at
+    max_tokens is none. encode: text of a prompt -> token ids.
     """
     tokens = Counter() if tokens is None else tokens
     prompts = [encode(render_label_prompt(task, record, shots)) for record in records]
@@ -151,8 +181,6 @@ def label_records(
 
     from vllm import SamplingParams
 
-    template = label_template(task)
-    opening = task.prompt[template].split("$", 1)[0].strip()
     params = [
         SamplingParams(
             n=num_samples, temperature=temperature if num_samples > 1 else 0, max_tokens=max_tokens,
@@ -166,10 +194,9 @@ def label_records(
     for record, output in zip(records, outputs, strict=True):
         tokens["prompt"] += len(output.prompt_token_ids)
         tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-        # A chat model may repeat where it was to begin, a base model may begin another example
-        start = split_example(task, {name: record[name] for name in task.fields}, template)[0].rsplit("\n", 1)[-1]
-        answers = [one.text.rsplit("</think>", 1)[-1].strip().removeprefix(start) for one in output.outputs]
-        answers = [(text.split(f"\n{opening}")[0] if opening else text).strip() for text in answers]
+        answers = [
+            read_answer(task, record, one.text) if one.finish_reason != "length" else "" for one in output.outputs
+        ]
         if num_samples == 1:
             results.append({"teacher_label": answers[0]})
             continue
@@ -177,6 +204,6 @@ def label_records(
         for answer in answers:
             if (key := answer_key(task, answer)) is not None:
                 votes.setdefault(key, []).append(answer)
-        best = max(votes.values(), key=len, default=[""])
-        results.append({"teacher_label": best[0], "label_probs": {v[0]: len(v) / num_samples for v in votes.values()}})
+        best, total = max(votes.values(), key=len, default=[""]), sum(map(len, votes.values()))
+        results.append({"teacher_label": best[0], "label_probs": {v[0]: len(v) / total for v in votes.values()}})
     return results

@@ -61,7 +61,16 @@ measure() { # model, folder, test file
   run evaluate.py --task-file "$TASK_FILE" --model "$1" --output-dir "$2" --test-file "$3" ${GROUP_BY:+--group-by "$GROUP_BY"} \
     $EVALUATE_ARGS
 }
+labels() { # does the task file say how the teacher labels?
+  "$PYTHON" -c 'import pathlib, sys, task; sys.exit("label" not in task.load_task(pathlib.Path(sys.argv[1])).prompt)' "$TASK_FILE"
+}
 measure "$STUDENT" "$RUN/untrained" "$TEST_FILE"
+if [[ $MEASURE_TEACHER == 1 && -e $TEST_FILE ]] && labels; then
+  run generate.py label --task-file "$TASK_FILE" --model "$TEACHER" --input-file "$TEST_FILE" \
+    --output-file "$RUN/teacher/labelled.jsonl" --seed "$SEED" $LABEL_ARGS
+  run evaluate.py --task-file "$TASK_FILE" --prediction-field teacher_label --test-file "$RUN/teacher/labelled.jsonl" \
+    --output-dir "$RUN/teacher" ${GROUP_BY:+--group-by "$GROUP_BY"}
+fi
 trained_on=() feedback=()
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
@@ -84,14 +93,6 @@ measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
 for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
   if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi
 done
-
-# The teacher by the same measure, where the task file has [prompt] label ----------------------------------------------
-if [[ $MEASURE_TEACHER == 1 && -e $TEST_FILE ]] && grep -q '^label *=' "$TASK_FILE"; then
-  run generate.py label --task-file "$TASK_FILE" --model "$TEACHER" --input-file "$TEST_FILE" \
-    --output-file "$RUN/teacher/labelled.jsonl" --seed "$SEED" $LABEL_ARGS
-  run evaluate.py --task-file "$TASK_FILE" --prediction-field teacher_label --test-file "$RUN/teacher/labelled.jsonl" \
-    --output-dir "$RUN/teacher" ${GROUP_BY:+--group-by "$GROUP_BY"}
-fi
 
 run report.py "$RUN"
 cat << END

@@ -189,7 +189,7 @@ def read_examples(
             answer, listed = record.get(task.answer_field), f"{task.answer_field}s"
             golds = record.get(listed, [answer])
             texts = isinstance(golds, list) and golds and all(isinstance(gold, str) and gold.strip() for gold in golds)
-            if listed in record and not texts:
+            if listed in record and not texts and not foreign:
                 problem = f"{listed!r} must be a list of right answers, each a text that is not empty"
                 fail(f"{here}: {problem}; found {golds!r}; mend or delete it")
             for label in [answer, *golds] if task.labels and not foreign else []:
@@ -264,8 +264,8 @@ def expand(option: str, paths: Iterable[Path]) -> list[Path]:
         if path.exists() or not glob.has_magic(pattern):
             found.append(path)
             continue
-        names = [p for p in sorted(glob.glob(pattern)) if p.endswith(".jsonl")]
-        names = [p for p in names if "rejected" in path.name or not p.endswith(".rejected.jsonl")]
+        names = [p for p in sorted(glob.glob(pattern)) if p.endswith((".jsonl", ".jsonl.gz"))]
+        names = [p for p in names if "rejected" in path.name or ".rejected.jsonl" not in p]
         found += map(Path, names)
         if not names and not glob.glob(pattern + ".partial"):
             fail(f"{option} {pattern}: no such files; check the path, or run the stage that writes them")

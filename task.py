@@ -163,6 +163,8 @@ def load_task(path: Path) -> Task:
             )
         if needed - used:
             bad(f"{table}.{key}", f"the variable ${min(needed - used)} is missing; add it")
+        if (table, key) == ("prompt", "label") and not re.search(r"\$(start|\{start\})\s*$", data[table][key]):
+            bad("prompt.label", "must end with $start: the answer stands after it")
         if (table, key) == ("student", "source") and not used:
             bad("student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in names)}")
     for name, count in ((n, len(re.findall(rf"\$\{{?{n}\b", data["prompt"]["example"]))) for n in [*names, answer]):
@@ -351,15 +353,14 @@ DEBRIS = re.compile(
             r"\[/?INST\]|<</?SYS>>|</?s>",
             r"\byou are a (?:helpful|knowledgeable) assistant\b",
             # Slots that were left open
-            r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name of|title of)\b[^\]]*\]",
+            r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name|title|topic|company|product)\b[^\]]*\]",
             # Refusals
-            r"\bas an ai\b|\bai language model\b",
-            r"\bi(?: am|['\u2019]m) sorry,? but (?:as|i)\b",
-            r"\bi (?:cannot|can['\u2019]t|can not|am unable to) (?:fulfil|assist|generate|create|comply)",
+            r"\bas an? (?:ai|language model)\b|\bai language model\b",
+            r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
             # Preambles
-            r"^\W*(?:sure|certainly|of course|okay)\b[,!.]* here\b",
+            r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
             r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
-            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|way)s?\b[^.!?]{0,80}:",
+            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
         ]
     ),
     re.IGNORECASE,
@@ -376,10 +377,12 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
     """
     if not all(fields.values()):
         return "empty_field"
-    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either
-    names = [mark for mark in re.findall(r"[\w ]+:", task.prompt["example"].lower()) if mark.strip(" :")]
+    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either:
+    # as `example` writes it anywhere, or however it is written at the beginning of a line
+    names = [mark.strip() for mark in re.findall(r"[\w ]+:", task.prompt["example"]) if mark.strip(" :")]
     for value in fields.values():
-        if value.endswith(":") or any(mark.strip() in value.lower() for mark in names):
+        lines = [line.strip().lower() for line in value.splitlines()]
+        if value.endswith(":") or any(m in value or line.startswith(m.lower()) for m in names for line in lines):
             return "no_match"
     if any(DEBRIS.search(value) for value in fields.values()):
         return "debris"
@@ -391,7 +394,8 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
             return "too_long"
     holds = [evaluate_equation(fields[name]) is not None for name in task.parse.get("evaluates", [])]
     holds += [states_value(fields[other], fields[name]) for name, other in task.parse.get("gives", {}).items()]
-    holds += [fields[name] in fields[other] for name, other in task.parse.get("span_of", {}).items()]
+    spans = [(re.escape(fields[name]), fields[other]) for name, other in task.parse.get("span_of", {}).items()]
+    holds += [bool(re.search(rf"(?<!\w){span}(?!\w)", text)) for span, text in spans]  # eight is none of weight
     if task.parse.get("solves") and all(holds):
         from formulations import optimum
 
@@ -418,8 +422,9 @@ def copies(task: Task, record: dict, shots: list[dict]) -> bool:
 
 
 def text_key(task: Task, record: dict) -> str:
-    """What makes two examples duplicates: their normalised fields, whatever the answer."""
-    return "|".join(normalise(record[name]) for name in task.fields)
+    """What makes two examples duplicates: their normalised fields as far as the student reads them, whatever the answer."""
+    read = string.Template(task.student["source"]).get_identifiers()
+    return "|".join(normalise(record[name]) for name in task.fields if name in read)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -270,9 +270,8 @@ def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
         sound = isinstance(probs, dict) and all(type(p) in (int, float) and 0 <= p <= 1 for p in probs.values())
         if not sound or abs(sum(probs.values()) - 1) > 0.01 or (task.labels and set(probs) != set(task.labels)):
             need = "a share of every label, which sum to 1" if task.labels else "shares of answers, which sum to 1"
-            fail(
-                f"--loss kl: {e['id']}: label_probs must hold {need}; found {probs!r}; run generate.py label on the file"
-            )
+            cure = "run generate.py label on the file" + ("" if task.labels else ", with --num-samples 5 or so")
+            fail(f"--loss kl: {e['id']}: label_probs must hold {need}; found {probs!r}; {cure}")
         if family == "encoder":
             made.append(e | {"soft": [probs[name] for name in task.labels]})
             continue
@@ -330,6 +329,10 @@ def main(
     train_file = expand("--train-file", train_file)
     # Soft labels may stand on texts that nobody else has labelled
     examples = read_examples(train_file, task, answers=loss != Loss.kl, counts=shard_counts)[:limit]
+    if loss == Loss.kl and (none := sum(e.get("label_probs") == {} for e in examples)):
+        say(f"{none:,} of {len(examples):,} records have no answer of the teacher: left out")
+        examples = [e for e in examples if e.get("label_probs") != {}]
+        shard_counts["without_answer"] = none
     examples = [with_answer(e, task) for e in examples]
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]
@@ -342,8 +345,9 @@ def main(
         "warmup_ratio": warmup_ratio, "weight_decay": weight_decay, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype, "limit": limit,
     } | ({"sce_alpha": sce_alpha, "sce_beta": sce_beta} if loss == Loss.sce else {})  # fmt: skip
+    rows = soft_examples(train, task, family_of(model, task)[1]) if loss == Loss.kl else train  # are they all there?
     if dry_run:
-        steps = math.ceil(len(train) / per_device_train_batch_size / gradient_accumulation_steps) * num_train_epochs
+        steps = math.ceil(len(rows) / per_device_train_batch_size / gradient_accumulation_steps) * num_train_epochs
         print(
             f"would train {model} on {len(train):,} examples ({len(held_out):,} held out), {steps:,.0f} steps: {options}"
         )
@@ -353,8 +357,6 @@ def main(
     inputs = {"task_file": task_file, "model": model, "train_file": train_file}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fail("torchrun: training in several processes is not supported yet; run the script by itself, on one GPU")
-    if loss == Loss.kl:
-        soft_examples(train, task, family_of(model, task)[1])  # are they all there?
     run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
     if run is None:
         return
@@ -372,7 +374,7 @@ def main(
 
 def with_answer(example: dict, task: Task) -> dict:
     """The example; where only the teacher has labelled it, teacher_label is its answer."""
-    if task.answer_field in example:
+    if example.get(task.answer_field) is not None:
         return example
     answer = example.get("teacher_label")
     if not isinstance(answer, str) or not answer.strip() or (task.labels and answer not in task.labels):

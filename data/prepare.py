@@ -357,7 +357,7 @@ def make_record(task: str, row: dict, where: str) -> dict:
         record[name] = clean(value) if isinstance(value, str) else value
         if not record[name]:
             raise Skip(f"nothing in {name!r}")
-    if task == "anli" and (rounds := re.findall(r"(?:^|[/_])[rR]([123])(?=[/. _])", where)):  # R1/dev.jsonl, test_r1
+    if task == "anli" and (rounds := re.findall(r"(?:^|[/_])[rR]([123])(?=[/. _-])", where)):  # R1/dev.jsonl, test_r1
         record["round"] = f"R{rounds[-1]}"
     for name, names in origin.also.items():
         if value := next((row[n] for n in names if row.get(n) not in (None, "")), None):
@@ -558,8 +558,8 @@ def prepare(task: str, sources: list[Path], split: str, side: str, limit: int | 
             records.append({"id": f"{task}-{side}-{number}", **make_record(task, row, where)})
         except Skip as reason:
             skipped[str(reason)] += 1
-        if len(records) == limit:
-            break
+    if limit and len(records) > limit:  # spread out: the files may be sorted by label
+        records = [records[i * len(records) // limit] for i in range(limit)]
     origin = TASKS[task]
     hub = " ".join(filter(None, (origin.hub, origin.config)))
     name = ", ".join(map(str, sources)) or f"{hub}, {' and '.join(origin.sides[split][0])}"
@@ -597,7 +597,9 @@ def main(
         str | None, typer.Option(help="Make test.jsonl of this split, such as validation_mismatched.")
     ] = None,
     train: Annotated[bool, typer.Option("--train", help="Also train.jsonl, of the train split.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records of each file.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Try out: so many records of each file, spread over it.")
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder of test.jsonl and train.jsonl; data/TASK without it.")
     ] = None,
@@ -625,8 +627,11 @@ def main(
     for path in jobs:
         if path.exists() and not overwrite:
             fail(f"{path}: is there already; replace it with --overwrite, or give another --output-dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--output-dir {folder}: cannot be made: {error.strerror}; choose another folder")
     made = {path: prepare(task, sources, name, path.stem, limit) for path, name in jobs.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     for path, records in made.items():
         with beside(path, ".partial").open("w", encoding="utf-8") as file:
             write_records(file, records)

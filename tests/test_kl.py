@@ -78,6 +78,20 @@ def test_a_student_takes_over_the_shares(name, models, home, pairs, tmp_path):
     assert sum(s["nll"] for s in scores) / len(scores) == pytest.approx(expected, abs=0.06)
 
 
+def test_records_that_the_teacher_could_not_answer_are_left_out(models, home, tmp_path):
+    rows = [flipped(n) | {"id": f"own-{n}", "label_probs": {flipped(n)["answer"]: 1.0}} for n in range(30)]
+    rows += [{"text": "sun lake", "id": f"none-{n}", "teacher_label": "", "label_probs": {}} for n in range(5)]
+    rows[2] |= {"answer": None, "teacher_label": "sun beach"}
+    write_lines(tmp_path / "soft.jsonl", rows)
+    args = ("--task-file", home / "flip.toml", "--model", models["t5"], "--train-file", tmp_path / "soft.jsonl", *KL)
+    told = call("train_student.py", *args, "--num-train-epochs", 1, "--output-dir", tmp_path / "s", "--dry-run")
+    assert told.returncode == 0 and "5 of 35 records have no answer of the teacher: left out" in told.stderr
+    done = call("train_student.py", *args, "--num-train-epochs", 1, "--output-dir", tmp_path / "s")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads((tmp_path / "s.run.json").read_text())["counts"]
+    assert counts["without_answer"] == 5 and counts["train_examples"] + counts["held_out_examples"] == 30
+
+
 def test_without_any_answer(models, home, tmp_path):
     write_lines(tmp_path / "none.jsonl", [{k: v for k, v in pair(n).items() if k != "label"} for n in range(20)])
     done = call(

@@ -64,7 +64,9 @@ def test_many_labels_and_few_shots_show_the_label_that_is_asked_for(pairs):
 
 
 def test_votes_are_counted_by_meaning(flip):
-    assert answer_key(flip, "The SUN, lake!") == answer_key(flip, "the sun lake") and answer_key(flip, " . ") is None
+    assert answer_key(flip, " The SUN") == answer_key(flip, "the sun") != answer_key(
+        flip, "the -sun"
+    ) and not answer_key(flip, " ")
     sums = load_task(Path("prompts/word_problems.toml"))
     assert answer_key(sums, "12 - 5") == answer_key(sums, "(3.5 * 2)") and answer_key(sums, "many") is None
     assert agrees(sums, {"problem": "x", "equation": "7"}, "12 - 5") and not agrees(sums, {"equation": "7"}, "many")
@@ -85,11 +87,7 @@ class FakeEngine:
         outputs = []
         for prompt, param in zip(sent, params, strict=True):
             one = type("One", (), {"logprobs": [{t: self.LogProb for t in param.logprob_token_ids or []}]})
-            ones = (
-                [type("One", (), {"text": self.texts[i % len(self.texts)]}) for i in range(param.n)]
-                if self.texts
-                else [one]
-            )
+            ones = [type("One", (), {"text": t, "finish_reason": "stop"}) for t in self.texts] or [one]
             many = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": None, "outputs": ones}
             outputs.append(type("Output", (), many))
         return outputs
@@ -106,19 +104,62 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
 @pytest.mark.parametrize(
     "texts, label, probs",
     [
-        (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 2 / 3}),  # what has no value is no vote
+        (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
         (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
-        (["<think>no, 3</think> Equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
+        (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
+        (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
         (["none", "at all", "!"], "", {}),
     ],
 )
-def test_majority_of_answers(texts, label, probs):
+@pytest.mark.parametrize("template", [None, "a chat"])
+def test_majority_of_answers(texts, label, probs, template):
     task = load_task(Path("prompts/word_problems.toml"))
-    tokenizer = type("T", (), {"chat_template": None})
+    tokenizer = type("T", (), {"chat_template": template})
     [answer] = label_records(
         FakeEngine(texts), tokenizer, task, [{"problem": "x"}], [], lambda text: [1], num_samples=3
     )
     assert answer == {"teacher_label": label, "label_probs": pytest.approx(probs)}
+
+
+def test_an_answer_that_is_cut_off_is_none():
+    task, engine = load_task(Path("prompts/word_problems.toml")), FakeEngine(["12 - 5"])
+    whole = engine.generate
+
+    def cut(*args, **how):
+        outputs = whole(*args, **how)
+        outputs[0].outputs[0].finish_reason = "length"
+        return outputs
+
+    engine.generate = cut
+    tokenizer = type("T", (), {"chat_template": None})
+    assert label_records(engine, tokenizer, task, [{"problem": "x"}], [], lambda text: [1]) == [{"teacher_label": ""}]
+
+
+def test_programmes_vote_by_their_optimum():
+    task = load_task(Path("prompts/nl4opt.toml"))
+    a, b = "maximize 3 x - 2 y; x at most 4", "maximize 3 x + 2 y; x + y at most 4"
+    assert answer_key(task, a) == answer_key(task, b) == 12 and answer_key(task, "I do not know") is None
+    assert answer_key(task, b) != answer_key(task, "maximize 3 x + 2 y; x + y at most 5")
+
+
+@pytest.mark.parametrize(
+    "after, end",
+    [("<end_of_turn>\n", "<end_of_turn>"), (" </s>", "</s>"), ("", "</s>"), ("{{ raise_exception('no') }}", "</s>")],
+)
+def test_a_turn_ends_as_the_template_ends_it(after, end):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "</s>": 1, "<end_of_turn>": 2, "red": 3, "green": 4}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="</s>", extra_special_tokens=["<end_of_turn>"]
+    )
+    tokenizer.chat_template = "{% for m in messages %}" + "{{ m['content'] }}" + after + "{% endfor %}"
+    found = label_tokens(replace(TASK, labels={"red": "a", "green": "b"}), tokenizer)
+    assert found == [[3, tokenizer.convert_tokens_to_ids(end)], [4, tokenizer.convert_tokens_to_ids(end)]]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +301,8 @@ def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine, small_teacher):
 @pytest.mark.engine
 def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
     source = [{k: v for k, v in r.items() if k != "label"} for r in read_lines(Path("data/reviews/test.jsonl"))[::40]]
-    source[3]["label"] = "positive"
+    source[3]["label"], source[4]["label"] = "positive", None
+    source[5] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}}  # of another teacher
     write_lines(tmp_path / "in.jsonl", source)
     args = ("--input-file", tmp_path / "in.jsonl", "--output-file")
     monkeypatch.setattr(generate, "chunk_size", lambda *_: 7)
@@ -289,6 +331,11 @@ def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
     assert done.returncode == 1 and "vLLM stopped: the engine is gone; what was made is kept" in done.stderr
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
+    partial = (tmp_path / "cut.jsonl.partial").read_bytes()
+    (tmp_path / "cut.jsonl.partial").write_bytes(partial[:200])
+    done = command(*args, tmp_path / "cut.jsonl")
+    assert done.returncode == 1 and "has lost what was written to it (200 of" in done.stderr
+    (tmp_path / "cut.jsonl.partial").write_bytes(partial)
     done = command(*args, tmp_path / "cut.jsonl")
     assert done.returncode == 0 and "going on after 14 records" in done.stderr
     assert read_lines(tmp_path / "cut.jsonl") == whole

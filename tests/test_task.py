@@ -364,7 +364,7 @@ def test_what_a_thinking_model_says_to_itself_is_left_out(flip):
         "<|eot_id|><|start_header_id|>user", "A fine day [/INST]", "<<SYS>> x", "the end</s>", "You are a helpful assistant.",
         "a review of <C> that I liked",
         "[Insert topic] is warm", "{{review}}", "As an AI, I like melons",
-        "I'm sorry, but I can not",
+        "I'm sorry, but I cannot assist with that.",
         "I cannot fulfill this request", "Sure! Here it comes",
         "Here are three sentences about summer: a",
     ],
@@ -384,6 +384,11 @@ def test_debris(pairs, text):
         "-5 melons",
         "sorry",
         "1. a melon",
+        "I can't create a card here",
+        "I'm sorry but I know",
+        "okay, here it lies",
+        "a text: read it",
+        "a problem: it leaks",
         "- a melon",
     ],
 )
@@ -530,3 +535,36 @@ def test_mutated_label_prompt_is_refused(old, new, told, tmp_path):
 )
 def test_what_follows_a_stop_string_is_cut_off_the_last_field(pairs, completion):
     assert parse_completion(pairs, completion, "Warm") == ({"first": "the beach", "second": "a melon"}, None)
+
+
+@pytest.mark.parametrize(
+    "answer, reason", [("eight", "check_failed"), ("weight", None), ("the weight", None), ("wei", "check_failed")]
+)
+def test_a_span_is_whole_words(answer, reason, tmp_path):
+    task = load(FLIP.replace("[student]", '[parse]\nspan_of = {answer = "text"}\n[student]'), tmp_path)
+    assert parse_completion(task, f"it is the weight of it\nAnswer: {answer}", None)[1] == reason
+
+
+def test_what_the_student_does_not_read_makes_no_other_example():
+    task = load_task(ROOT / "prompts" / "svamp.toml")
+    record = {"body": "Ann has 3.", "question": "How many?", "answer": "7", "equation": "10 - 3"}
+    assert (
+        text_key(task, record)
+        == text_key(task, record | {"answer": "30"})
+        != text_key(task, record | {"body": "Bo has 3."})
+    )
+
+
+@pytest.mark.parametrize("said, told", [("3.33", True), ("3.3", True), ("3.34", False), ("3", False), ("51", False)])
+def test_a_stated_answer_may_be_rounded(said, told):
+    from equations import states_value
+
+    assert states_value(said, "10 / 3") is told
+    assert states_value("\u22127 degrees", "3 - 10") and not states_value("1001", "1000")
+
+
+def test_a_label_prompt_ends_with_start(tmp_path):
+    with pytest.raises(SystemExit, match=r"prompt\.label: must end with \$start"):
+        load(
+            changed(LABELLED, "$shots\n\n$start'''\nlabel_example", "$shots\n\n$start now'''\nlabel_example"), tmp_path
+        )

@@ -141,8 +141,6 @@ def test_prompts_that_ask_for_an_example(path, split):
 @every_task
 def test_prompt_that_asks_for_the_answer(path):
     task, examples = seeds(path)
-    if path.stem in ("reviews", "word_problems"):
-        pytest.skip("no [prompt] label: the embedded teachers were not trained on such a prompt")
     *shots, record = examples
     user = render_label_prompt(task, record, shots)
     assert all(f"{name}: {definition}" in user for name, definition in task.labels.items())
