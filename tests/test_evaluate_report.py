@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from conftest import call, pair, read_lines, write_lines
+from conftest import call, flipped, pair, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -328,3 +328,21 @@ def test_files_that_were_broken_by_hand(content, run_folder):
     done = call("report.py", run_folder)
     path = run_folder / "iter-00" / "metrics.json"
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: {path}: ")
+
+
+def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, tmp_path):
+    text = (home / "flip.toml").read_text().replace('target = "$answer"', 'target = "it is: $answer"')
+    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
+    rows = [flipped(n) for n in range(4)]
+    said = [rows[0]["answer"], rows[1]["answer"].upper(), "nothing", ""]
+    write_lines(
+        tmp_path / "test.jsonl", [row | {"teacher_label": answer} for row, answer in zip(rows, said, strict=True)]
+    )
+    done = call(
+        "evaluate.py", "--task-file", tmp_path / "flip.toml", "--prediction-field", "teacher_label", "--test-file",
+        tmp_path / "test.jsonl", "--output-dir", tmp_path / "teacher",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "teacher" / "predictions.jsonl")
+    assert [r["correct"] for r in records] == [True, True, False, False]
+    assert records[0]["prediction"] == f"it is: {rows[0]['answer']}" and records[3]["prediction"] == ""
