@@ -627,11 +627,10 @@ def main(
     for path in jobs:
         if path.exists() and not overwrite:
             fail(f"{path}: is there already; replace it with --overwrite, or give another --output-dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--output-dir {folder}: cannot be made: {error.strerror}; choose another folder")
+    if not (there := next(p for p in (folder, *folder.absolute().parents) if p.exists())).is_dir():
+        fail(f"--output-dir {folder}: {there} is a file; choose another folder")
     made = {path: prepare(task, sources, name, path.stem, limit) for path, name in jobs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     for path, records in made.items():
         with beside(path, ".partial").open("w", encoding="utf-8") as file:
             write_records(file, records)

@@ -317,7 +317,7 @@ def constraint(kind: str, operator: str = "LESS_OR_EQUAL", **more: object) -> di
         (constraint("xy", x_var="rye", y_var="plain loaves"), "rye at most plain loaves"),
         (constraint("xby", "GREATER_OR_EQUAL", x_var="rye", param="twice", y_var="plain loaves"),
          "rye at least 2 plain loaves"),
-        (constraint("xby", "EQUAL", x_var="rye", param="third", y_var="plain loaves"), "3 rye = plain loaves"),
+        (constraint("xby", "EQUAL", x_var="rye", param="third", y_var="plain loaves"), "3 rye equals plain loaves"),
     ],
 )  # fmt: skip
 def test_nl4opt_constraints(declaration, clause):
