@@ -173,7 +173,7 @@ def main(
         if name and rows:
             fail(f"{names}: {rows[0]['id']} has no field {name!r} ({option}); found {', '.join(rows[0])}")
     by_label = bool(task.labels) and group_by == "label"  # which is measured anyhow
-    if by_label and task.answer_field != "label":
+    if group_by == "label" and not (by_label and task.answer_field == "label"):
         fail(
             f"--group-by label: by_label holds the labels ({task.answer_field}) themselves; rename the field {group_by!r}"
         )

@@ -154,7 +154,7 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
         count = min(options["num_fewshot"], len(pools["seed"]))
         order = sorted(rng.sample(range(len(pools["seed"])), count))
         wanted = names[attempt % len(names)]
-        own = [i for i, seed_example in enumerate(pools["seed"]) if seed_example[task.answer_field] == wanted]
+        own = [i for i, seed_example in enumerate(pools["seed"]) if seed_example.get(task.answer_field) == wanted]
         if len(names) > count and own:  # many labels, few shots: the last one is of the label that is asked for
             last = rng.choice(own)
             order = [*[i for i in order if i != last][: count - 1], last]

@@ -60,7 +60,7 @@ def measured(folder: Path) -> dict:
         name, found = metrics["metric"], metrics["overall"][metrics["metric"]]
         row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
         for key, groups in metrics.items():
-            if key.startswith("by_") and (key != "by_label" or "confusion" not in metrics):
+            if key.startswith("by_") and key != "by_label":
                 row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
         return row
     except (AttributeError, KeyError, TypeError):

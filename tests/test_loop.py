@@ -115,5 +115,7 @@ def test_any_task_file_will_do_and_the_knobs_reach_the_stages(tmp_path):
     assert done.returncode == 0, done.stderr
     ran = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("+ ")]
     stages = ["generate.py", "train_student.py", "score_ood.py", "evaluate.py"]
-    assert ran == ["evaluate.py", *stages, *stages, "train_student.py", "evaluate.py", "evaluate.py", "report.py"]
+    first = ["evaluate.py", "generate.py", "evaluate.py"]  # the untrained student, the teacher
+    assert ran == [*first, *stages, *stages, "train_student.py", "evaluate.py", "evaluate.py", "report.py"]
+    assert "--prediction-field teacher_label" in done.stdout
     assert "--energy-temperature 2" in done.stdout and "--group-by" not in done.stdout
