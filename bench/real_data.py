@@ -1,12 +1,13 @@
 """Real data: the stages against plain transformers code, LLM-written training sets with and without filters, OOD detection.
 
     OMP_NUM_THREADS=2 .venv/bin/python -m bench.real_data --datasets ../shared/datasets --model path/to/minilm
-    ... --only C                      # one part (A, B, C), or the data whose name holds this
+    ... --only C                      # one part (A, B, C, F), or the data whose name holds this
     ... --only table                  # no run: the tables from the lines that are there
 
 Part A: human training data -> human test data, by train_student.py and by twenty lines of plain transformers code on the same
 rows with the same settings. Part B: LLM-written training sets -> human test data, equal rows, before and after the filters of
-the toolkit. Part C: the CLINC150 student of part A, dev against out-of-scope queries, every score.
+the toolkit; part F, which trains nothing, counts what the filters find in each whole file. Part C: the CLINC150 student of
+part A, dev against out-of-scope queries, every score.
 
 The student is the encoder of bench/requirements.txt (BERT architecture, 22 million parameters), so that two cores do for all
 of it. A run is one line of bench/results/real_data.jsonl; finished runs are skipped, so a killed command is simply run again.
@@ -251,7 +252,11 @@ def by_plain_code(task: Task, model: str, train: list[dict], test: list[dict], o
 
 def plan() -> list[dict]:
     """All runs, what tells most first; `part`, `data`, `how` and `seed` are a run's key."""
-    runs = []
+    runs = [
+        {"part": "F", "data": name, "how": one, "seed": 0}
+        for name, (human, *_, sets) in WRITTEN.items()
+        for one in [human, *sets]
+    ]
     for seed in range(3):
         for name, (*_, seeds, _) in HUMAN.items():
             ways = ("stages", "plain") if seed < seeds else ()
@@ -275,6 +280,10 @@ def key_of(line: dict) -> tuple:
 def do(run: dict, datasets: Path, model: str) -> dict:
     """The numbers of one run."""
     task, seed = prepare_task(run["data"], datasets), run["seed"]
+    if run["part"] == "F":
+        rows = read_rows(datasets, run["how"])
+        kept, found = filter_rows(rows, task)
+        return {"found": found, "of": len(rows), "kept": len(kept)}
     if run["part"] == "B":
         return do_written(run, task, datasets, model)
     train_file, test_file, rows, test_rows, _, settings = HUMAN[run["data"]]
@@ -395,12 +404,12 @@ def tables(lines: list[dict]) -> str:
     ]
     for data, (human, *_, sets) in WRITTEN.items():
         for name in [human, *sets]:
-            if not (group := by.get(("B", data, name))):
+            if not (group := by.get(("F", data, name))):
                 continue
-            line = group[0]
+            line, size = group[0], by.get(("B", data, name), [{}])[0].get("rows", "-")
             found = " | ".join(f"{line['found'][filter_name]:,}" for filter_name in FILTERS)
             out.append(
-                f"| {data} | {name} | {line['rows']:,} | {line['of']:,} | {found} | {cell(accuracies('B', data, name))} "
+                f"| {data} | {name} | {size} | {line['of']:,} | {found} | {cell(accuracies('B', data, name))} "
                 f"| {cell(accuracies('B', data, name + ' filtered'))} |"
             )
     out += ["", "## C. Detection of out-of-scope queries (CLINC150)", ""]
@@ -429,7 +438,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     datasets: Annotated[Path, typer.Option(help="Folder with <set>/<split>.jsonl.gz.")],
     model: Annotated[str, typer.Option(help="Encoder to fine-tune: a folder, or a name on the hub.")],
-    only: Annotated[str, typer.Option(help="A part (A, B, C), a data set, or table: no run.")] = "",
+    only: Annotated[str, typer.Option(help="A part (A, B, C, F), a data set, or table: no run.")] = "",
 ) -> None:
     """Run what has no line yet, then print the tables."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
