@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from labelling import agrees
 from records import (
     beside,
     expand,
@@ -42,7 +43,7 @@ from records import (
     take_shard,
     write_records,
 )
-from task import Task, is_correct, load_task
+from task import Task, is_correct, load_task, overlap, text_key
 from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,12 +51,13 @@ from train_student import encode, family_of, load_student, positions_of, target_
 
 
 def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, Any]:
-    """Scores at single positions, in float32 whatever the model's dtype: logits (n, K), labels (n,) -> each (n,).
+    """Scores at single positions, in float32 whatever the model's dtype: logits (n, K >= 2), labels (n,) -> each (n,).
 
     energy   -T * logsumexp(z / T)          Liu et al. 2020
     nll      -log p_label, in nats
     msp      1 - max_k p_k                  Hendrycks & Gimpel 2017, as uncertainty
     entropy  -sum_k p_k log p_k, in nats
+    margin   1 - (p_1 - p_2), of the two likeliest
     hit      the likeliest class or token is the label (bool)
     T scales the energy alone; the probabilities are those of T = 1.
     """
@@ -63,11 +65,13 @@ def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, A
 
     z = logits.float()
     log_p = z.log_softmax(-1)
+    first, second = log_p.topk(2).values.unbind(-1)
     return {
         "energy": -temperature * torch.logsumexp(z / temperature, -1),
         "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
-        "msp": -torch.expm1(log_p.max(-1).values),  # 1 - p loses all digits where p is near 1
+        "msp": -torch.expm1(first),  # 1 - p loses all digits where p is near 1
         "entropy": -(log_p.exp() * log_p).sum(-1),
+        "margin": second.exp() - torch.expm1(first),
         "hit": z.argmax(-1) == labels,
     }
 
@@ -89,7 +93,7 @@ def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
 def check_score(score: str, model: str, task: Task) -> None:
     """Ends the stage where a student of this kind has no such score, before its weights are read."""
     _, family = family_of(model, task)
-    if family == "encoder" and score.startswith("energy_"):
+    if family == "encoder" and score in ("energy_sum", "energy_first", "energy_padded"):
         fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
     if family == "decoder" and score == "energy_padded":
         fail(
@@ -100,6 +104,7 @@ def check_score(score: str, model: str, task: Task) -> None:
 def score_examples(
     examples: list[dict], task: Task, model: str, batch_size: int = 64, energy_temperature: float = 1.0,
     padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "float32",
+    base_model: str | None = None, train_examples: list[dict] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Score examples with a student; one dict of scores an example, in input order.
 
@@ -108,6 +113,44 @@ def score_examples(
     `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
     metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
     only the other examples are decoded.
+
+    error          1 = not correct, else 0 (S3, Wang et al. 2023)
+    hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
+    energy_delta   energy minus that of base_model, the untouched student; its new classification head is drawn with seed
+    embedding      1 - the largest cosine between the example's representation and one of train_examples; the
+                   representation: mean of the last hidden states over what the student reads (Liu et al. 2024)
+    """
+    import torch
+
+    how = {
+        "batch_size": batch_size, "energy_temperature": energy_temperature, "padded": padded,
+        "max_source_length": max_source_length, "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    results, points = score_pass(examples, task, model, embed=bool(train_examples), **how)
+    for result in results:
+        wrong = float(not result["correct"])
+        result |= {"error": wrong, "hard_negative": float(f"{wrong * (1 - result['msp']):.9g}")}
+    if base_model:
+        base, _ = score_pass(examples, task, base_model, predict=False, **how)
+        for result, other in zip(results, base, strict=True):
+            result["energy_delta"] = float(f"{result['energy'] - other['energy']:.9g}")
+    if train_examples:
+        _, known = score_pass(train_examples, task, model, embed=True, predict=False, **how)
+        known = torch.nn.functional.normalize(known, dim=-1)
+        for begin in range(0, len(points), 1024):
+            part = torch.nn.functional.normalize(points[begin : begin + 1024], dim=-1)
+            for i, nearest in enumerate((part @ known.T).max(-1).values.tolist(), start=begin):
+                results[i]["embedding"] = float(f"{1 - nearest:.9g}")
+    return results
+
+
+def score_pass(
+    examples: list[dict], task: Task, model: str, batch_size: int, energy_temperature: float, padded: bool,
+    max_source_length: int, max_target_length: int, seed: int, dtype: str, embed: bool = False, predict: bool = True,
+) -> tuple[list[dict], Any]:  # fmt: skip
+    """One pass of a student over the examples: (what score_examples says it gives from it, representations or None).
+
+    embed: representations (n, d) in float32, on the CPU. predict: without it `prediction` and `correct` mean nothing.
     """
     import torch
     from tqdm import tqdm
@@ -115,13 +158,17 @@ def score_examples(
 
     if padded:
         check_score("energy_padded", model, task)
-    network, tokenizer, family = load_student(model, task)
+    network, tokenizer, family = load_student(model, task, seed)
     decoder = family == "decoder"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device, getattr(torch, dtype))
     positions = positions_of(network, family)
     features = encode(examples, tokenizer, family, task, max_source_length, max_target_length, positions)
     results: list[dict] = [{} for _ in examples]
+    points: Any = None
+    below_head: list[Any] = []  # an encoder's last hidden states (B, S, d), which its outputs do not have
+    if embed and family == "encoder":
+        network.base_model.register_forward_hook(lambda module, given, out: below_head.append(out[0]))
     # Longest first: little padding, and the batch that needs most memory comes first
     sizes = [len(f["input_ids"]) + (len(f["labels"]) if decoder else 0) for f in features]
     order = sorted(range(len(examples)), key=lambda i: -sizes[i])
@@ -150,6 +197,7 @@ def score_examples(
                 labels = torch.tensor([f["labels"] for f in batch], device=device)
                 logits = network(**inputs).logits
                 columns = position_scores(logits, labels, energy_temperature)
+                reading, read = below_head.pop() if embed else None, inputs["attention_mask"].bool()
                 correct = columns.pop("hit")
                 predictions = [targets_of(task)[k] for k in logits.argmax(-1).tolist()]
             else:
@@ -164,9 +212,12 @@ def score_examples(
                     last = torch.tensor([[len(f["input_ids"]) - 1] for f in batch], device=device)
                     place = (last + torch.arange(labels.shape[1], device=device)).clamp(max=outputs.logits.shape[1] - 1)
                     states = outputs.logits[torch.arange(len(batch), device=device)[:, None], place]  # (B, T, d)
+                    # The prompt alone, without the target behind it
+                    reading, read = outputs.logits, torch.arange(outputs.logits.shape[1], device=device) <= last
                 else:
                     outputs = network(**inputs, decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels))
                     states = outputs.logits  # (B, T, d): T5's scaling is in it
+                    reading, read = outputs.encoder_last_hidden_state, inputs["attention_mask"].bool()
                 network.lm_head = head
                 hidden, targets = states[scored], labels[scored]  # (n, d), (n,)
                 rows = max(1, 2**25 // head.out_features)  # 128 MiB of float32 logits
@@ -190,7 +241,7 @@ def score_examples(
                 columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
                 predictions = [examples[i]["target"] for i in chosen]
                 wrong = (~correct).nonzero().flatten()
-                if len(wrong):
+                if len(wrong) and predict:
                     if decoder:
                         prompts = [batch[row]["input_ids"] for row in wrong.tolist()]
                         begun = {
@@ -209,17 +260,21 @@ def score_examples(
                         wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
                     ):
                         predictions[row] = text
+            if embed:
+                means = (reading.float() * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # (B, d)
+                points = torch.empty(len(examples), means.shape[1]) if points is None else points
+                points[torch.tensor(chosen)] = means.cpu()
             for row, i in enumerate(chosen):
                 prediction = predictions[row].strip()  # capitals stay where a metric may count them, as chrF does
                 results[i] = {
                     "prediction": prediction.lower() if task.labels else prediction,
-                    "correct": is_correct(task, prediction, examples[i]),
+                    "correct": predict and is_correct(task, prediction, examples[i]),
                     **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
                     "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
                 }
             bar.update(len(chosen))
     bar.close()
-    return results
+    return results, points
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,7 +282,7 @@ def score_examples(
 
 
 def score_far(examples: list[dict], task: Task, model: str, **how: Any) -> list[dict]:
-    """As score_examples, for examples that may have no label of the task: `nll` and `correct` are then left out.
+    """As score_examples, for examples that may have no label of the task: what needs it is then left out.
 
     Only an encoder's other scores are free of the label; the energy of a generative student is that of a target.
     """
@@ -237,7 +292,7 @@ def score_far(examples: list[dict], task: Task, model: str, **how: Any) -> list[
     asked = [e if has else e | assumed for e, has in zip(examples, known, strict=True)]
     scores = score_examples(asked, task, model, **how)
     return [
-        s if has else {k: v for k, v in s.items() if k not in ("nll", "correct")}
+        s if has else {k: v for k, v in s.items() if k not in ("nll", "correct", "error", "hard_negative")}
         for s, has in zip(scores, known, strict=True)
     ]
 
@@ -284,14 +339,29 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
 # Selection
 
 
-def select_feedback(records: list[dict], task: Task, score: str, low: float, high: float) -> list[dict]:
+def select_feedback(
+    records: list[dict], task: Task, score: str, low: float, high: float,
+    confirmed: bool = False, max_overlap: float = 1.0, counts: dict | None = None,
+) -> list[dict]:  # fmt: skip
     """The records whose score lies in the quantile band [low, high) of their own label, most OOD first.
 
     n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are kept, each with
     `score` and `rank` (1 = the highest score of its label). Fewer than 10 examples of a label, or a score that is not a
-    number, end the stage: ranks of a handful mean nothing.
+    number, end the stage: ranks of a handful mean nothing. Of error and hard_negative the band is one of the wrong
+    examples, of which there may be none. confirmed: of those only whose answer the teacher's own agrees with.
+    max_overlap: from the most OOD down, an example is left out whose text overlaps more than this (ROUGE-L F1) with a
+    selected one's. counts gets what both took: unconfirmed, near_duplicates.
     """
     groups = {label: [] for label in task.labels or [None]}
+    counts = {} if counts is None else counts
+    if confirmed:
+        for record in records:
+            if not isinstance(record.get("teacher_label"), str):
+                fail(
+                    f"--confirmed: {record['id']} has no teacher_label; run generate.py label on the file, or sample --verify"
+                )
+        agreed = [r for r in records if agrees(task, r, r["teacher_label"])]
+        counts["unconfirmed"], records = len(records) - len(agreed), agreed
     for record in records:
         if score not in record:
             fail(f"--score {score}: {record['id']} has none; score it with --model, or choose another")
@@ -304,18 +374,32 @@ def select_feedback(records: list[dict], task: Task, score: str, low: float, hig
     for label, group in groups.items():
         n = len(group)
         if n < 10:
+            kind = "confirmed examples" if confirmed else "examples"
             fail(
-                f"--input-file: only {n} examples of the label {label!r}, a band needs 10 or more; raise --num-validation"
+                f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; raise --num-validation"
             )
+        if score in ("error", "hard_negative"):
+            group = [r for r in group if r[score] > 0]
+            n = len(group)
         group.sort(key=lambda r: (r[score], r["id"]))
         for place in range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9)):
             selected.append(group[place] | {"score": group[place][score], "rank": n - place})
-    if not selected:
+    if not selected and score not in ("error", "hard_negative"):
         fail(f"--low {low} --high {high}: holds none of {len(records):,} examples; make the band wider")
-    return sorted(selected, key=lambda r: (r["rank"], r["id"]))
+    selected.sort(key=lambda r: (r["rank"], r["id"]))
+    if max_overlap < 1:
+        apart: list[dict] = []
+        for record in selected:
+            text = text_key(task, record)
+            if all(overlap(text, text_key(task, other)) <= max_overlap for other in apart):
+                apart.append(record)
+        counts["near_duplicates"], selected = len(selected) - len(apart), apart
+    return selected
 
 
-Score = StrEnum("Score", ["energy", "energy_sum", "energy_first", "energy_padded", "nll", "msp", "entropy", "random"])
+ENERGIES = ["energy", "energy_sum", "energy_first", "energy_padded", "energy_delta"]
+OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "error", "hard_negative", "random"]
+Score = StrEnum("Score", [*ENERGIES, *OTHERS])
 SCORED = {*Score, "prediction", "correct"}  # what this stage adds to a record
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,12 +433,25 @@ def main(
             "scores beside the output, as scored.ood.jsonl. Repeat, or a glob in quotes."
         ),
     ] = None,
+    base_model: Annotated[
+        str | None, files(help="Untrained student, for energy_delta: what --model was fine-tuned from.")
+    ] = None,
+    train_file: Annotated[
+        list[Path] | None, files(help="What --model was trained on, for embedding; repeat, or a glob in quotes.")
+    ] = None,
     shard: Annotated[
         str | None, files(metavar="I/N", help="Score every N-th example: scored-0000I-of-0000N.jsonl.")
     ] = None,
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
+    confirmed: Annotated[
+        bool,
+        selection(help="Only examples whose teacher_label agrees with their answer (generate.py label, --verify)."),
+    ] = False,
+    max_overlap: Annotated[
+        float, selection(min=0, max=1, help="Leave out what overlaps more than this with a selected one (ROUGE-L F1).")
+    ] = 1.0,
     energy_temperature: Annotated[
         float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
     ] = 1.0,
@@ -374,6 +471,11 @@ def main(
     if part and (feedback_file or not model):
         problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
         raise typer.BadParameter(problem, param_hint="--shard")
+    for name, given, needs in (("base_model", base_model, "energy_delta"), ("train_file", train_file, "embedding")):
+        if given and not model:
+            raise typer.BadParameter("is for scoring: give the --model too", param_hint=f"--{name.replace('_', '-')}")
+        if model and score == needs and not given:
+            raise typer.BadParameter(f"{score} needs --{name.replace('_', '-')}", param_hint="--score")
     if ood_file and (part or not model):
         problem = "is scored whole, with the student: give --model and no --shard"
         raise typer.BadParameter(problem, param_hint="--ood-file")
@@ -384,13 +486,15 @@ def main(
     if ood_file:
         ood_file = expand("--ood-file", ood_file)
         far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
+    train_file = expand("--train-file", train_file or [])
+    train_examples = read_examples(train_file, task) if train_file else None
     for e in [] if model else examples:
         if type(e.get(score)) not in (int, float) or type(e.get("correct")) is not bool:
             fail(f"--input-file: {e['id']} has no {score} or no 'correct'; give the --model to score it with")
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
-        selected = select_feedback([e | {score: 0.0} for e in examples], task, score, low, high)
+        selected = select_feedback([e | {score: 1.0} for e in examples], task, score, low, high, confirmed)
     if dry_run:
         names = ", ".join(map(str, input_file))
         print(
@@ -398,10 +502,17 @@ def main(
             + (f" with {model}" if model else "")
             + (f", and {len(far):,} OOD examples of {', '.join(map(str, ood_file))}" if far else "")
         )
-        print(f"would select {len(selected):,} by {score} in [{low}, {high})" if feedback_file else "would select none")
+        most = "at most " if max_overlap < 1 or score in ("error", "hard_negative") else ""
+        print(
+            f"would select {most}{len(selected):,} by {score} in [{low}, {high})"
+            if feedback_file
+            else "would select none"
+        )
         return
-    if model and score.startswith("energy_"):
+    if model:
         check_score(score, model, task)
+    if base_model:
+        family_of(base_model, task)
     if far and not all(knows_answer(e, task) for e in far) and family_of(model, task)[1] != "encoder":
         first = next(e["id"] for e in far if not knows_answer(e, task))
         fail(
@@ -415,9 +526,13 @@ def main(
     what = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)} | (
         {"shard": shard} if part else {}
     )
+    what |= ({"confirmed": True} if confirmed else {}) | ({"max_overlap": max_overlap} if max_overlap < 1 else {})
     run = start_run(
         "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
-        {"task_file": task_file, "model": model, "input_file": input_file, "ood_file": ood_file or None},
+        {
+            "task_file": task_file, "model": model, "input_file": input_file, "ood_file": ood_file or None,
+            "base_model": base_model, "train_file": train_file or None,
+        },
         also=([feedback_file] if feedback_file else []) + ([far_path] if far else []), overwrite=overwrite,
     )  # fmt: skip
     if run is None:
@@ -425,6 +540,7 @@ def main(
 
     began = time.perf_counter()
     how |= {"batch_size": per_device_eval_batch_size, "padded": score == Score.energy_padded}
+    how |= {"base_model": base_model, "train_examples": train_examples}
     if model:
         scores = score_examples(examples, task, model, **how)
     else:
@@ -444,8 +560,10 @@ def main(
         write_records(file, records)
     counts |= {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
     if feedback_file:
-        selected = select_feedback(records, task, score, low, high)
+        selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts)
         counts["selected"] = len(selected)
+        if not selected:
+            say(f"{feedback_file}: no example is wrong: nothing to feed back")
         head = [*shown, "score", "rank"]
         with beside(feedback_file, ".partial").open("w", encoding="utf-8") as file:
             write_records(

@@ -36,7 +36,8 @@ SPECIAL = {
 }
 
 # A grammar is a module with WEIGHTS, the topics of the task with their frequency, make_example(rng, topic, plain), which
-# draws a record of the task (plain: of the simplest kind), and TEACHER_STEPS.
+# draws a record of the task (plain: of the simplest kind), corrupt(example), the same with a wrong answer, and
+# TEACHER_STEPS.
 
 # How the teacher is taught, found by the share of reviews that say what was asked: with one label in sight and neither
 # negation nor contrast at first it learns in seconds what a label is for; without, often not within two minutes.
@@ -50,7 +51,13 @@ PEAK = 5e-3  # learning rate
 # Text
 
 
-def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: float) -> str:
+def make_noisy(rng: random.Random, grammar: ModuleType, topic: str, noise: float) -> dict[str, str]:
+    """An example of the topic, with probability `noise` under a wrong answer."""
+    example = grammar.make_example(rng, topic)
+    return grammar.corrupt(example) if noise and rng.random() < noise else example
+
+
+def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: float, noise: float = 0.0) -> str:
     """A prompt of the training kind (3 of 4) or of the validation kind, with the example that answers it.
 
     Training: a chain of topics that stay with probability `burst` and else jump by Zipf's law; the answer is the next
@@ -63,7 +70,7 @@ def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: fl
     else:
         shown = [begin, rng.choice(list(grammar.WEIGHTS))]
         split, topics = "validation", [*shown, draw_topic(rng, grammar.WEIGHTS, shown)]
-    *shots, answer = (grammar.make_example(rng, topic) for topic in topics)
+    *shots, answer = (make_noisy(rng, grammar, topic, noise) for topic in topics)
     label = answer[task.answer_field] if task.labels else None
     system, user = render_prompt(task, split, shots, label)
     start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
@@ -71,9 +78,10 @@ def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: fl
     return f"{system}\n\n{user}{rest}{EOS}"
 
 
-def make_single(rng: random.Random, task: Task, grammar: ModuleType, plain: bool) -> str:
-    """One example alone, of any topic."""
-    example = grammar.make_example(rng, rng.choice(list(grammar.WEIGHTS)), plain)
+def make_single(rng: random.Random, task: Task, grammar: ModuleType, plain: bool, noise: float = 0.0) -> str:
+    """One example alone, of any topic; a plain one, by which the teacher finds out what an answer is, has no noise."""
+    topic = rng.choice(list(grammar.WEIGHTS))
+    example = grammar.make_example(rng, topic, True) if plain else make_noisy(rng, grammar, topic, noise)
     return string.Template(task.prompt["example"]).substitute(example) + EOS
 
 
@@ -110,7 +118,9 @@ def train_tokenizer(texts: list[str], family: str, prefix_space: bool = False) -
 # Models
 
 
-def build_teacher(folder: Path, task: Task, grammar: ModuleType, seed: int, burst: float, steps: int) -> dict:
+def build_teacher(
+    folder: Path, task: Task, grammar: ModuleType, seed: int, burst: float, steps: int, noise: float = 0.0
+) -> dict:
     """Train a small Llama from scratch on rendered documents; returns counts for the run record."""
     import torch
     from tqdm import tqdm
@@ -132,9 +142,9 @@ def build_teacher(folder: Path, task: Task, grammar: ModuleType, seed: int, burs
     for step in (bar := tqdm(range(steps), desc="teacher", unit="step")):
         if not groups:  # eight batches at a time, so that texts of one length can share a batch
             if step < SINGLES * steps:
-                size, texts = 60, [make_single(rng, task, grammar, step < PLAIN * steps) for _ in range(8 * 60)]
+                size, texts = 60, [make_single(rng, task, grammar, step < PLAIN * steps, noise) for _ in range(8 * 60)]
             else:
-                size, texts = 6, [make_document(rng, task, grammar, burst) for _ in range(8 * 6)]
+                size, texts = 6, [make_document(rng, task, grammar, burst, noise) for _ in range(8 * 6)]
             texts.sort(key=len)
             groups = [texts[i : i + size] for i in range(0, len(texts), size)]
             rng.shuffle(groups)
@@ -215,6 +225,9 @@ def main(
     burst: Annotated[
         float, typer.Option(min=0, max=1, help="How often a topic stays (0 = no in-context topic).")
     ] = 0.75,
+    label_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of wrong answers in what the teacher learns from.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of weights and text.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Build anew what is there already.")] = False,
 ) -> None:
@@ -228,11 +241,12 @@ def main(
     inputs["how topics are drawn"] = HERE / "zipf.py"
     for name in names:
         options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
+        options |= {"label_noise": label_noise} if name == "teacher" and label_noise else {}
         run = start_run(f"build_models.py {task_name} {name}", output_dir / name, options, inputs, overwrite=overwrite)
         if run is None:
             continue
         if name == "teacher":
-            counts = build_teacher(run.partial, task, grammar, seed, burst, steps)
+            counts = build_teacher(run.partial, task, grammar, seed, burst, steps, label_noise)
         else:
             counts = build_student(run.partial, name, task, grammar, seed)
         finish_run(run, counts)

@@ -327,6 +327,11 @@ def make_example(rng: random.Random, topic: str, plain: bool = False) -> dict[st
     return {"review": make_review(rng, topic, label, plain), "label": label}
 
 
+def corrupt(example: dict[str, str]) -> dict[str, str]:
+    """The same review under the other label."""
+    return example | {"label": OTHER[example["label"]]}
+
+
 def group_of(topic: str) -> str:
     """ "head" for the six most frequent topics, else "tail"."""
     return "head" if topic in HEAD else "tail"

@@ -228,6 +228,13 @@ def make_example(rng: random.Random, setting: str, plain: bool = False) -> dict[
     return make_problem(rng, setting, draw_topic(rng, OPERATION_WEIGHTS))
 
 
+def corrupt(example: dict[str, str]) -> dict[str, str]:
+    """The same problem with an equation whose last step does the opposite."""
+    *before, sign, number = example["equation"].split(" ")
+    opposite = {"+": "-", "-": "+", "*": "/", "/": "*"}[sign]
+    return example | {"equation": " ".join([*before, opposite, number])}
+
+
 def equation_of(numbers: list, signs: str) -> str:
     """`12 - 5`, `( 12 - 5 ) * 3`: the steps in their order, whatever binds more tightly."""
     equation = str(numbers[0])

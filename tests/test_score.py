@@ -27,7 +27,11 @@ from score_ood import detection, position_scores, reduce_positions, score_exampl
 # p = e^-2, e^-1, 1, each / 1.5032147244 = 0.0900305732, 0.2447284711, 0.6652409558
 # nll of class 2 = 3.4076059645 - 3; of class 0 = 3.4076059645 - 1
 # entropy = sum p * nll = 0.0900305732 * 2.4076059645 + 0.2447284711 * 1.4076059645 + 0.6652409558 * 0.4076059645
-HAND = {"nll": (0.4076059645, 2.4076059645), "msp": 0.3347590442, "entropy": 0.8323950, "hit": (True, False)}
+# margin = 1 - (0.6652409558 - 0.2447284711)
+HAND = {
+    "nll": (0.4076059645, 2.4076059645), "msp": 0.3347590442, "entropy": 0.8323950, "margin": 0.5794875153,
+    "hit": (True, False),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature, energy", [(1.0, -3.4076059645), (2.0, -4.3605394)])
@@ -40,12 +44,13 @@ def test_position_scores_by_hand(temperature, energy):
     assert found["nll"].tolist() == pytest.approx(HAND["nll"], abs=1e-5)  # T scales the energy alone
     assert found["msp"].tolist() == pytest.approx([HAND["msp"]] * 2, abs=1e-5)
     assert found["entropy"].tolist() == pytest.approx([HAND["entropy"]] * 2, abs=1e-5)
+    assert found["margin"].tolist() == pytest.approx([HAND["margin"]] * 2, abs=1e-5)
     assert found["hit"].tolist() == list(HAND["hit"])
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    rows=st.integers(1, 5).flatmap(
+    rows=st.integers(2, 5).flatmap(
         lambda k: st.lists(st.lists(st.floats(-30, 30, width=32), min_size=k, max_size=k), min_size=1, max_size=4)
     ),
     temperature=st.sampled_from([0.5, 1.0, 3.0]),
@@ -63,6 +68,7 @@ def test_position_scores_are_those_of_float64(rows, temperature, data):
         p = [math.exp(z - log_sum) for z in row]
         entropy = -math.fsum(q * (z - log_sum) for q, z in zip(p, row, strict=True))
         expected = {"energy": energy, "nll": log_sum - row[label], "msp": 1 - max(p), "entropy": entropy}
+        expected["margin"] = 1 - (max(p) - sorted(p)[-2])
         for name, value in expected.items():
             assert float(found[name][i]) == pytest.approx(value, abs=1e-5), name
 
@@ -104,17 +110,26 @@ def log_sum_exp(row: list[float]) -> float:
 
 def plain_scores(logits: list[list[float]], labels: list[int], temperature: float) -> dict[str, float]:
     """Means over the positions given, from the definitions."""
-    n, energies, nlls, msps, entropies = len(labels), [], [], [], []
+    n, energies, nlls, msps, entropies, margins = len(labels), [], [], [], [], []
     for row, label in zip(logits, labels, strict=True):
         total = log_sum_exp(row)
         p = [math.exp(z - total) for z in row]
         energies.append(-temperature * log_sum_exp([z / temperature for z in row]))
         nlls.append(total - row[label])
         msps.append(1 - max(p))
+        margins.append(1 - max(p) + sorted(p)[-2])
         entropies.append(-math.fsum(q * (z - total) for q, z in zip(p, row, strict=True)))
     return {
         "energy": sum(energies) / n, "energy_sum": sum(energies), "energy_first": energies[0], "nll": sum(nlls) / n,
-        "msp": sum(msps) / n, "entropy": sum(entropies) / n,
+        "msp": sum(msps) / n, "entropy": sum(entropies) / n, "margin": sum(margins) / n,
+    }  # fmt: skip
+
+
+def with_correctness(scores: dict, prediction: str, correct: bool) -> dict:
+    """The scores that need to know whether the prediction is right: wrong or not, and how sure of it where wrong."""
+    hard = 0.0 if correct else 1 - scores["msp"]
+    return scores | {
+        "prediction": prediction, "correct": correct, "error": float(not correct), "hard_negative": hard,
     }  # fmt: skip
 
 
@@ -136,7 +151,7 @@ def seq2seq_by_itself(folder, example, temperature=1.0, positions=None) -> dict:
     if positions is not None:
         scores["energy_padded"] = plain_scores(logits, asked, temperature)["energy"]
     prediction = tokenizer.decode(written, skip_special_tokens=True).strip().lower()
-    return scores | {"prediction": prediction, "correct": prediction == example["target"].strip().lower()}
+    return with_correctness(scores, prediction, prediction == example["target"].strip().lower())
 
 
 @functools.cache
@@ -164,7 +179,7 @@ def decoder_by_itself(folder, example, length=None) -> dict:
         )[0, len(prompt) :]  # fmt: skip
     prediction = tokenizer.decode(written, skip_special_tokens=True).strip().lower()
     scores = plain_scores(logits[len(prompt) - 1 : -1].tolist(), target, 1.0)
-    return scores | {"prediction": prediction, "correct": prediction == example["target"].strip().lower()}
+    return with_correctness(scores, prediction, prediction == example["target"].strip().lower())
 
 
 def encoder_by_itself(folder, example, task) -> dict:
@@ -177,9 +192,9 @@ def encoder_by_itself(folder, example, task) -> dict:
     with torch.inference_mode():
         logits = model(**source).logits[0].double().tolist()
     scores = plain_scores([logits], [names.index(example["label"])], 1.0)
-    scores = {name: scores[name] for name in ("energy", "nll", "msp", "entropy")}
+    scores = {name: scores[name] for name in ("energy", "nll", "msp", "entropy", "margin")}
     prediction = names[logits.index(max(logits))].lower()
-    return scores | {"prediction": prediction, "correct": prediction == example["target"].lower()}
+    return with_correctness(scores, prediction, prediction == example["target"].lower())
 
 
 def assert_same(found: list[dict], expected: list[dict], tolerance: float = 1e-4) -> None:
@@ -320,6 +335,48 @@ def test_bfloat16_weights_are_close(name, trained, examples, pairs):
     assert exact != rounded
 
 
+@pytest.mark.parametrize("name", ["t5", "bert", "modernbert", "llama"])
+def test_energy_delta_is_against_the_untouched_student(name, models, trained, examples, pairs):
+    """Of an encoder the base has a head that is drawn with the seed, the same one as train_student.py begins with."""
+    found = score_examples(examples, pairs, str(trained[name]), batch_size=5, base_model=str(models[name]), seed=3)
+    base = score_examples(examples, pairs, str(models[name]), seed=3)
+    for one, other in zip(found, base, strict=True):
+        assert one["energy_delta"] == pytest.approx(one["energy"] - other["energy"], abs=1e-4)
+    if name == "bert":
+        again = score_examples(examples, pairs, str(trained[name]), base_model=str(models[name]), seed=4)
+        assert abs(again[0]["energy_delta"] - found[0]["energy_delta"]) > 1e-3
+        assert again[0]["energy"] == pytest.approx(found[0]["energy"], abs=1e-4)
+
+
+def representation(folder, name, example):
+    """Mean of the last hidden states over what is read: one example, alone."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    ids = tokenizer(example["source"])["input_ids"]
+    if name == "llama":  # the target comes after a newline
+        ids += tokenizer("\n", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        states = (model.encoder if name == "t5" else model)(torch.tensor([ids])).last_hidden_state
+    return states[0].double().mean(0)
+
+
+@pytest.mark.parametrize("name", ["t5", "bert", "modernbert", "llama"])
+def test_embedding_is_the_distance_to_the_nearest_training_example(name, trained, examples, pairs):
+    import torch
+
+    folder, known, asked = trained[name], examples[:9], examples[5:]
+    found = score_examples(asked, pairs, str(folder), batch_size=4, train_examples=known)
+    points = torch.stack([representation(folder, name, e) for e in known])
+    for one, e in zip(found, asked, strict=True):
+        cosines = torch.nn.functional.cosine_similarity(points, representation(folder, name, e)[None])
+        assert one["embedding"] == pytest.approx(1 - float(cosines.max()), abs=1e-4)
+    assert all(one["embedding"] == pytest.approx(0, abs=1e-6) for one in found[:4])  # trained on itself
+    assert max(one["embedding"] for one in found) > 1e-3
+    assert "embedding" not in score_examples(asked[:2], pairs, str(folder))[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
@@ -422,6 +479,56 @@ def key(record: dict) -> float:
     return record["energy"]
 
 
+@pytest.mark.parametrize("score_name", ["error", "hard_negative"])
+def test_only_wrong_examples_are_selected_by_error(score_name, pairs):
+    """Of ten of each label two, and none, are wrong: the band is one of the wrong ones."""
+    records = scored([0.0] * 7 + [0.9, 0.0, 0.6]) + scored([0.0] * 10, "not warm", "y")
+    records = [r | {score_name: r["energy"]} for r in records]
+    found = select_feedback(records, pairs, score_name, 0.0, 1.0)
+    assert [(r["id"], r["score"], r["rank"]) for r in found] == [("x07", 0.9, 1), ("x09", 0.6, 2)]
+    assert [r["id"] for r in select_feedback(records, pairs, score_name, 0.5, 1.0)] == ["x07"]
+    right = [r | {score_name: 0.0} for r in records]
+    assert select_feedback(right, pairs, score_name, 0.0, 1.0) == []  # nothing is wrong: no mistake of the user's
+    with pytest.raises(SystemExit, match="only 9 examples of the label 'not warm'"):
+        select_feedback(records[:-1], pairs, score_name, 0.0, 1.0)
+
+
+def test_confirmed_examples_only(pairs):
+    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
+    records = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
+    records = [r | {"teacher_label": r["label"]} for r in records]
+    for r in records[10:12]:
+        r["teacher_label"] = "not warm"
+    counts: dict = {}
+    found = select_feedback(records, pairs, "energy", 0.8, 1.0, confirmed=True, counts=counts)
+    assert [(r["id"], r["rank"]) for r in found] == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
+    assert counts == {"unconfirmed": 2}
+    records[15]["teacher_label"] = "Warm"
+    with pytest.raises(SystemExit, match="only 9 confirmed examples of the label 'not warm'"):
+        select_feedback(records, pairs, "energy", 0.8, 1.0, confirmed=True)
+    del records[3]["teacher_label"]
+    with pytest.raises(SystemExit, match="--confirmed: x03 has no teacher_label; run generate"):
+        select_feedback(records, pairs, "energy", 0.8, 1.0, confirmed=True)
+
+
+def test_near_duplicates_of_a_selected_one_are_left_out(pairs):
+    """From the most OOD down. Overlap of two texts of six words with five in common, in order: 2 * 5 / 12 = .83."""
+    records = [
+        r | {"first": "a b c", "second": f"w{i} x{i} y{i}"} for i, r in enumerate(scored([1.0 * i for i in range(10)]))
+    ]
+    records += [r | {"first": "", "second": f"p{i} q{i}"} for i, r in enumerate(scored([0.0] * 10, "not warm", "y"))]
+    records[9] |= {"first": "the sun is", "second": "hot and high"}
+    records[8] |= {"first": "the sun is", "second": "hot and low"}
+    records[7] |= {"first": "the moon is", "second": "cold and far"}  # overlap 2 * 3 / 12 = .5 with the first
+    counts: dict = {}
+    found = select_feedback(records, pairs, "energy", 0.7, 1.0, max_overlap=0.8, counts=counts)
+    assert [r["id"] for r in found if r["label"] == "Warm"] == ["x09", "x07"] and counts["near_duplicates"] == 1
+    found = select_feedback(records, pairs, "energy", 0.7, 1.0, max_overlap=0.84)
+    assert [r["id"] for r in found if r["label"] == "Warm"] == ["x09", "x08", "x07"]
+    found = select_feedback(records, pairs, "energy", 0.7, 1.0, max_overlap=0.4)
+    assert [r["id"] for r in found if r["label"] == "Warm"] == ["x09"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
@@ -497,6 +604,45 @@ def test_energies_of_a_decoder_select(home, trained, tmp_path):
         )
         assert done.returncode == 0 and f"selected by {name}" in done.stderr
         assert all(r["score"] == r[name] for r in read_lines(tmp_path / f"{name}.fb"))
+
+
+def test_scores_that_need_another_file(home, models, trained, tmp_path):
+    needs = (("energy_delta", "--base-model", models["bert"]), ("embedding", "--train-file", home / "train.jsonl"))
+    for name, option, value in needs:
+        without = score(home, trained["bert"], tmp_path, "--score", name)
+        assert without.returncode == 2 and f"{name} needs {option}" in " ".join(without.stderr.split())
+        feedback = tmp_path / f"{name}.fb"
+        done = score(
+            home, trained["bert"], tmp_path, "--score", name, option, value, "--feedback-file", feedback, output=name
+        )
+        assert done.returncode == 0, done.stderr
+        assert (
+            all(r["score"] == r[name] for r in read_lines(feedback))
+            and len({r[name] for r in read_lines(tmp_path / name)}) > 5
+        )
+    wrong = score(home, trained["bert"], tmp_path, "--base-model", tmp_path / "nobody")
+    assert wrong.returncode == 1 and "nobody" in wrong.stderr and "Traceback" not in wrong.stderr
+    selecting = call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--input-file", tmp_path / "embedding", "--output-file",
+        tmp_path / "again.jsonl", "--train-file", home / "train.jsonl",
+    )  # fmt: skip
+    assert selecting.returncode == 2 and "give the --model too" in selecting.stderr
+
+
+def test_a_student_without_errors_gives_an_empty_feedback_file(home, trained, tmp_path):
+    """And a student with some gives these alone, of the file's own scores."""
+    assert score(home, trained["bert"], tmp_path).returncode == 0
+    rows = read_lines(tmp_path / "scored.jsonl")
+    for name, errors in (("none", 0), ("some", 3)):
+        changed = [r | {"error": float(i < errors), "correct": i >= errors} for i, r in enumerate(rows)]
+        write_lines(tmp_path / f"{name}.jsonl", changed)
+        done = call(
+            "score_ood.py", "--task-file", home / "pairs.toml", "--input-file", tmp_path / f"{name}.jsonl", "--output-file",
+            tmp_path / f"{name}.out", "--feedback-file", tmp_path / f"{name}.fb", "--score", "error", "--low", 0, "--high", 1,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {r["id"] for r in read_lines(tmp_path / f"{name}.fb")} == {r["id"] for r in rows[:errors]}
+        assert ("no example is wrong" in done.stderr) is (errors == 0)
 
 
 def test_a_broken_student_is_a_message(home, models, tmp_path):
@@ -649,10 +795,8 @@ def test_ood_file_without_labels_of_the_task(answers, home, trained, pairs, tmp_
         ]
     run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
     scored = read_lines(tmp_path / "scored.jsonl")
-    table = detection(
-        [{k: r[k] for k in ("energy", "msp", "entropy", "random")} for r in scored],
-        [{k: r[k] for k in ("energy", "msp", "entropy", "random")} for r in rows],
-    )
+    names = ("energy", "msp", "entropy", "margin", "random")
+    table = detection([{k: r[k] for k in names} for r in scored], [{k: r[k] for k in names} for r in rows])
     assert run["ood_detection"] == table and run["counts"]["ood"] == 4 and run["counts"]["scored"] == 24
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["score", *table]
     assert f"{table['energy']['auroc']:.3f}" in done.stdout.splitlines()[1]

@@ -1,0 +1,454 @@
+"""Which feedback helps? Every strategy at equal budget, on the embedded tasks, where the truth of each example is known.
+
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m bench.strategies reviews --student t5 --arms screen --seeds 3
+    ... --label-noise 0.25            # a teacher that learnt from documents with wrong answers; --burst 0: one that follows nothing
+    ... --arms full --size 600        # the arms that are compared in full (FULL), at one of SIZES
+    ... --arms no_feedback,energy_top # or some by name
+    .venv/bin/python -m bench.strategies table          # no run: tables and figure from the lines that are there
+
+A run is one arm with one seed: `size` accepted training examples in three iterations, through the stages' own functions, with
+one engine for the whole process. After the first and the second iteration a student is trained and scores a validation pool of
+a third of `size`, from which the arm takes its feedback. Arms of a seed share iteration 0, and the seeds of all attempts. The
+last student is trained on everything, for the same number of optimiser steps in every arm. Budgets: (a) `size` accepted
+training examples; (b) what the validation pools cost is spent on training examples where no pool is needed (arms with
+the suffix _b, and those that train on their pools).
+
+A run is one line of bench/results/strategies.jsonl; finished runs are skipped, so a killed command is simply run again. Files
+are kept in runs/strategies. Two processes with one thread each make more of two cores than one process with two threads.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import io
+import json
+import math
+import os
+import time
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import evaluate
+import generate
+import score_ood
+import train_student
+from records import git_state, read_examples, read_records, say, versions, write_records
+from task import Task, is_correct, load_task
+
+WORK, RESULTS = Path("runs/strategies"), Path("bench/results/strategies.jsonl")
+ITERATIONS = 3
+STEPS, STEPS_BETWEEN = 450, 300  # optimiser steps of the last student, and of those between, at batches of 16
+SIZES = (300, 600, 1200)
+LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arms: what each does differently from DEFAULT
+
+DEFAULT = {
+    "pool": "validation",  # what feedback is taken from: validation, train (all of it so far, no student), None
+    "score": "energy", "low": 0.8, "high": 1.0, "max_overlap": 1.0, "confirmed": False,
+    "pick": None,  # a selection of this file instead (PICKS)
+    "rounds": "newest",  # or all: feedback of earlier iterations stays
+    "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any",
+    "temperature": 1.0, "min_p": 0.0, "top_k": 0, "validation_temperature": 1.2,
+    "more": 1.0,  # times as many training examples: 5 / 3 is what the two pools cost
+    "train_on": "train",  # also the selected ones, or all validation examples
+    "prompt": True,  # False: the selected ones are not shown
+    "loss": {},
+}  # fmt: skip
+NONE = {"pool": None}
+B = {"more": 5 / 3}
+TOP = {"score": "msp"}
+WITH_POOL = {"train_on": "validation"}
+CONTROLS = {
+    "no_feedback": NONE,
+    "no_feedback_b": NONE | B,
+    "no_feedback_hot": NONE | {"temperature": 1.2},
+    "chain": {"pool": "train"},
+    "chain_b": {"pool": "train"} | B,
+    "random": {"score": "random"},
+    "selected_in_training": TOP | {"train_on": "selected", "prompt": False},
+    "validation_in_training": NONE | WITH_POOL | {"pool": "validation", "prompt": False},
+}
+STRATEGIES = {
+    "energy_band": {"low": 0.5, "high": 0.8},  # the paper's
+    "energy_top": {},
+    "energy_first_top": {"score": "energy_first"},
+    "energy_sum_top": {"score": "energy_sum"},
+    "energy_padded_top": {"score": "energy_padded"},
+    "energy_delta_top": {"score": "energy_delta"},
+    "nll_top": {"score": "nll"},
+    "msp_band": TOP | {"low": 0.5, "high": 0.8},
+    "msp_top": TOP,
+    "entropy_top": {"score": "entropy"},
+    "margin_top": {"score": "margin"},
+    "embedding_top": {"score": "embedding"},
+    "error": {"score": "error", "low": 0.0},
+    "hard_negative": {"score": "hard_negative", "low": 0.5},
+    "msp_top_apart": TOP | {"max_overlap": 0.4},
+    "msp_top_diverse": {"pick": "uncertain_diverse"},
+    "diverse": {"pick": "diverse"},
+    "msp_top_all_rounds": TOP | {"rounds": "all"},
+    "msp_top_rate_1": TOP | {"feedback_rate": 1.0},
+    "msp_top_shots_1": TOP | {"num_feedback_shots": 1},
+    "msp_top_shots_4": TOP | {"num_feedback_shots": 4},
+    "random_rate_1": {"score": "random", "feedback_rate": 1.0},
+    "chain_rate_1": {"pool": "train", "feedback_rate": 1.0},
+    "chain_rate_1_b": {"pool": "train", "feedback_rate": 1.0} | B,
+    # What is scored is trained on afterwards, so that the pool costs nothing
+    "random_and_pool": {"score": "random"} | WITH_POOL,
+    "energy_band_and_pool": {"low": 0.5, "high": 0.8} | WITH_POOL,
+    "energy_top_and_pool": WITH_POOL,
+    "msp_top_and_pool": TOP | WITH_POOL,
+    "msp_top_rate_1_and_pool": TOP | WITH_POOL | {"feedback_rate": 1.0},
+    "msp_top_diverse_and_pool": WITH_POOL | {"pick": "uncertain_diverse", "feedback_rate": 1.0},
+    "diverse_and_pool": WITH_POOL | {"pick": "diverse", "feedback_rate": 1.0},
+    # Sampling and losses, without feedback
+    "min_p": NONE | {"min_p": 0.05, "temperature": 1.3},
+    "top_k_10": NONE | {"top_k": 10, "temperature": 0.8},
+    "sce": NONE | {"loss": {"loss": "sce"}},
+    # What the truth would choose: topics of the tail with a right answer. No strategy: the most that following can give
+    "truth_top": {"pick": "truth"},
+}  # fmt: skip
+ARMS = CONTROLS | STRATEGIES
+ONLY_T5 = ("energy_first_top", "energy_sum_top", "energy_padded_top")
+FULL = list(CONTROLS)  # and the best four of the screen
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selections that the toolkit does not have
+
+
+def diverse(records: list[dict], points: Any, share: float) -> list[dict]:
+    """Farthest-first traversal (k-centre, Sener & Savarese 2018): `share` of the records of each label, far apart by cosine."""
+    import torch
+
+    points, chosen = torch.nn.functional.normalize(points, dim=-1), []
+    for label in sorted({r.get("label", "") for r in records}):
+        own = [i for i, r in enumerate(records) if r.get("label", "") == label]
+        near = points[own] @ points[own].mean(0)
+        picked = [int(near.argmin())]
+        closest = points[own] @ points[own[picked[0]]]
+        while len(picked) < math.ceil(share * len(own)):
+            picked.append(int(closest.argmin()))
+            closest = torch.maximum(closest, points[own] @ points[own[picked[-1]]])
+        chosen += [records[own[k]] for k in picked]
+    return chosen
+
+
+def pick(way: str, records: list[dict], task: Task, grammar: Any, student: str) -> list[dict]:
+    """What a selection of this file takes from scored records: a fifth of the pool, as the top fifth of a score is."""
+    if way == "truth":
+        return [
+            r
+            for r in records
+            if grammar.group_of(topic_of(r, task, grammar) or "") == "tail" and true(r, task, grammar)
+        ]
+    if way == "uncertain_diverse":
+        records = score_ood.select_feedback(records, task, "msp", 0.5, 1.0)
+    how = {"batch_size": 64, "energy_temperature": 1.0, "padded": False, "seed": 0, "dtype": "float32"}
+    how |= {"max_source_length": 512, "max_target_length": 128}
+    _, points = score_ood.score_pass(records, task, student, embed=True, predict=False, **how)
+    return diverse(records, points, 0.4 if way == "uncertain_diverse" else 0.2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Truth
+
+
+def topic_of(record: dict, task: Task, grammar: Any) -> str | None:
+    return grammar.topic_of(record[task.fields[0]])
+
+
+def true(record: dict, task: Task, grammar: Any) -> bool | None:
+    """Whether the record's answer is right; None where the grammar cannot read the text."""
+    if task.labels:
+        right = grammar.oracle_label(record["review"])
+        return None if right is None else right == record["label"]
+    right = grammar.oracle_equation(record["problem"])
+    return None if right is None else is_correct(task, record["equation"], record | {"target": right})
+
+
+def noise_of(records: list[dict], task: Task, grammar: Any) -> dict[str, float]:
+    """Shares of wrong answers among those that the grammar can read, and of records that it cannot."""
+    found = [true(r, task, grammar) for r in records]
+    known = [f for f in found if f is not None]
+    return {"wrong": 1 - sum(known) / max(len(known), 1), "unreadable": found.count(None) / max(len(found), 1)}
+
+
+def coverage(records: list[dict], task: Task, grammar: Any) -> dict[str, float]:
+    """Topics in the records: those with 1 % of them or more, the effective number exp(entropy), share of the tail."""
+    topics = Counter(topic_of(r, task, grammar) for r in records)
+    topics.pop(None, 0)
+    total = sum(topics.values())
+    shares = [count / total for count in topics.values()]
+    return {
+        "topics": sum(share >= 0.01 for share in shares),
+        "effective_topics": math.exp(-sum(share * math.log(share) for share in shares)),
+        "tail_share": sum(n for topic, n in topics.items() if grammar.group_of(topic) == "tail") / total,
+    }
+
+
+def followed(records: list[dict], shown: dict[str, dict], task: Task, grammar: Any) -> dict[str, float | None]:
+    """Of examples whose prompt had feedback: how many have the topic of the last shot, and of any shot."""
+    fed = [r for r in records if r["feedback"]]
+    if not fed:
+        return {"follows_last": None, "follows_any": None}
+    topics = [[topic_of(shown[i], task, grammar) for i in r["shots"] if i in shown] for r in fed]
+    own = [topic_of(r, task, grammar) for r in fed]
+    return {
+        "follows_last": sum(o == t[-1] for o, t in zip(own, topics, strict=True)) / len(fed),
+        "follows_any": sum(o in t for o, t in zip(own, topics, strict=True)) / len(fed),
+    }
+
+
+def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[str, Any]:
+    """AUROC of each score for `the student is wrong` (by the truth) and for `a topic of the tail`; errors by decile of energy."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    known = []
+    for r in records:
+        right = true(r, task, grammar)
+        if right is not None:
+            answer = grammar.oracle_label(r["review"]) if task.labels else grammar.oracle_equation(r["problem"])
+            known.append((r, right, not is_correct(task, r["prediction"], r | {"target": answer})))
+    truths = {
+        "wrong_prediction": [wrong for *_, wrong in known],
+        "wrong_answer": [not right for _, right, _ in known],
+        "tail": [grammar.group_of(topic_of(r, task, grammar) or "") == "tail" for r, *_ in known],
+    }
+    found: dict[str, Any] = {}
+    for name in [s for s in score_ood.Score if s in known[0][0]]:
+        values = torch.tensor([r[name] for r, *_ in known], dtype=torch.float64)
+        ranks = values.unique(return_inverse=True)[1].double()
+        ranks = ranks / max(float(ranks.max()), 1)
+        found[name] = {
+            what: round(float(binary_auroc(ranks, torch.tensor(truth).int())), 4)
+            if 0 < sum(truth) < len(truth)
+            else None
+            for what, truth in truths.items()
+        }
+    order = sorted(known, key=lambda k: k[0]["energy"])
+    cuts = [round(len(order) * i / 10) for i in range(11)]
+    deciles = [[not right for _, right, _ in order[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return {"auroc": found, "wrong_answers_by_energy_decile": [round(sum(d) / max(len(d), 1), 4) for d in deciles]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stages
+
+
+def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
+    """Call a stage's command without its tables and bars."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors := io.StringIO()):
+        try:
+            function(*args, **kwargs)
+        except SystemExit as error:
+            said = (str(error) or errors.getvalue().strip())[-300:]
+            raise RuntimeError(said) from None
+
+
+def build(task: str, name: str, noise: float, burst: float) -> Path:
+    """The folder of a teacher, or of a student base; built when it is missing."""
+    from data import build_models
+
+    folder = WORK / "models" / (f"{task}-noise{noise:g}-burst{burst:g}" if name == "teacher" else task)
+    more = {"label_noise": noise, "burst": burst} if name == "teacher" else {}
+    quietly(
+        build_models.main,
+        build_models.TaskName(task), [build_models.Name(name)], output_dir=folder, steps=None, seed=0, overwrite=False,
+        **({"label_noise": 0.0, "burst": 0.75} | more),
+    )  # fmt: skip
+    return folder / name
+
+
+def train(task_file: Path, base: Path, files: list[Path], folder: Path, steps: int, seed: int, loss: dict) -> None:
+    """A student of `steps` optimiser steps, however many examples the files hold."""
+    task = load_task(task_file)
+    examples = [e for e in read_examples(files, task) if not train_student.is_held_out(e["id"])]
+    epochs = steps / math.ceil(len(examples) / 16)
+    chosen = {"loss": train_student.Loss(loss.get("loss", "ce"))} | {k: v for k, v in loss.items() if k != "loss"}
+    quietly(
+        train_student.main, task_file, str(base), files, folder, learning_rate=LEARNING_RATE, num_train_epochs=epochs,
+        seed=seed, **chosen,
+    )  # fmt: skip
+
+
+def accuracy(task_file: Path, model: Path, folder: Path, test: Path) -> dict[str, float]:
+    quietly(evaluate.main, task_file, [test], folder, model=str(model), group_by="group", num_resamples=100)
+    right: dict[str, list[bool]] = {}
+    for _, r in read_records(folder / "predictions.jsonl"):
+        for key in ("all", r["group"]):
+            right.setdefault(key, []).append(r["correct"])
+    return {key: round(sum(v) / len(v), 4) for key, v in right.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+
+
+def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
+    """All iterations of one arm; the numbers of its line. Files that are there already are kept, as the stages do."""
+    arm = DEFAULT | ARMS[run["arm"]]
+    task_file = Path("prompts") / f"{run['task']}.toml"
+    task, grammar = load_task(task_file), importlib.import_module(f"data.{run['task']}_grammar")
+    n = round(run["size"] / ITERATIONS * arm["more"])
+    pool_size = run["size"] // ITERATIONS if arm["pool"] == "validation" else 0
+    home = root / run["student"] / run["arm"]
+    start = (
+        root / "start" / f"{n}-T{arm['temperature']:g}-p{arm['min_p']:g}-k{arm['top_k']}-pool{pool_size}" / "iter-00"
+    )
+    began = time.perf_counter()
+    trained_on: list[Path] = []
+    feedback: list[Path] = []
+    pools: list[Path] = []
+    shown = {r["id"]: r for r in read_examples(task.seed_examples, task)}
+    made: list[dict] = []
+    fed: list[dict] = []
+    for i in range(ITERATIONS):
+        folder = start if i == 0 else home / f"iter-{i:02d}"
+        last = i == ITERATIONS - 1
+        quietly(
+            generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback, exclude_file=[*trained_on, *pools],
+            num_examples=n, num_validation=0 if last else pool_size, num_feedback_shots=arm["num_feedback_shots"],
+            feedback_rate=arm["feedback_rate"], temperature=arm["temperature"], min_p=arm["min_p"], top_k=arm["top_k"],
+            validation_temperature=arm["validation_temperature"], max_attempts=40 * n, seed=run["seed"],
+            **({"feedback_label": arm["feedback_label"]} if arm["feedback_label"] != "any" else {}),
+        )  # fmt: skip
+        examples = read_examples(folder / "train.jsonl", task)
+        made += examples
+        shown |= {r["id"]: r for r in examples}
+        trained_on = [*trained_on, folder / "train.jsonl"]
+        if last:
+            break
+        if arm["pool"] == "train":
+            feedback = trained_on
+            fed += examples
+        elif arm["pool"] == "validation":
+            pools.append(folder / "validation.jsonl")
+            shown |= {r["id"]: r for r in read_examples(pools[-1], task)}
+            if not arm["prompt"] and arm["train_on"] == "validation":  # no student chooses
+                continue
+            at = folder.parent / run["student"] if i == 0 else folder
+            more = [*trained_on, *(pools[:-1] if arm["train_on"] == "validation" else [])]
+            train(task_file, models[run["student"]], more, at / "student", STEPS_BETWEEN, run["seed"], {})
+            # energy_padded is dear, so only where it is asked for
+            padded = run["student"] != "bert" and arm["score"] == "energy_padded"
+            scored = at / ("scored_padded.jsonl" if padded else "scored.jsonl")
+            quietly(
+                score_ood.main, task_file, [pools[-1]], scored, model=str(at / "student"), base_model=str(models[run["student"]]),
+                train_file=more, score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=16 if padded else 128,
+                seed=run["seed"],
+            )  # fmt: skip
+            records = [r for _, r in read_records(scored)]
+            if arm["pick"]:
+                selected = pick(arm["pick"], records, task, grammar, str(at / "student"))
+            else:
+                selected = score_ood.select_feedback(
+                    records, task, arm["score"], arm["low"], arm["high"], arm["confirmed"], arm["max_overlap"]
+                )
+            home.mkdir(parents=True, exist_ok=True)
+            file = home / f"feedback-{i:02d}.jsonl"
+            with file.open("w", encoding="utf-8") as stream:
+                write_records(stream, selected)
+            fed += selected
+            if arm["prompt"]:
+                feedback = [*(feedback if arm["rounds"] == "all" else []), *([file] if selected else [])]
+            if arm["train_on"] == "selected":
+                trained_on.append(file)
+    if arm["train_on"] == "validation":
+        trained_on += pools
+    student = home / "student"
+    train(task_file, models[run["student"]], trained_on, student, STEPS, run["seed"], arm["loss"])
+    tests = {name: Path("data") / run["task"] / f"{name}.jsonl" for name in ("test", "test_zipf")}
+    found = {name: accuracy(task_file, student, home / name, path) for name, path in tests.items()}
+    used = read_examples(trained_on, task)
+    records = [json.loads(p.read_text()) for d in [start, *home.glob("iter-*")] for p in d.glob("*.jsonl.run.json")]
+    records = [r for r in records if r["stage"] == "generate.py sample" and not r["output"].startswith("scored")]
+    cost = {key: sum(r["counts"][key] for r in records) for key in ("attempted", "prompt_tokens", "completion_tokens")}
+    line = {
+        "accuracy": found["test"]["all"], "zipf": found["test_zipf"]["all"], "head": found["test"]["head"],
+        "tail": found["test"]["tail"], "trained_on": len(used), "validation": pool_size * 2, **cost,
+        **coverage(used, task, grammar), **{f"{k}_in_training": v for k, v in noise_of(used, task, grammar).items()},
+        **{f"{k}_in_feedback": v for k, v in (noise_of(fed, task, grammar) if fed else {}).items()},
+        "fed_back": len(fed), **followed(made, shown, task, grammar), "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+    if (scored := start.parent / run["student"] / "scored.jsonl").exists() and run["arm"] == "random":
+        line["scores"] = scores_against_truth([r for _, r in read_records(scored)], task, grammar)
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+
+
+def key_of(line: dict) -> tuple:
+    return tuple(line[name] for name in ("task", "student", "label_noise", "burst", "size", "seed", "arm"))
+
+
+@lru_cache
+def lines_there() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def note(line: dict) -> None:
+    """Append a line; another process may do so too."""
+    with RESULTS.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    task: Annotated[str, typer.Argument(help="reviews, word_problems, or table: no run.")],
+    student: Annotated[str, typer.Option(help="t5, bert or llama.")] = "t5",
+    label_noise: Annotated[float, typer.Option(min=0, max=1, help="Of the documents that taught the teacher.")] = 0.0,
+    burst: Annotated[float, typer.Option(min=0, max=1, help="How well the teacher follows the shots.")] = 0.75,
+    size: Annotated[int, typer.Option(min=90, help="Accepted training examples.")] = 600,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    arms: Annotated[str, typer.Option(help="screen, full, or names with commas.")] = "screen",
+) -> None:
+    """Run what has no line yet, seed by seed."""
+    if task == "table":
+        print(table(lines_there()))
+        return
+    names = {"screen": list(ARMS), "full": FULL}.get(arms) or arms.split(",")
+    names = [a for a in names if student != "bert" or a not in ONLY_T5]
+    setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
+    todo = [setting | {"seed": first_seed + s, "arm": a} for s in range(seeds) for a in names]
+    done, code = {key_of(line) for line in lines_there()}, git_state()
+    todo = [run for run in todo if key_of(run) not in done]
+    if not todo:
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
+    llm = generate.start_engine(str(models["teacher"]), 1024, enforce_eager=True)
+    generate.engine_for = lambda *args, **kwargs: (llm, 1024)  # every call of sample gets this one
+    where = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions()}
+    for place, run in enumerate(todo):
+        root = WORK / f"{task}-noise{label_noise:g}-burst{burst:g}" / f"size{size}" / f"seed{run['seed']}"
+        began = time.perf_counter()
+        try:
+            found = run_arm(run, models, root)
+        except RuntimeError as error:  # a result too: say so, go on
+            found = {"failed": str(error)}
+        note(run | found | where | code | {"finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        shown = found.get("failed") or f"accuracy {found['accuracy']}, tail {found['tail']}"
+        say(
+            f"{place + 1} of {len(todo)}: seed {run['seed']}, {run['arm']}: {shown} ({time.perf_counter() - began:.0f} s)"
+        )
+
+
+def table(lines: list[dict]) -> str:
+    return ""
+
+
+if __name__ == "__main__":
+    app()
