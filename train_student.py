@@ -7,7 +7,7 @@ run record beside it.
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
-    python train_student.py ... --loss gce --ce-epochs 1              # generalised cross-entropy, after one epoch of ce
+    python train_student.py ... --loss gce --ce-epochs 2              # generalised cross-entropy, after two epochs of ce
     python train_student.py ... --loss kl                             # soft labels: the label_probs of generate.py label
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
 
