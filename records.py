@@ -442,7 +442,9 @@ def start_run(
     if not overwrite:
         before = record or (unfinished if resumable and unfinished and unfinished.get("progress") else None)
     if before:
-        for name in sorted({*before["options"], *options}):
+        shared = before["options"].keys() & options.keys()
+        # Those that both have come first: "--loss ce, now gce" says more than what only one of the two losses takes
+        for name in sorted({*before["options"], *options}, key=lambda name: (name not in shared, name)):
             old, new = before["options"].get(name), options.get(name)
             if name == extends and type(old) is int and old < new:
                 grown = True

@@ -7,6 +7,7 @@ run record beside it.
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
+    python train_student.py ... --loss gce --ce-epochs 2              # generalised cross-entropy, after two epochs of ce
     python train_student.py ... --loss kl                             # soft labels: the label_probs of generate.py label
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
 
@@ -233,30 +234,42 @@ def is_held_out(identifier: str) -> bool:
 # Losses
 
 LEAST_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a T5 or a decoder
+LEAST_Q = 1e-6  # gce: below it q is ce, and soon nothing in float32
 LOG_ZERO = -9.21  # A = log 1e-4, what the reverse cross-entropy takes for log 0 (Wang et al. 2019; GOLD's code)
 
 
-def token_losses(logits: Any, labels: Any, loss: str, alpha: float, beta: float, soft: Any = None) -> Any:
+def token_losses(
+    logits: Any, labels: Any, loss: str, sce_alpha: float = 1.0, sce_beta: float = 0.1, soft: Any = None,
+    gce_q: float = 0.7, label_smoothing_factor: float = 0.0,
+) -> Any:  # fmt: skip
     """Loss at every position that has a label, in float32: logits (..., K), labels (...), -100 = none -> (n,).
 
-    ce   -log p_y
+    ce   -log p_y; with e = label_smoothing_factor > 0 a share e of the target is spread evenly over all K classes:
+         (1 - e) * -log p_y + e * mean_k -log p_k. Szegedy et al. 2016, arXiv 1512.00567. Of sce it changes the ce alone.
     sce  alpha * ce + beta * rce, with the reverse cross-entropy -sum_k p_k log q_k. For a one-hot q and log 0 := A it is
          -A (1 - p_y): no one-hot matrix is built. Symmetric cross-entropy: Wang et al. 2019, arXiv 1908.06112.
     kl   KL(teacher || student) up to the teacher's entropy, a constant (Hinton et al. 2015; Generation-Distillation). Of an
          encoder -sum_k q_k log p_k, soft (B, K) = label_probs. A student that writes has each record once for each answer:
          q * ce at every token, soft (B,) = q of the row's answer. Without soft labels (the held-out tenth) it is ce.
+    gce  (1 - p_y^q) / q with q = gce_q, 0 < q <= 1, generalised cross-entropy: ce as q goes to 0, 1 - p_y (half the L1
+         distance to the one-hot target) at q = 1. Zhang and Sabuncu 2018, arXiv 1805.07836.
     """
+    import torch
     import torch.nn.functional as F
 
     if loss == "kl" and soft is not None and soft.dim() == 2:
         return -(soft.float() * logits.float().log_softmax(-1)).sum(-1)
     keep = labels != -100
-    log_p = -F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")  # (n,), log p_y
+    logits, targets = logits[keep].float(), labels[keep]  # (n, K), (n,)
+    ce = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing_factor)
     if loss == "kl" and soft is not None:
-        return -log_p * soft.float()[:, None].expand(labels.shape)[keep]
+        return ce * soft.float()[:, None].expand(labels.shape)[keep]
     if loss in ("ce", "kl"):
-        return -log_p
-    return -alpha * log_p - beta * LOG_ZERO * (1 - log_p.exp())
+        return ce
+    log_p = -F.cross_entropy(logits, targets, reduction="none") if label_smoothing_factor else -ce  # log p_y
+    if loss == "gce":
+        return -torch.expm1(gce_q * log_p) / gce_q  # 1 - p_y^q would lose its digits where q * log_p is near 0
+    return sce_alpha * ce - sce_beta * LOG_ZERO * (1 - log_p.exp())
 
 
 def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
@@ -282,7 +295,7 @@ def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
     return made
 
 
-Loss = StrEnum("Loss", ["ce", "sce", "kl"])
+Loss = StrEnum("Loss", ["ce", "sce", "gce", "kl"])
 Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -303,9 +316,14 @@ def main(
     model: Annotated[str, files(help="Student base (T5, BERT, Llama, Qwen2 ...): a folder or a name on the hub.")],
     train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
-    loss: Annotated[Loss, training(help="ce, sce against wrong labels, or kl to label_probs.")] = Loss.ce,
+    loss: Annotated[Loss, training(help="ce; sce or gce against wrong labels; kl to label_probs.")] = Loss.ce,
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
+    gce_q: Annotated[float, training(min=LEAST_Q, max=1, help="gce: (1 - p^q) / q, near ce at 0, 1 - p at 1.")] = 0.7,
+    ce_epochs: Annotated[float, training(min=0, help="sce, gce: so many epochs of ce first, for an untaught student.")] = 0,
+    label_smoothing_factor: Annotated[
+        float, training(min=0, max=1, help="ce, sce: share of the target that is spread over all classes; below 1.")
+    ] = 0,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
     num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
     per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 16,
@@ -324,6 +342,7 @@ def main(
     overwrite: Annotated[bool, typer.Option(help="Train anew what is there already.")] = False,
 ) -> None:  # fmt: skip
     """Fine-tune the student on every --train-file."""
+    check_loss_options(loss, ce_epochs, num_train_epochs, label_smoothing_factor)
     # Data
     task, shard_counts = load_task(task_file), {}
     train_file = expand("--train-file", train_file)
@@ -344,7 +363,12 @@ def main(
         "gradient_accumulation_steps": gradient_accumulation_steps, "lr_scheduler_type": str(lr_scheduler_type),
         "warmup_ratio": warmup_ratio, "weight_decay": weight_decay, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype, "limit": limit,
-    } | ({"sce_alpha": sce_alpha, "sce_beta": sce_beta} if loss == Loss.sce else {})  # fmt: skip
+    }  # fmt: skip
+    # Only what this training uses: so a student of before an option was there is still up to date
+    options |= {"sce_alpha": sce_alpha, "sce_beta": sce_beta} if loss == Loss.sce else {}
+    options |= {"gce_q": gce_q} if loss == Loss.gce else {}
+    options |= {"ce_epochs": ce_epochs} if ce_epochs else {}
+    options |= {"label_smoothing_factor": label_smoothing_factor} if label_smoothing_factor else {}
     rows = soft_examples(train, task, family_of(model, task)[1]) if loss == Loss.kl else train  # are they all there?
     if dry_run:
         steps = math.ceil(len(rows) / per_device_train_batch_size / gradient_accumulation_steps) * num_train_epochs
@@ -370,6 +394,29 @@ def main(
         f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {counts['best_epoch']}, held-out accuracy {counts['held_out_accuracy']}"
     )
+
+
+def check_loss_options(loss: Loss, ce_epochs: float, num_train_epochs: float, label_smoothing_factor: float) -> None:
+    """Options that would do nothing with this loss are errors of the command line (exit code 2)."""
+    if label_smoothing_factor and loss not in (Loss.ce, Loss.sce):
+        raise typer.BadParameter(
+            f"smooths the labels of ce and sce, --loss {loss} has none to smooth; leave it out",
+            param_hint="--label-smoothing-factor",
+        )
+    if label_smoothing_factor == 1:
+        raise typer.BadParameter(
+            "at 1 nothing of the label is left; give less, such as 0.1", param_hint="--label-smoothing-factor"
+        )
+    if ce_epochs and loss not in (Loss.sce, Loss.gce):
+        raise typer.BadParameter(
+            f"epochs of ce before those of sce or gce, found --loss {loss}; leave it out, or choose one of the two",
+            param_hint="--ce-epochs",
+        )
+    if ce_epochs and ce_epochs >= num_train_epochs:
+        raise typer.BadParameter(
+            f"{ce_epochs:g} of {num_train_epochs:g} epochs leave none to {loss}; lower it, or raise --num-train-epochs",
+            param_hint="--ce-epochs",
+        )
 
 
 def with_answer(example: dict, task: Task) -> dict:
@@ -447,6 +494,8 @@ def train_on(
         "encoder-decoder": DataCollatorForSeq2Seq(tokenizer, model=network),
     }[family]
 
+    how_much = {k: options[k] for k in ("sce_alpha", "sce_beta", "gce_q", "label_smoothing_factor") if k in options}
+
     class StudentTrainer(Trainer):
         """Our own losses: sum over real tokens / their number in the whole step, whatever the batches (DESIGN 12)."""
 
@@ -455,12 +504,13 @@ def train_on(
             # Logits of the last T + 1 positions alone: no (B, L, V) block, which is most of a small decoder's memory
             how = {"logits_to_keep": labels.shape[1], "use_cache": False} if decoder else {}
             outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "soft")}, **how)
+            # Of the training alone: the held-out tenth is measured by the same loss after every epoch
+            ce_first = model.training and self.state.epoch < options.get("ce_epochs", 0)
             losses = token_losses(
                 *aligned(outputs.logits, labels),
-                options["loss"],
-                options.get("sce_alpha", 1.0),
-                options.get("sce_beta", 0.0),
-                inputs.get("soft"),
+                "ce" if ce_first else options["loss"],
+                soft=inputs.get("soft"),
+                **how_much,
             )
             total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
             if not torch.isfinite(total):
