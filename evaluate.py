@@ -223,6 +223,7 @@ def main(
 
     how = (seed, num_resamples)
     metrics: dict[str, Any] = {
+        "task": task.name,
         "metric": HEADLINE.get(task.metric, task.metric),
         "test_file": names,
         "n": len(records),

@@ -7,6 +7,7 @@ teacher's own answer, teacher_label, and label_probs.
 
     python generate.py sample --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
     python generate.py sample ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
+    python generate.py sample ... --report-file runs/a/iter-00/report/metrics.json    # beside feedback: the student's results
     python generate.py sample ... --dry-run                           # show the prompts, load no model
     python generate.py sample ... --shard 0/4                         # the first of four processes that share the work
     python generate.py sample --task-file prompts/reviews.toml --model data/reviews/models/teacher \
@@ -70,10 +71,12 @@ from task import (
 # Read when torch is imported: vLLM's NUMA binding warns at every start
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+FeedbackLabel = Literal["any", "same", "other"]
 CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
+REPORT_LABELS, REPORT_CONFUSIONS = 5, 3  # most lines of each in a report: it stands in every prompt with feedback
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
     "prompt_too_long", "truncated", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
@@ -107,6 +110,62 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
     fail(
         "--model: its chat template takes neither a system turn nor a user turn alone; use a base model or another one"
     )
+
+
+def report_text(metrics: dict, task: Task) -> str:
+    """The student's results as the teacher reads them, at most 9 lines, from what evaluate.py writes (PGKD, arXiv 2411.05045).
+
+    The task's metric over all; precision, recall and F1 of each label (of many, the 5 with the lowest F1); the most frequent
+    confusions. text2text: the metric alone. Raises ValueError, LookupError, TypeError or AttributeError where `metrics` is not
+    of this task, or not of evaluate.py.
+    """
+
+    def share(number: dict) -> str:
+        if not 0 <= number["value"] <= 1:
+            raise ValueError(f"{number['value']} is no share")
+        return f"{number['value']:.2f}"
+
+    if metrics["task"] != task.name:
+        raise ValueError(f"it is of the task {metrics['task']!r}, not of {task.name!r}")
+    name = metrics["metric"]
+    lines = [f"Results of the small model on {metrics['n']:,d} examples: {name} {share(metrics['overall'][name])}"]
+    if not task.labels:
+        return lines[0]
+    by_label, confusion = metrics["by_label"], metrics["confusion"]
+    known = set(task.labels)
+    if set(confusion["labels"]) != known or not {*by_label, *confusion["columns"]} <= {*known, "no label"}:
+        raise ValueError(f"its labels are not those of {task.path}")
+    shown = list(by_label)
+    if len(shown) > REPORT_LABELS:
+        shown = sorted(shown, key=lambda label: by_label[label]["f1"]["value"])[:REPORT_LABELS]
+        lines[0] += f"; the {REPORT_LABELS} labels with the lowest F1:"
+    for label in shown:
+        precision, recall, f1 = (share(by_label[label][key]) for key in ("precision", "recall", "f1"))
+        lines.append(f"{label}: precision {precision}, recall {recall}, F1 {f1}")
+    cells = [
+        (count, asked, answered)
+        for i, (asked, row) in enumerate(zip(confusion["labels"], confusion["matrix"], strict=True))
+        for j, (answered, count) in enumerate(zip(confusion["columns"], row, strict=True))
+        if count and i != j
+    ]
+    for count, asked, answered in sorted(cells, key=lambda cell: -cell[0])[:REPORT_CONFUSIONS]:
+        lines.append(f"asked for {asked}, answered {answered}: {count:d} time{'s' * (count > 1)}")
+    return "\n".join(lines)
+
+
+def read_report(path: Path, task: Task) -> str:
+    """report_text of --report-file; ends the stage (exit 1) where there is none, or no prompt would show it."""
+    if "report" not in string.Template(task.prompt.get("feedback", "")).get_identifiers():
+        fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
+    try:
+        return report_text(json.loads(path.read_text(encoding="utf-8")), task)
+    except OSError as error:
+        fail(f"--report-file {path}: cannot be read: {error.strerror}; check the path, or run evaluate.py")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        fail(
+            f"--report-file {path}: is no metrics.json of this task as evaluate.py writes it now "
+            f"({type(error).__name__}: {error}); run evaluate.py with this --task-file, again with --overwrite"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,31 +205,40 @@ def plan_chunk(
 
 
 def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int, pools: dict, options: dict) -> dict:
-    """Label, shots and sampling seed of one attempt: a function of (seed, iteration, split, attempt) and the pools."""
+    """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, attempt) and the pools.
+
+    With options["temperature_end"] its temperature too: linear in the attempt's number up to num_examples (prompt2model).
+    """
     rng = random.Random(f"{seed}/{iteration}/{split}/{attempt}")
     sampling_seed = rng.getrandbits(31)  # never the engine's one seed: that makes every shard alike (vLLM issue 11953)
-    names = list(task.labels) or [None]
+    names, feedback = list(task.labels) or [None], []
+    wanted = names[attempt % len(names)]
     if split == "train":
         count = min(options["num_fewshot"], len(pools["seed"]))
         order = sorted(rng.sample(range(len(pools["seed"])), count))
-        wanted = names[attempt % len(names)]
         own = [i for i, seed_example in enumerate(pools["seed"]) if seed_example.get(task.answer_field) == wanted]
         if len(names) > count and own:  # many labels, few shots: the last one is of the label that is asked for
             last = rng.choice(own)
             order = [*[i for i in order if i != last][: count - 1], last]
         shots = [pools["seed"][i] for i in order]
-        fed = bool(pools["feedback"]) and rng.random() < options["feedback_rate"]
-        if fed:
-            shots += rng.sample(pools["feedback"], min(options["num_feedback_shots"], len(pools["feedback"])))
+        if pools["feedback"] and rng.random() < options["feedback_rate"]:
+            feedback, which = pools["feedback"], options.get("feedback_label", "any")
+            if which != "any":
+                feedback = [f for f in feedback if (f[task.answer_field] == wanted) == (which == "same")]
+            feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
     else:
-        shots, fed = rng.sample(pools["train"], min(VALIDATION_SHOTS, len(pools["train"]))), False
-    return {
+        shots = rng.sample(pools["train"], min(VALIDATION_SHOTS, len(pools["train"])))
+    drawn = {
         "id": f"{task.name}-{iteration:02d}-{split}-{attempt:06d}",
-        "label": names[attempt % len(names)],
+        "label": wanted,
         "shots": shots,
-        "feedback": fed,
+        "feedback": feedback,
         "sampling_seed": sampling_seed,
     }
+    if "temperature_end" in options:
+        begin, end, share = options["temperature"], options["temperature_end"], attempt / options["num_examples"]
+        drawn["temperature"] = round(begin + (end - begin) * min(share, 1), 4)
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,14 +314,14 @@ def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
     shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (),
-    judge: Callable[[list[dict], Counter], list[dict]] | None = None,
+    judge: Callable[[list[dict], Counter], list[dict]] | None = None, report: str = "",
 ) -> dict:  # fmt: skip
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
     pools: the records that prompts may show: seed and feedback (train) or train (validation). excluded: keys of
     texts that count as duplicates. signals: what note_signals gives; with one in it the stage ends (exit 75) after the
-    chunk. judge: label_records of the same engine; what it labels otherwise is rejected. Ends the stage (exit 1) when
-    `max_attempts` are made and examples are missing.
+    chunk. judge: label_records of the same engine; what it labels otherwise is rejected. report: shown beside feedback. Ends
+    the stage (exit 1) when `max_attempts` are made and examples are missing.
     """
     from tqdm import tqdm
     from vllm import SamplingParams
@@ -296,10 +364,8 @@ def sample_split(
             stop(signals, run.output)
         # Render
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
-        prompts = [
-            encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), chat_template_kwargs)
-            for a in attempts
-        ]
+        texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
+        prompts = [encode_prompt(tokenizer, *text, chat_template_kwargs) for text in texts]
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
         if not any(fits) and not sum(attempted):  # later on, those that do not fit are rejects
             fail(
@@ -310,8 +376,8 @@ def sample_split(
         llm.reset_prefix_cache()
         params = [
             SamplingParams(
-                temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"], min_p=options["min_p"],
-                max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
+                temperature=a.get("temperature", options["temperature"]), top_p=options["top_p"], top_k=options["top_k"],
+                min_p=options["min_p"], max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
                 structured_outputs=forms[a["label"]],
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
@@ -336,6 +402,7 @@ def sample_split(
         rows, spent = [], Counter()
         for a, fit in zip(attempts, fits, strict=True):
             fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
+            shown = [*a["shots"], *a["feedback"]]
             if fit:
                 output = next(outputs)
                 completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
@@ -344,12 +411,13 @@ def sample_split(
                 fields, reason = parse_completion(task, completion, a["label"])
                 if finish_reason == "length":
                     reason = "truncated"
-                elif reason is None and copies(task, fields, a["shots"]):
+                elif reason is None and copies(task, fields, shown):
                     reason = "copied_shot"
             example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
             lineage = {
-                "task": task.name, "iteration": iteration, "split": split, "feedback": a["feedback"],
-                "shots": [shot["id"] for shot in a["shots"]], "sampling_seed": a["sampling_seed"],
+                "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
+                "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
+                **({"temperature": a["temperature"]} if "temperature" in a else {}),
                 "finish_reason": finish_reason, "completion": completion,
             }  # fmt: skip
             rows.append((a, example, reason, lineage))
@@ -443,6 +511,7 @@ def sample(
     model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
     output_dir: Annotated[Path, files(help="Folder of the iteration; iter-NN in its name gives the number (else 0).")],
     feedback_file: Annotated[list[Path] | None, files(help="To steer by, from score_ood.py (none = no feedback).")] = None,
+    report_file: Annotated[Path | None, files(help="metrics.json of evaluate.py, for $report in [prompt] feedback.")] = None,
     exclude_file: Annotated[list[Path] | None, files(help="Its texts are duplicates; repeat, or a glob in quotes.")] = None,
     shard: Annotated[str | None, files(metavar="I/N", help="Only share I (0 to N-1) of N: train-0000I-of-0000N.jsonl.")] = None,
     num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
@@ -450,7 +519,10 @@ def sample(
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
+    feedback_label: Annotated[FeedbackLabel, sampling(help="Its labels: any, the one asked for (same), or others.")] = "any",
     temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the train split (0 = greedy).")] = 1.0,
+    temperature_end: Annotated[float | None, sampling(min=0, max=2, help="Go there, linearly, until attempt number "
+        "--num-examples; that cannot be raised later then (none = constant).")] = None,
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
@@ -475,9 +547,18 @@ def sample(
     task = load_task(task_file)
     template_kwargs = read_template_kwargs(chat_template_kwargs)
     part = parse_shard(shard)
+    if feedback_label != "any" and not task.labels:
+        raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
     feedback_file = expand("--feedback-file", feedback_file or [])
+    empty = [path for path in feedback_file if path.is_file() and not path.stat().st_size]
+    for path in empty:  # of a student that made no error
+        say(f"--feedback-file {path}: is empty: no feedback from it")
     exclude_file = expand("--exclude-file", exclude_file or [])
-    pools = {"seed": read_examples(task.seed_examples, task), "feedback": read_examples(feedback_file, task)}
+    pools = {"seed": read_examples(task.seed_examples, task), "feedback": []}
+    pools["feedback"] = read_examples([path for path in feedback_file if path not in empty], task)
+    report = read_report(report_file, task) if report_file else ""
+    if report and not pools["feedback"]:
+        say(f"--report-file {report_file}: no prompt shows it, for there is no feedback")
     earlier = read_examples(exclude_file, task)
     excluded = {text_key(task, record) for record in earlier}
     match = re.fullmatch(r"iter-(\d+)", output_dir.resolve().name)
@@ -502,12 +583,14 @@ def sample(
         "train": {
             "num_examples": wanted["train"], "temperature": temperature, **common, "num_fewshot": num_fewshot,
             "feedback_rate": feedback_rate, "num_feedback_shots": num_feedback_shots,
+            **({"feedback_label": feedback_label} if feedback_label != "any" else {}),
+            **({"temperature_end": temperature_end} if temperature_end is not None else {}),
         },
         "validation": {"num_examples": wanted["validation"], "temperature": validation_temperature, **common},
     }  # fmt: skip
 
     if dry_run:
-        show_prompts(task, model, iteration, options, pools, template_kwargs, part or (0, 1))
+        show_prompts(task, model, iteration, options, pools, template_kwargs, part or (0, 1), report)
         if verify:
             show_label_prompts(task, model, pools["seed"][:1], label_shots, template_kwargs)
         return
@@ -525,10 +608,11 @@ def sample(
                 "generate.py sample",
                 outputs[split],
                 {names.get(name, name): value for name, value in options[split].items()},
-                inputs | ({"feedback_file": feedback_file} if split == "train" else {}),
+                inputs | ({"feedback_file": feedback_file, "report_file": report_file} if split == "train" else {}),
                 also=[outputs[split].with_suffix(".rejected.jsonl")],
                 resumable=True,
-                extends=names.get("num_examples", "num_examples"),
+                # the temperatures follow from the number of examples
+                extends=None if "temperature_end" in options[split] else names.get("num_examples", "num_examples"),
                 overwrite=overwrite,
                 check_only=check_only,
             )
@@ -539,7 +623,7 @@ def sample(
     tokenizer, context = load_tokenizer(model)
     how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
-    need = longest_prompt(task, tokenizer, pools, options, template_kwargs) + max_tokens
+    need = longest_prompt(task, tokenizer, pools, options, template_kwargs, report) + max_tokens
     if verify:  # a generated example of max_tokens, and the answer
         shown = encode_prompt(tokenizer, "", render_label_prompt(task, pools["seed"][0], label_shots), template_kwargs)
         asks = len(shown) + 2 * max_tokens + 16
@@ -570,7 +654,7 @@ def sample(
             run, task, split, iteration, options[split],
             max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),
             pools, excluded, llm, tokenizer, length, template_kwargs, part or (0, 1), signals,
-            judge if verify else None,
+            judge if verify else None, report,
         )  # fmt: skip
     if signals:  # in the last chunk: what comes after this stage would not know of it
         stop(signals, output_dir)
@@ -750,12 +834,14 @@ def load_tokenizer(model: str) -> tuple[Any, int | None]:
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def longest_prompt(task: Task, tokenizer: Any, pools: dict, options: dict, template_kwargs: dict) -> int:
+def longest_prompt(
+    task: Task, tokenizer: Any, pools: dict, options: dict, template_kwargs: dict, report: str = ""
+) -> int:
     """An upper bound, in tokens, on what the prompts of both splits can have."""
-    label = max(task.labels, key=lambda name: len(name + task.labels[name]), default=None)
 
-    def tokens(split: str, shots: list[dict]) -> int:
-        return len(encode_prompt(tokenizer, *render_prompt(task, split, shots, label), template_kwargs))
+    def tokens(split: str, feedback: Sequence[dict] = ()) -> int:
+        prompts = [render_prompt(task, split, [], label, feedback, report) for label in list(task.labels) or [None]]
+        return max(len(encode_prompt(tokenizer, *prompt, template_kwargs)) for prompt in prompts)
 
     def example(record: dict) -> int:
         return len(tokenizer("\n\n" + string.Template(task.prompt["example"]).substitute(record))["input_ids"])
@@ -766,12 +852,16 @@ def longest_prompt(task: Task, tokenizer: Any, pools: dict, options: dict, templ
     )  # 16: the template's own words, label, ends
     lengths = sorted(map(example, pools["seed"]), reverse=True)[: train["num_fewshot"]]
     lengths += sorted(map(example, pools["feedback"]), reverse=True)[: train["num_feedback_shots"]]
-    return max(tokens("train", []) + sum(lengths), tokens("validation", []) + VALIDATION_SHOTS * generated) + 8
+    # An example without text has the prompt rendered as those with feedback are
+    empty = dict.fromkeys([*task.fields, task.answer_field], "")
+    base = max(tokens("train"), tokens("train", [empty]) if pools["feedback"] else 0)
+    return max(base + sum(lengths), tokens("validation") + VALIDATION_SHOTS * generated) + 8
 
 
 def show_prompts(
-    task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict, shard: tuple[int, int]
-) -> None:
+    task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict, shard: tuple[int, int],
+    report: str,
+) -> None:  # fmt: skip
     """Print the first prompts of each kind, as the teacher gets them."""
     tokenizer, _ = load_tokenizer(model)
     pools = pools | {"train": pools["seed"]}  # train.jsonl is not there yet: seed examples stand in for it
@@ -784,9 +874,10 @@ def show_prompts(
             draw_attempt(task, options[split]["seed"], iteration, split, a, pools, options[split]) for a in first
         ]
         for kind in (False, True):
-            for a in [a for a in attempts if a["feedback"] == kind][:2]:
-                ids = encode_prompt(tokenizer, *render_prompt(task, split, a["shots"], a["label"]), template_kwargs)
-                print(f"--- {a['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in a['shots'])}")
+            for a in [a for a in attempts if bool(a["feedback"]) == kind][:2]:
+                prompt = render_prompt(task, split, a["shots"], a["label"], a["feedback"], report)
+                ids, shown = encode_prompt(tokenizer, *prompt, template_kwargs), [*a["shots"], *a["feedback"]]
+                print(f"--- {a['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in shown)}")
                 print(tokenizer.decode(ids) + "\n")
         if options[split].get("structured"):
             for name in list(task.labels) or [None]:

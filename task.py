@@ -13,6 +13,7 @@ does the same where the teacher labels: there the answer comes last.
 import re
 import string
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ METRICS = {
 }
 KEYS = {  # table: (required keys, optional keys)
     "": ("name version description kind metric fields answer_field seed_examples prompt student", "labels parse"),
-    "prompt": ("train validation example", "system label label_example"),
+    "prompt": ("train validation example", "system feedback label label_example"),
     "parse": ("", "stop min_words max_words evaluates gives span_of solves max_overlap"),
     "student": ("source target", ""),
 }
@@ -56,7 +57,7 @@ class Task:
     answer_field: str  # what the student must produce
     seed_examples: Path
     labels: dict[str, str]  # name: definition shown to the teacher
-    prompt: dict[str, str]  # system, train, validation, example, perhaps label and label_example
+    prompt: dict[str, str]  # system, train, validation, example, perhaps feedback, label and label_example
     parse: dict[str, Any]  # stop: [str], max_overlap: float, and what check_fields checks
     student: dict[str, str]  # source, target
 
@@ -143,6 +144,7 @@ def load_task(path: Path) -> Task:
         ("prompt", "system"): (set(), set()),
         ("prompt", "train"): (common | {"shots", "start"}, {"shots", "start"}),
         ("prompt", "validation"): (common | {"shots", "start"}, {"shots", "start"}),
+        ("prompt", "feedback"): (common | {"shots", "feedback", "report", "start"}, {"shots", "feedback", "start"}),
         ("prompt", "example"): ({*names, answer}, {*names, answer}),
         ("prompt", "label"): (({"labels"} if labels else set()) | {"shots", "start"}, {"shots", "start"}),
         ("prompt", "label_example"): ({*names, answer}, {answer}),
@@ -253,17 +255,32 @@ def split_example(task: Task, known: dict[str, str], template: str = "example") 
     return pieces[0][1].rstrip(" "), [(name, after) for name, after in pieces[1:]]
 
 
-def render_prompt(task: Task, split: str, shots: list[dict], label: str | None) -> tuple[str, str]:
-    """(system text, user text) of one attempt; `shots` are shown in their order, the last is nearest to the answer."""
+def render_prompt(
+    task: Task, split: str, shots: list[dict], label: str | None, feedback: Sequence[dict] = (), report: str = ""
+) -> tuple[str, str]:
+    """(system text, user text) of one attempt; `shots` are shown in their order, the last is nearest to the answer.
+
+    feedback: examples that the student does not know, and report: its results as text; [prompt] feedback shows them.
+    Without that template the feedback examples are the last of the shots. No report leaves no empty lines.
+    """
+
+    def joined(examples: Sequence[dict]) -> str:
+        return "\n\n".join(string.Template(task.prompt["example"]).substitute(example) for example in examples)
+
+    template = task.prompt[split]
+    if feedback and "feedback" in task.prompt:
+        template = task.prompt["feedback"]
+        if not report:
+            template = re.sub(r"(?m)^\$(report|\{report\})\n+", "", template)
+    else:
+        shots = [*shots, *feedback]
     known = {task.answer_field: label} if label is not None else {}
-    values = {
-        "shots": "\n\n".join(string.Template(task.prompt["example"]).substitute(shot) for shot in shots),
-        "start": split_example(task, known)[0],
-    }
+    values = {"shots": joined(shots), "feedback": joined(feedback), "report": report}
+    values["start"] = split_example(task, known)[0]
     if label is not None:
         values["labels"] = "\n".join(f"{name}: {definition}" for name, definition in task.labels.items())
         values |= {"label": label, "definition": task.labels[label]}
-    return task.prompt["system"], string.Template(task.prompt[split]).substitute(values)
+    return task.prompt["system"], string.Template(template).substitute(values)
 
 
 def label_template(task: Task) -> str:

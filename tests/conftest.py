@@ -69,6 +69,24 @@ source = "pair: $first with $second"
 target = "$label"
 """
 
+FED_PAIRS = PAIRS.replace(
+    "[parse]",
+    """feedback = '''
+$labels
+
+$shots
+
+Unsure of:
+
+$feedback
+
+$report
+
+Another that is $label ($definition):
+$start'''
+[parse]""",
+)
+
 FLIP = """
 name = "flip"
 version = 1

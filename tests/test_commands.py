@@ -77,6 +77,8 @@ def test_unknown_option(script):
 BAD_OPTIONS = [  # script, options added, what is told
     ("generate.py", {"--num-examples": 0}, "--num-examples"),
     ("generate.py", {"--feedback-rate": 1.5}, "--feedback-rate"),
+    ("generate.py", {"--feedback-label": "warm"}, "--feedback-label"),
+    ("generate.py", {"--temperature-end": 2.5}, "--temperature-end"),
     ("generate.py", {"--chat-template-kwargs": "{"}, "--chat-template-kwargs"),
     ("generate.py", {"--chat-template-kwargs": "[1]"}, "--chat-template-kwargs"),
     ("generate.py", {"--dtype": "float99"}, "--dtype"),
@@ -195,8 +197,11 @@ def one_line(done, *told: str) -> None:
     assert all(text in done.stderr for text in told), done.stderr
 
 
-@pytest.mark.parametrize("name", [*CONTENTS, "none.jsonl", "."])
-@pytest.mark.parametrize("script", STAGES)
+BAD_DATA = [(script, name) for script in STAGES for name in [*CONTENTS, "none.jsonl", "."]]
+BAD_DATA.remove(("generate.py", "empty.jsonl"))  # no feedback is no error
+
+
+@pytest.mark.parametrize("script, name", BAD_DATA)
 def test_bad_data_file(script, name, command, tmp_path):
     content, told = CONTENTS.get(name, (None, ": cannot be read"))
     if content is not None:

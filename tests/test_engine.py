@@ -3,6 +3,7 @@
 import json
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,26 @@ def test_feedback_goes_into_the_asked_share_of_prompts_and_is_named(sample):
     fed = [r for r in accepted + rejected if r["feedback"]]
     assert 0.25 < len(fed) / len(accepted + rejected) < 0.75
     assert all([s[0] for s in r["shots"]] == ["s", "s", "s", "f", "f"] for r in fed)
+
+
+def test_each_request_has_the_temperature_of_its_attempt(sample):
+    """A request of the schedule gives the text that it gives where all have its temperature; here with a feedback prompt."""
+    template = TASK.prompt["train"].replace("$shots", "$shots\n\n$feedback\n\n$report")
+    task = replace(TASK, prompt={**TASK.prompt, "feedback": template})
+    feedback = [
+        {"id": f"f{i}", "review": f"The lid of number {i} would not close.", "label": "negative"} for i in range(9)
+    ]
+    how = {"task": task, "pools": {"feedback": feedback}, "feedback_rate": 1.0, "num_examples": 8}
+    accepted, rejected, _ = sample("schedule", temperature=0.4, temperature_end=2.0, **how)
+    made = {r["id"]: r for r in accepted + rejected}
+    assert all(r["feedback"] and r["shots"][-1][0] == "f" for r in made.values())
+    texts = {}
+    for number, temperature in ((0, 0.4), (3, 1.0), (6, 1.6)):
+        one = made[f"reviews-03-train-{number:06d}"]
+        accepted, rejected, _ = sample(f"constant {number}", temperature=temperature, **how)
+        texts[number] = {r["id"]: r["completion"] for r in accepted + rejected}
+        assert one["temperature"] == temperature and one["completion"] == texts[number][one["id"]]
+    assert texts[0]["reviews-03-train-000006"] != texts[6]["reviews-03-train-000006"]  # which it makes a difference for
 
 
 def test_validation_shows_two_training_examples(sample):

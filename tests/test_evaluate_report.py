@@ -164,7 +164,8 @@ def test_text_to_text(name, home, trained, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     predictions = read_lines(tmp_path / "predictions.jsonl")
-    assert set(metrics) == {"metric", "test_file", "n", "overall"} and metrics["metric"] == "exact_match"
+    assert set(metrics) == {"task", "metric", "test_file", "n", "overall"}
+    assert (metrics["task"], metrics["metric"]) == ("flip", "exact_match")
     hits = sum(p["prediction"] == p["answer"] for p in predictions)
     assert metrics["overall"]["exact_match"]["value"] == pytest.approx(hits / 40, abs=1e-4) and hits > 10
 

@@ -48,7 +48,9 @@ def test_a_mutated_task_file_is_refused_or_can_be_worked_with(seed, name, tmp_pa
     for label in list(task.labels) or [None]:
         known = {task.answer_field: label} if label is not None else {}
         for split in ("train", "validation"):
-            assert all(isinstance(text, str) for text in render_prompt(task, split, [shot | known], label))
+            for feedback in ([], [shot]):
+                texts = render_prompt(task, split, [shot | known], label, feedback, "a $report")
+                assert all(isinstance(text, str) for text in texts)
         re.compile(structured_pattern(task, label))
         parse_completion(task, " Anything at all\nAnd more: 3 + 4", label)
 

@@ -13,14 +13,16 @@ import string
 from types import SimpleNamespace
 
 import pytest
-from conftest import PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
+from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, sample_split
+from evaluate import confusion_cells, measure, of_example
+from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, report_text, sample_split
+from metrics import class_intervals
 from records import read_examples, start_run
-from task import render_prompt, text_key
+from task import load_task, render_prompt, text_key
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Planning
@@ -100,8 +102,22 @@ def pools():
     return made
 
 
+@pytest.fixture(scope="module")
+def fed_home(home, tmp_path_factory):
+    """pairs.toml with a feedback template."""
+    folder = tmp_path_factory.mktemp("fed")
+    (folder / "pairs.toml").write_text(FED_PAIRS, encoding="utf-8")
+    (folder / "seed.jsonl").write_bytes((home / "seed.jsonl").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fed_task(fed_home):
+    return load_task(fed_home / "pairs.toml")
+
+
 def ids(attempt: dict) -> list[str]:
-    return [shot["id"] for shot in attempt["shots"]]
+    return [shot["id"] for shot in attempt["shots"] + attempt["feedback"]]
 
 
 def test_an_attempt_is_a_function_of_its_arguments(pairs, pools):
@@ -139,7 +155,7 @@ def test_many_attempts(pairs, pools):
 @pytest.mark.parametrize("rate, expected", [(0.0, 0), (1.0, 300)])
 def test_feedback_rate_at_its_ends(rate, expected, pairs, pools):
     attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW | {"feedback_rate": rate}) for a in range(300)]
-    assert sum(a["feedback"] for a in attempts) == expected
+    assert sum(bool(a["feedback"]) for a in attempts) == expected
 
 
 def test_small_pools_and_validation(pairs, flip, pools):
@@ -147,8 +163,93 @@ def test_small_pools_and_validation(pairs, flip, pools):
     a = draw_attempt(pairs, 0, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})
     assert ids(a) == ["s0", "s1", "f20"]
     a = draw_attempt(pairs, 0, 1, "validation", 0, pools, {})
-    assert len(set(ids(a))) == 2 and all(i[0] == "t" for i in ids(a)) and a["feedback"] is False
+    assert len(set(ids(a))) == 2 and all(i[0] == "t" for i in ids(a)) and a["feedback"] == []
     assert draw_attempt(flip, 0, 0, "train", 7, few | {"feedback": []}, HOW)["label"] is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    labels=st.lists(st.booleans(), max_size=8),
+    which=st.sampled_from(["same", "other"]),
+    rate=st.sampled_from([0.0, 0.5, 1.0]),
+    most=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+)
+def test_labels_of_the_feedback(labels, which, rate, most, seed, pairs, pools):
+    """Only such feedback as was asked for, as many as there are; all else is as without the option."""
+    feedback = [pair(n) | {"id": f"f{n}", "label": "Warm" if warm else "not warm"} for n, warm in enumerate(labels)]
+    how, shown = HOW | {"feedback_rate": rate, "num_feedback_shots": most}, pools | {"feedback": feedback}
+    for a in range(20):
+        free = draw_attempt(pairs, seed, 1, "train", a, shown, how)
+        drawn = draw_attempt(pairs, seed, 1, "train", a, shown, how | {"feedback_label": which})
+        fitting = [f["id"] for f in feedback if (f["label"] == drawn["label"]) == (which == "same")]
+        found = [f["id"] for f in drawn["feedback"]]
+        assert len(set(found)) == len(found) == (min(most, len(fitting)) if free["feedback"] else 0)
+        assert set(found) <= set(fitting)
+        assert drawn | {"feedback": 0} == free | {"feedback": 0}
+
+
+def test_temperatures_by_hand(pairs, pools):
+    how = HOW | {"temperature": 0.5, "temperature_end": 1.7, "num_examples": 8}
+    found = [draw_attempt(pairs, 0, 1, "train", a, pools, how)["temperature"] for a in (0, 1, 4, 7, 8, 9, 500)]
+    assert found == [0.5, 0.65, 1.1, 1.55, 1.7, 1.7, 1.7]  # 1.2 / 8 = 0.15 an attempt
+    down = draw_attempt(pairs, 0, 1, "train", 6, pools, how | {"temperature_end": 0.0})
+    assert down["temperature"] == 0.125  # 0.5 * 2 / 8
+    plain = draw_attempt(pairs, 0, 1, "train", 6, pools, HOW)
+    assert plain == {k: v for k, v in down.items() if k != "temperature"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+
+
+def measured(task, rows: list[tuple[str, str]]) -> dict:
+    """metrics.json, as evaluate.py makes it, of (label, prediction) pairs."""
+    records = [{"label": gold, "target": gold} for gold, _ in rows]
+    records = [r | of_example(task, p.lower(), r) for r, (_, p) in zip(records, rows, strict=True)]
+    labels, cells = list(task.labels), confusion_cells(task, records)
+    columns = [*labels, *([None] if any(p is None for _, p in cells) else [])]
+    matrix = [[cells[gold, p] for p in columns] for gold in labels]
+    return {
+        "task": task.name, "metric": "accuracy", "n": len(rows), "overall": measure(task, records, 0, 100),
+        "by_label": class_intervals(cells, labels, 0, 100)[1],
+        "confusion": {"labels": labels, "columns": [c or "no label" for c in columns], "matrix": matrix},
+    }  # fmt: skip
+
+
+def test_report_by_hand(pairs):
+    """Warm: 3 asked for, 2 right, 1 no label. not warm: 5 asked for, 2 right, 3 answered Warm."""
+    rows = [("Warm", "Warm")] * 2 + [("Warm", "hot")] + [("not warm", "Warm")] * 3 + [("not warm", "not warm")] * 2
+    assert report_text(measured(pairs, rows), pairs) == (
+        "Results of the small model on 8 examples: accuracy 0.50\n"
+        "Warm: precision 0.40, recall 0.67, F1 0.50\n"  # 2 of 5, 2 of 3, 4 / (3 + 5)
+        "not warm: precision 1.00, recall 0.40, F1 0.57\n"  # 2 of 2, 2 of 5, 4 / (5 + 2)
+        "asked for not warm, answered Warm: 3 times\n"
+        "asked for Warm, answered no label: 1 time"
+    )
+    assert report_text(measured(pairs, rows[:2]), pairs).splitlines()[1:] == [
+        "Warm: precision 1.00, recall 1.00, F1 1.00"  # the other label does not occur, and nothing was confused
+    ]
+
+
+def test_report_of_many_labels_shows_the_worst(pairs, tmp_path):
+    labels = "".join(f'l{n} = "the label {n}"\n' for n in range(8))
+    (tmp_path / "many.toml").write_text(re.sub(r"Warm = (.*\n)+?(?=\[prompt)", labels, PAIRS))
+    task = load_task(tmp_path / "many.toml")
+    # of label n, 10 - n are right and n are answered as the next; so F1 falls with n, but that of l0 is lower again
+    rows = [(f"l{n}", f"l{(n + (i < n)) % 8}") for n in range(8) for i in range(10)]
+    lines = report_text(measured(task, rows), task).splitlines()
+    assert lines[0].endswith("80 examples: accuracy 0.65; the 5 labels with the lowest F1:") and len(lines) == 9
+    f1 = {n: 2 * (10 - n) / (20 - n + (n - 1) % 8) for n in range(8)}
+    worst = sorted(f1, key=f1.get)[:5]
+    assert [line.split(":")[0] for line in lines[1:6]] == [f"l{n}" for n in worst]
+    assert [float(line.split("F1 ")[1]) for line in lines[1:6]] == [pytest.approx(f1[n], abs=0.006) for n in worst]
+    assert lines[6:] == [f"asked for l{n}, answered l{(n + 1) % 8}: {n} times" for n in (7, 6, 5)]
+
+
+def test_report_of_a_text2text_task(flip):
+    metrics = {"task": "flip", "metric": "exact_match", "n": 1200, "overall": {"exact_match": {"value": 0.125}}}
+    assert report_text(metrics, flip) == "Results of the small model on 1,200 examples: exact_match 0.12"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,16 +320,19 @@ def test_template_that_takes_nothing(tokenizer):
 
 
 @pytest.mark.parametrize("template", ["none", "system role", "refuses system"])
-def test_longest_prompt_is_an_upper_bound(template, tokenizer, pairs, pools):
+@pytest.mark.parametrize("form, report", [("", ""), ("unsure", ""), ("unsure", "accuracy: " + "long " * 40)])
+def test_longest_prompt_is_an_upper_bound(template, form, report, tokenizer, pairs, pools, fed_task):
     tokenizer.chat_template = TEMPLATES[template][0]
-    options = {"train": HOW | {"max_tokens": 60}}
-    bound = longest_prompt(pairs, tokenizer, pools, options, {})
+    task, options = fed_task if form else pairs, {"train": HOW | {"max_tokens": 60}}
+    bound = longest_prompt(task, tokenizer, pools, options, {}, report)
     lengths = []
     for split in ("train", "validation"):
-        for a in (draw_attempt(pairs, 0, 1, split, n, pools, HOW) for n in range(60)):
-            user = render_prompt(pairs, split, a["shots"], a["label"])
-            lengths.append(len(encode_prompt(tokenizer, *user, {})))
+        for a in (draw_attempt(task, 0, 1, split, n, pools, HOW) for n in range(60)):
+            prompt = render_prompt(task, split, a["shots"], a["label"], a["feedback"], report)
+            lengths.append(len(encode_prompt(tokenizer, *prompt, {})))
     assert max(lengths) <= bound < 2 * max(lengths)
+    without = longest_prompt(task, tokenizer, pools | {"feedback": []}, options, {}, report)
+    assert without < bound - (len(report) if form else 0)  # a report that no prompt shows takes no room
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -503,6 +607,157 @@ def test_feedback_is_shown(command, home, tmp_path):
     train = read_lines(tmp_path / "iter-01" / "train.jsonl")
     assert all(r["feedback"] and [i[0] for i in r["shots"][-2:]] == ["f", "f"] for r in train)
     assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-01" / "validation.jsonl"))
+    assert not any("temperature" in r for r in train)
+
+
+@pytest.mark.parametrize("which", ["same", "other"])
+def test_feedback_of_a_label(which, command, tmp_path):
+    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in (70, 72, 74)])  # Warm, all
+    done = command("--feedback-file", feedback, "--feedback-rate", 1, "--feedback-label", which)
+    assert done.returncode == 0, done.stderr
+    train = read_lines(tmp_path / "iter-00" / "train.jsonl")
+    for r in train + read_lines(tmp_path / "iter-00" / "train.rejected.jsonl"):
+        assert r["feedback"] == ((r["label"] == "Warm") == (which == "same")) == (r["shots"][-1][0] == "f")
+    again = command("--feedback-file", feedback, "--feedback-rate", 1)
+    assert again.returncode == 1 and f"--feedback-label {which}, now None" in again.stderr
+
+
+def test_labels_of_feedback_need_a_task_with_labels(command, home):
+    done = command("--task-file", home / "flip.toml", "--feedback-label", "same")
+    assert done.returncode == 2 and "--feedback-label" in done.stderr and "text2text" in done.stderr
+
+
+def test_empty_feedback_files_are_no_feedback(command, tmp_path):
+    """A student that made no error leaves none."""
+    empty, full = tmp_path / "empty.jsonl", tmp_path / "full.jsonl"
+    empty.write_bytes(b"")
+    write_lines(full, [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+    done = command("--feedback-file", empty, "--feedback-rate", 1)
+    assert done.returncode == 0 and f"{empty}: is empty: no feedback from it" in done.stderr, done.stderr
+    assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-00" / "train.jsonl"))
+    assert "up to date" in command("--feedback-file", empty, "--feedback-rate", 1).stderr
+    files = ("--feedback-file", empty, "--feedback-file", full, "--feedback-file", empty)
+    done = command(*files, "--feedback-rate", 1, folder="iter-01")
+    assert done.returncode == 0, done.stderr
+    assert all(r["feedback"] for r in read_lines(tmp_path / "iter-01" / "train.jsonl"))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_temperature_follows_the_number_of_the_attempt(shards, command, tmp_path):
+    how = ("--num-examples", 12, "--temperature", 1.4, "--temperature-end", 0.2, "--max-attempts", 200)
+    rows = []
+    for i in range(shards):
+        done = command(*how, *(["--shard", f"{i}/2"] if shards > 1 else []))
+        assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "iter-00").glob("train*.jsonl"):
+        rows += read_lines(path)
+    assert len(rows) > 12
+    for r in rows:  # 1.2 / 12 = 0.1 an attempt
+        number = int(r["id"].rsplit("-", 1)[1])
+        assert r["temperature"] == pytest.approx(max(1.4 - 0.1 * number, 0.2), abs=1e-4)
+    assert len({r["temperature"] for r in rows}) > 6
+    assert not any("temperature" in r for r in read_lines(next((tmp_path / "iter-00").glob("validation*.jsonl"))))
+
+
+def test_a_schedule_ends_with_the_examples_that_were_asked_for(command, tmp_path):
+    assert command("--temperature-end", 0.2).returncode == 0
+    before = (tmp_path / "iter-00" / "train.jsonl").read_bytes()
+    more = command("--temperature-end", 0.2, "--num-examples", 10)
+    assert more.returncode == 1 and "was made with --num-examples 6, now 10" in more.stderr
+    other = command("--temperature-end", 0.3)
+    assert other.returncode == 1 and "was made with --temperature-end 0.2, now 0.3" in other.stderr
+    assert (tmp_path / "iter-00" / "train.jsonl").read_bytes() == before
+    done = command("--temperature-end", 0.2, "--num-validation", 9)  # that split has no schedule
+    assert done.returncode == 0 and len(read_lines(tmp_path / "iter-00" / "validation.jsonl")) == 9
+
+
+# What evaluate.py writes for the scores of an iteration, and what becomes of it
+
+
+@pytest.fixture
+def metrics_file(fed_home, pairs, tmp_path):
+    """metrics.json of scored.jsonl: ten examples, those with an odd number answered as Warm."""
+    rows = [pair(n) | {"id": f"v{n}", "prediction": "warm", "correct": n % 2 == 0, "energy": -1.0} for n in range(10)]
+    write_lines(tmp_path / "scored.jsonl", rows)
+    done = call(
+        "evaluate.py", "--task-file", fed_home / "pairs.toml", "--test-file", tmp_path / "scored.jsonl",
+        "--prediction-field", "prediction", "--output-dir", tmp_path / "report",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "report" / "metrics.json"
+
+
+def test_the_report_is_shown_beside_feedback(command, fed_home, metrics_file, tmp_path, monkeypatch):
+    sent = []
+    encode = generate.encode_prompt
+    monkeypatch.setattr(generate, "encode_prompt", lambda t, *texts: sent.append(texts[1]) or encode(t, *texts))
+    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+    how = ("--task-file", fed_home / "pairs.toml", "--feedback-file", feedback, "--report-file", metrics_file)
+    done = command(*how)
+    assert done.returncode == 0, done.stderr
+    report = "small model on 10 examples: accuracy 0.50\nWarm: precision 0.50, recall 1.00, F1 0.67\n"
+    fed = [text for text in sent if "Unsure of" in text and "First: the" in text]
+    assert fed and all(report in text and text.endswith("\nFirst:") for text in fed)
+    assert not any(report in text for text in sent if "Unsure of" not in text)
+    assert "up to date" in command(*how).stderr
+    metrics_file.write_text(metrics_file.read_text().replace("0.5", "0.4"))
+    changed = command(*how)
+    assert changed.returncode == 1 and "train.jsonl: --report-file has changed" in changed.stderr
+    gone = command(*how[:4])
+    assert gone.returncode == 1 and "train.jsonl: --report-file has changed" in gone.stderr
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_dry_run_shows_the_feedback_template(shown, command, models, fed_home, metrics_file, tmp_path):
+    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+    how = ("--task-file", fed_home / "pairs.toml", "--feedback-file", feedback, "--dry-run", "--num-validation", 0)
+    how += ("--model", models["qwen2"])  # it has a token for every byte
+    done = command(*how, *(["--report-file", metrics_file] if shown else []))
+    assert done.returncode == 0, done.stderr
+    prompts = done.stdout.split("--- ")[1:]
+    assert [", f7" in text.splitlines()[0] for text in prompts] == [False, False, True, True]
+    assert ["\n\nUnsure of:\n\nKind: " in text for text in prompts] == [False, False, True, True]
+    report = "\n\nResults of the small model on 10 examples: accuracy 0.50\nWarm: "
+    assert [report in text for text in prompts] == [False, False, shown, shown]
+    assert "\n\n\n" not in "".join(text.strip() for text in prompts[2:])
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
+        (lambda m: {k: v for k, v in m.items() if k != "task"}, "KeyError: 'task'"),
+        (lambda m: m | {"n": None}, "TypeError"),
+        (lambda m: m | {"overall": {}}, "KeyError: 'accuracy'"),
+        (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
+        (lambda m: m | {"by_label": ["Warm"]}, "TypeError"),
+        (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
+        (lambda m: m | {"confusion": m["confusion"] | {"labels": ["Warm"]}}, "its labels are not those of"),
+        (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
+        (lambda m: m | {"confusion": m["confusion"] | {"matrix": [["a", "b"], ["c", "d"]]}}, "TypeError"),
+        (lambda m: [m], "TypeError"),
+        (lambda m: "{", "JSONDecodeError"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_a_report_that_is_none(change, told, command, fed_home, metrics_file, tmp_path):
+    if change:
+        made = change(json.loads(metrics_file.read_text()))
+        metrics_file.write_text(made if made == "{" else json.dumps(made))
+    else:
+        metrics_file.unlink()
+    done = command("--task-file", fed_home / "pairs.toml", "--report-file", metrics_file)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"error: --report-file {metrics_file}: ") and told in done.stderr
+    assert not (tmp_path / "iter-00").exists()
+
+
+def test_a_report_that_no_prompt_would_show(command, home, fed_home, metrics_file, tmp_path):
+    done = command("--report-file", metrics_file)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {home / 'pairs.toml'}: prompt.feedback: has no $report"), done.stderr
+    done = command("--task-file", fed_home / "pairs.toml", "--report-file", metrics_file)
+    assert done.returncode == 0 and "no prompt shows it, for there is no feedback" in done.stderr
 
 
 def test_reasons_are_documented_in_one_list():

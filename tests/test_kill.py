@@ -165,7 +165,7 @@ CHANGED = {  # option: another value
     "generate.py": {
         "--num-examples": 79, "--num-validation": 59, "--num-fewshot": 2, "--feedback-rate": 0.4, "--num-feedback-shots": 1,
         "--temperature": 0.9, "--validation-temperature": 1.1, "--top-p": 0.9, "--top-k": 5, "--min-p": 0.1, "--max-tokens": 99,
-        "--chat-template-kwargs": '{"a": 1}', "--seed": 1,
+        "--chat-template-kwargs": '{"a": 1}', "--seed": 1, "--feedback-label": "same", "--temperature-end": 0.5,
     },
     "train_student.py": {
         "--loss": "sce", "--learning-rate": 1e-3, "--num-train-epochs": 3.0, "--per-device-train-batch-size": 8,

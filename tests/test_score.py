@@ -354,9 +354,8 @@ def representation(folder, name, example):
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    ids = tokenizer(example["source"])["input_ids"]
-    if name == "llama":  # the target comes after a newline
-        ids += tokenizer("\n", add_special_tokens=False)["input_ids"]
+    # Of a decoder: without the end token that its tokenizer appends; it knows no newline
+    ids = tokenizer(example["source"], add_special_tokens=name != "llama")["input_ids"]
     with torch.inference_mode():
         states = (model.encoder if name == "t5" else model)(torch.tensor([ids])).last_hidden_state
     return states[0].double().mean(0)

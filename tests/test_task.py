@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FLIP, PAIRS, flipped, pair
+from conftest import FED_PAIRS, FLIP, PAIRS, flipped, pair
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +98,12 @@ MUTATIONS = [(line, "", line.split(" =")[0]) for line in REQUIRED] + [  # (what,
     ("($definition):\n$start", "($definition):", "prompt.train: the variable $start is missing"),
     ("$labels\n\n$shots", "$labels", "prompt.train: the variable $shots is missing"),
     ("$shots\n\nAnother, sig", "Another, sig", "prompt.validation: the variable $shots is missing"),
+    ("train = '''\n", "train = '''$feedback\n", "prompt.train: unknown variable $feedback"),
+    ("[parse]\n", "feedback = '$shots $start'\n[parse]\n", "prompt.feedback: the variable $feedback is missing"),
+    ("[parse]\n", "feedback = '$feedback $start'\n[parse]\n", "prompt.feedback: the variable $shots is missing"),
+    ("[parse]\n", "feedback = '$shots $feedback'\n[parse]\n", "prompt.feedback: the variable $start is missing"),
+    ("[parse]\n", "feedback = '$shots $feedback $first $start'\n[parse]\n", "prompt.feedback: unknown variable $first"),
+    ("[parse]\n", "feedback = 3\n[parse]\n", "prompt.feedback: must be a text"),
     ("Second: $second'''", "Second:'''", "prompt.example: the variable $second is missing"),
     ("Second: $second'''", "Second: $second, $first'''", "prompt.example: $first must occur once"),
     ("Second: $second'''", "Second: $second $id'''", "prompt.example: unknown variable $id"),
@@ -126,7 +132,7 @@ MUTATIONS = [(line, "", line.split(" =")[0]) for line in REQUIRED] + [  # (what,
     ("version = 1", "version = " + "[" * 5000, "not a readable TOML file"),
 ] + [  # a field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
     ('["first", "second"]', f'["first", "second", "{name}"]', f"fields: {name}")
-    for name in ("id", "source", "feedback", "completion", "energy")
+    for name in ("id", "source", "feedback", "temperature", "completion", "energy")
 ]  # fmt: skip
 
 
@@ -181,6 +187,40 @@ def test_training_prompt(pairs):
         "Kind: Warm\nFirst: the lake\nSecond: sun\n\n"
         "Kind: not warm\nFirst: the roof\nSecond: $5 of snow\n\n"  # in their order: the last is nearest to the answer
         "Another that is not warm (one or both belong to winter):\nKind: not warm\nFirst:",
+    )
+
+
+FED_PROMPT = (  # by hand
+    "Warm: both belong to summer\nnot warm: one or both belong to winter\n\n"
+    "Kind: Warm\nFirst: the lake\nSecond: sun\n\nUnsure of:\n\n"
+    "Kind: not warm\nFirst: the roof\nSecond: $5 of snow\n\n{}"
+    "Another that is Warm (both belong to summer):\nKind: Warm\nFirst:"
+)
+
+
+@pytest.mark.parametrize("variable", ["$report", "${report}"])
+@pytest.mark.parametrize("report", ["", "accuracy 0.5\nWarm: $label", "100 $"])
+def test_prompt_with_feedback(variable, report, tmp_path):
+    """An empty report leaves no empty lines."""
+    task = load(FED_PAIRS.replace("$report", variable), tmp_path)
+    found = render_prompt(task, "train", SHOTS[:1], "Warm", SHOTS[1:], report)
+    assert found == ("You write pairs of things.", FED_PROMPT.format(report and f"{report}\n\n"))
+    plain = render_prompt(task, "train", SHOTS[:1], "Warm", [], report)[1]
+    assert plain == render_prompt(task, "train", SHOTS[:1], "Warm")[1] and "Unsure" not in plain
+
+
+def test_a_feedback_prompt_may_have_no_report_or_have_it_within_a_line(tmp_path):
+    task = load(FED_PAIRS.replace("$report\n\n", ""), tmp_path)
+    assert render_prompt(task, "train", SHOTS[:1], "Warm", SHOTS[1:], "x")[1] == FED_PROMPT.format("")
+    task = load(FED_PAIRS.replace("$report\n\n", "So far: $report.\n\n"), tmp_path)
+    for report in ("", "0.5"):
+        found = render_prompt(task, "train", SHOTS[:1], "Warm", SHOTS[1:], report)[1]
+        assert found == FED_PROMPT.format(f"So far: {report}.\n\n")
+
+
+def test_without_its_template_feedback_is_shown_as_the_last_shots(pairs):
+    assert render_prompt(pairs, "train", SHOTS[:1], "Warm", SHOTS[1:], "x") == render_prompt(
+        pairs, "train", SHOTS, "Warm"
     )
 
 

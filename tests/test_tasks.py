@@ -138,6 +138,34 @@ def test_prompts_that_ask_for_an_example(path, split):
             assert [other for other in task.labels.values() if other in user] == [definition]
 
 
+@pytest.mark.parametrize("name", [*TASKS, "banking77"])
+@pytest.mark.parametrize("report", ["", "Results of the small model on 9 examples: accuracy 0.50"])
+def test_prompts_with_feedback(name, report):
+    task, examples = seeds(PATHS[0].parent / f"{name}.toml")
+    shots, feedback = examples[:3], examples[-2:]
+    before, _ = task.prompt["train"].split("$shots")
+    assert task.prompt["feedback"].startswith(before + "$shots")  # so that the prefix cache serves both
+    for label, definition in task.labels.items() or [(None, "")]:
+        system, user = render_prompt(task, "train", shots, label, feedback, report)
+        start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
+        assert system == task.prompt["system"] and user.endswith("\n\n" + start) and "\n\n\n" not in user
+        rendered = ["\n\n" + string.Template(task.prompt["example"]).substitute(e) + "\n\n" for e in examples]
+        places = [user.index(text) for text in [*rendered[:3], *rendered[-2:]]]
+        asked = user.index("Write one more")
+        assert places == sorted(places) and places[-1] < asked
+        assert "small model" in user[places[2] : places[3]] and "unsure of them" in user[places[2] : places[3]]
+        assert report in user[places[-1] : asked] and user.count("Results of") == bool(report)
+        if task.labels:
+            assert label in user[asked : -len(start)] and definition in user[asked:]
+        if task.name == "banking77":
+            assert [other for other in task.labels.values() if other in user] == [definition]
+
+
+def test_embedded_teachers_are_shown_the_form_that_they_were_trained_on():
+    for name in ("reviews", "word_problems"):
+        assert "feedback" not in load_task(PATHS[0].parent / f"{name}.toml").prompt
+
+
 @every_task
 def test_prompt_that_asks_for_the_answer(path):
     task, examples = seeds(path)
