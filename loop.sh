@@ -6,6 +6,7 @@
 #   bash loop.sh prompts/word_problems.toml runs/words      the other embedded task
 #   TEACHER=Qwen/Qwen2.5-7B-Instruct STUDENT=google-t5/t5-base bash loop.sh prompts/reviews.toml runs/mine
 #   LAUNCH="srun --gpus=1" ITERATIONS=3 bash loop.sh prompts/reviews.toml runs/cluster
+#   (source profiles/released-code.sh; bash loop.sh prompts/rte.toml runs/authors)       options of the authors' code
 #
 # Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on.
 # PYTHON=/path/to/python uses an environment of your own and installs nothing. Paths are relative to this folder.
@@ -28,11 +29,18 @@ is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_R
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
 NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
+FEEDBACK=${FEEDBACK:-score}                      # what is fed back: score, chain (any training example so far) or none
 FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
-SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # what is fed back: the band of this score within each label
+FEEDBACK_ROUNDS=${FEEDBACK_ROUNDS:-newest}       # or all: that of earlier iterations too
+FEEDBACK_POOL=${FEEDBACK_POOL:-}                 # a file of your own to select from instead of validation.jsonl (S3)
+SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # score: the band of this score within each label
+TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = once scored, the validation examples are training examples
+REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how the student does (PGKD)
+PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better held-out accuracy (0 = never)
+CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with the one before, not with the base
 LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
-FINAL_LOSS=${FINAL_LOSS:-sce}                    # the final student's loss, robust to wrong labels
+FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
 if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
 MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
@@ -71,24 +79,49 @@ if [[ $MEASURE_TEACHER == 1 && -e $TEST_FILE ]] && labels; then
   run evaluate.py --task-file "$TASK_FILE" --prediction-field teacher_label --test-file "$RUN/teacher/labelled.jsonl" \
     --output-dir "$RUN/teacher" ${GROUP_BY:+--group-by "$GROUP_BY"}
 fi
-trained_on=() feedback=()
+stalled() { # patience, run records of the students so far
+  "$PYTHON" -c 'import json, sys
+best = [json.load(open(path))["counts"]["held_out_accuracy"] or 0 for path in sys.argv[2:]]
+sys.exit(len(best) - 1 - best.index(max(best)) < int(sys.argv[1]))' "$@"
+}
+trained_on=() feedback=() students=() begin=$STUDENT
+if [[ ! $FEEDBACK =~ ^(score|chain|none)$ ]]; then
+  echo "error: FEEDBACK=$FEEDBACK is none of score, chain, none" >&2
+  exit 1
+fi
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   run generate.py sample --task-file "$TASK_FILE" --model "$TEACHER" --output-dir "$dir" --seed "$SEED" \
     --num-examples "$NUM_EXAMPLES" --num-validation "$NUM_VALIDATION" --feedback-rate "$FEEDBACK_RATE" \
     "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS # texts of earlier rounds are duplicates
   trained_on+=(--train-file "$dir/train.jsonl")
-  run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$dir/student" --seed "$SEED" \
+  run train_student.py --task-file "$TASK_FILE" --model "$begin" --output-dir "$dir/student" --seed "$SEED" \
     --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" "${trained_on[@]}" $TRAIN_ARGS
-  run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "$dir/validation.jsonl" \
-    --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" $SCORE_ARGS
-  feedback=(--feedback-file "$dir/feedback.jsonl")
+  if [[ $CONTINUE_STUDENT == 1 ]]; then begin=$dir/student; fi
+  if [[ $FEEDBACK_ROUNDS == newest ]]; then feedback=(); fi
+  if [[ $FEEDBACK == chain ]]; then feedback=("${trained_on[@]/#--train-file/--feedback-file}"); fi
+  pool=${FEEDBACK_POOL:-$dir/validation.jsonl}
+  if [[ $FEEDBACK == score ]]; then
+    needs=()
+    if [[ $SCORE == energy_delta ]]; then needs=(--base-model "$STUDENT"); fi
+    if [[ $SCORE == embedding ]]; then needs=("${trained_on[@]}"); fi
+    run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "$pool" --output-file "$dir/scored.jsonl" \
+      --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" "${needs[@]}" $SCORE_ARGS
+    feedback+=(--feedback-file "$dir/feedback.jsonl")
+    if [[ $REPORT == 1 ]]; then
+      run evaluate.py --task-file "$TASK_FILE" --prediction-field prediction --test-file "$dir/scored.jsonl" --output-dir "$dir/report"
+      feedback+=(--report-file "$dir/report/metrics.json")
+    fi
+  fi
+  if [[ $TRAIN_ON_VALIDATION == 1 ]]; then trained_on+=(--train-file "$dir/validation.jsonl"); fi
   measure "$dir/student" "$dir" "$TEST_FILE"
+  students+=("$dir/student.run.json")
+  if ((PATIENCE)) && stalled "$PATIENCE" "${students[@]}"; then echo "no better for $PATIENCE iterations: that is all" >&2; break; fi
 done
 
 # The final student: everything, robust loss ---------------------------------------------------------------------------
 run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$RUN/final/student" --seed "$SEED" \
-  --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS
+  --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
 for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
   if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi

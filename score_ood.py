@@ -341,7 +341,7 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
 
 def select_feedback(
     records: list[dict], task: Task, score: str, low: float, high: float,
-    confirmed: bool = False, max_overlap: float = 1.0, counts: dict | None = None,
+    confirmed: bool = False, max_overlap: float = 1.0, counts: dict | None = None, group_size: int | None = None,
 ) -> list[dict]:  # fmt: skip
     """The records whose score lies in the quantile band [low, high) of their own label, most OOD first.
 
@@ -350,9 +350,10 @@ def select_feedback(
     number, end the stage: ranks of a handful mean nothing. Of error and hard_negative the band is one of the wrong
     examples, of which there may be none. confirmed: of those only whose answer the teacher's own agrees with.
     max_overlap: from the most OOD down, an example is left out whose text overlaps more than this (ROUGE-L F1) with a
-    selected one's. counts gets what both took: unconfirmed, near_duplicates.
+    selected one's. counts gets what both took: unconfirmed, near_duplicates. group_size: the band is taken within each
+    group of so many successive records, whatever their labels, instead of within each label.
     """
-    groups = {label: [] for label in task.labels or [None]}
+    groups: dict[Any, list[dict]] = {label: [] for label in ([] if group_size else task.labels or [None])}
     counts = {} if counts is None else counts
     if confirmed:
         for record in records:
@@ -362,18 +363,19 @@ def select_feedback(
                 )
         agreed = [r for r in records if agrees(task, r, r["teacher_label"])]
         counts["unconfirmed"], records = len(records) - len(agreed), agreed
-    for record in records:
+    for place, record in enumerate(records):
         if score not in record:
             fail(f"--score {score}: {record['id']} has none; score it with --model, or choose another")
         if not math.isfinite(record[score]):
             fail(
                 f"--score {score}: is {record[score]} for {record['id']}; the student is broken: train it with a lower rate"
             )
-        groups[record[task.answer_field] if task.labels else None].append(record)
+        name = place // group_size if group_size else record[task.answer_field] if task.labels else None
+        groups.setdefault(name, []).append(record)
     selected = []
     for label, group in groups.items():
         n = len(group)
-        if n < 10:
+        if n < 10 and not group_size:
             kind = "confirmed examples" if confirmed else "examples"
             fail(
                 f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; raise --num-validation"
@@ -449,6 +451,9 @@ def main(
         bool,
         selection(help="Only examples whose teacher_label agrees with their answer (generate.py label, --verify)."),
     ] = False,
+    group_size: Annotated[
+        int | None, selection(min=2, help="The band within each so many successive examples, not within each label.")
+    ] = None,
     max_overlap: Annotated[
         float, selection(min=0, max=1, help="Leave out what overlaps more than this with a selected one (ROUGE-L F1).")
     ] = 1.0,
@@ -494,7 +499,9 @@ def main(
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
-        selected = select_feedback([e | {score: 1.0} for e in examples], task, score, low, high, confirmed)
+        selected = select_feedback(
+            [e | {score: 1.0} for e in examples], task, score, low, high, confirmed, group_size=group_size
+        )
     if dry_run:
         names = ", ".join(map(str, input_file))
         print(
@@ -527,6 +534,7 @@ def main(
         {"shard": shard} if part else {}
     )
     what |= ({"confirmed": True} if confirmed else {}) | ({"max_overlap": max_overlap} if max_overlap < 1 else {})
+    what |= {"group_size": group_size} if group_size else {}
     run = start_run(
         "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
         {
@@ -560,7 +568,7 @@ def main(
         write_records(file, records)
     counts |= {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
     if feedback_file:
-        selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts)
+        selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts, group_size)
         counts["selected"] = len(selected)
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")

@@ -1,7 +1,8 @@
 """Which feedback helps? Every strategy at equal budget, on the embedded tasks, where the truth of each example is known.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m bench.strategies reviews --student t5 --arms screen --seeds 3
-    ... --label-noise 0.25            # a teacher that learnt from documents with wrong answers; --burst 0: one that follows nothing
+    ... --label-noise 0.25            # a teacher that learnt from documents with wrong answers
+    ... --burst 0                     # one that does not follow the topics it is shown
     ... --arms full --size 600        # the arms that are compared in full (FULL), at one of SIZES
     ... --arms no_feedback,energy_top # or some by name
     .venv/bin/python -m bench.strategies table          # no run: tables and figure from the lines that are there
@@ -27,6 +28,7 @@ import os
 import time
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,8 +43,8 @@ from task import Task, is_correct, load_task
 
 WORK, RESULTS = Path("runs/strategies"), Path("bench/results/strategies.jsonl")
 ITERATIONS = 3
-STEPS, STEPS_BETWEEN = 450, 300  # optimiser steps of the last student, and of those between, at batches of 16
-SIZES = (300, 600, 1200)
+BATCH, STEPS, STEPS_BETWEEN = 32, 300, 200  # of the last student, and of those between; steps are the optimiser's
+SIZES = (600, 1200, 2400)
 LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,12 +56,14 @@ DEFAULT = {
     "pick": None,  # a selection of this file instead (PICKS)
     "rounds": "newest",  # or all: feedback of earlier iterations stays
     "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any",
-    "temperature": 1.0, "min_p": 0.0, "top_k": 0, "validation_temperature": 1.2,
+    "temperature": 1.0, "temperature_end": None, "min_p": 0.0, "top_k": 0, "validation_temperature": 1.2,
     "more": 1.0,  # times as many training examples: 5 / 3 is what the two pools cost
     "train_on": "train",  # also the selected ones, or all validation examples
     "prompt": True,  # False: the selected ones are not shown
     "loss": {},
 }  # fmt: skip
+SAMPLING = ("feedback_rate", "num_feedback_shots", "feedback_label", "temperature", "temperature_end", "min_p", "top_k")
+SAMPLING += ("validation_temperature",)
 NONE = {"pool": None}
 B = {"more": 5 / 3}
 TOP = {"score": "msp"}
@@ -89,6 +93,7 @@ STRATEGIES = {
     "embedding_top": {"score": "embedding"},
     "error": {"score": "error", "low": 0.0},
     "hard_negative": {"score": "hard_negative", "low": 0.5},
+    "msp_top_confirmed": TOP | {"confirmed": True},
     "msp_top_apart": TOP | {"max_overlap": 0.4},
     "msp_top_diverse": {"pick": "uncertain_diverse"},
     "diverse": {"pick": "diverse"},
@@ -96,6 +101,11 @@ STRATEGIES = {
     "msp_top_rate_1": TOP | {"feedback_rate": 1.0},
     "msp_top_shots_1": TOP | {"num_feedback_shots": 1},
     "msp_top_shots_4": TOP | {"num_feedback_shots": 4},
+    "msp_top_same_label": TOP | {"feedback_label": "same"},
+    "msp_top_other_label": TOP | {"feedback_label": "other"},
+    "energy_band_rate_1": {"low": 0.5, "high": 0.8, "feedback_rate": 1.0},
+    "energy_top_rate_1": {"feedback_rate": 1.0},
+    "embedding_top_rate_1": {"score": "embedding", "feedback_rate": 1.0},
     "random_rate_1": {"score": "random", "feedback_rate": 1.0},
     "chain_rate_1": {"pool": "train", "feedback_rate": 1.0},
     "chain_rate_1_b": {"pool": "train", "feedback_rate": 1.0} | B,
@@ -109,13 +119,16 @@ STRATEGIES = {
     "diverse_and_pool": WITH_POOL | {"pick": "diverse", "feedback_rate": 1.0},
     # Sampling and losses, without feedback
     "min_p": NONE | {"min_p": 0.05, "temperature": 1.3},
+    "temperature_to_1.7": NONE | {"temperature": 0.5, "temperature_end": 1.7},
     "top_k_10": NONE | {"top_k": 10, "temperature": 0.8},
     "sce": NONE | {"loss": {"loss": "sce"}},
     # What the truth would choose: topics of the tail with a right answer. No strategy: the most that following can give
     "truth_top": {"pick": "truth"},
+    "truth_top_rate_1": {"pick": "truth", "feedback_rate": 1.0},
 }  # fmt: skip
 ARMS = CONTROLS | STRATEGIES
-ONLY_T5 = ("energy_first_top", "energy_sum_top", "energy_padded_top")
+# Not for every setting: reductions that an encoder has not; the embedded teacher of the reviews labels at chance
+NOT_FOR = {"bert": ("energy_first_top", "energy_sum_top", "energy_padded_top"), "reviews": ("msp_top_confirmed",)}
 FULL = list(CONTROLS)  # and the best four of the screen
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,7 +219,8 @@ def followed(records: list[dict], shown: dict[str, dict], task: Task, grammar: A
 
 
 def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[str, Any]:
-    """AUROC of each score for `the student is wrong` (by the truth) and for `a topic of the tail`; errors by decile of energy."""
+    """AUROC of each score for "the student is wrong" (by the truth), "the answer is wrong" and "a topic of the tail"; and
+    the share of wrong answers by decile of energy, the lowest first."""
     import torch
     from torchmetrics.functional.classification import binary_auroc
 
@@ -234,7 +248,7 @@ def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[
         }
     order = sorted(known, key=lambda k: k[0]["energy"])
     cuts = [round(len(order) * i / 10) for i in range(11)]
-    deciles = [[not right for _, right, _ in order[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    deciles = [[not right for _, right, _ in order[a:b]] for a, b in pairwise(cuts)]
     return {"auroc": found, "wrong_answers_by_energy_decile": [round(sum(d) / max(len(d), 1), 4) for d in deciles]}
 
 
@@ -270,11 +284,11 @@ def train(task_file: Path, base: Path, files: list[Path], folder: Path, steps: i
     """A student of `steps` optimiser steps, however many examples the files hold."""
     task = load_task(task_file)
     examples = [e for e in read_examples(files, task) if not train_student.is_held_out(e["id"])]
-    epochs = steps / math.ceil(len(examples) / 16)
+    epochs = steps / math.ceil(len(examples) / BATCH)
     chosen = {"loss": train_student.Loss(loss.get("loss", "ce"))} | {k: v for k, v in loss.items() if k != "loss"}
     quietly(
         train_student.main, task_file, str(base), files, folder, learning_rate=LEARNING_RATE, num_train_epochs=epochs,
-        seed=seed, **chosen,
+        per_device_train_batch_size=BATCH, seed=seed, **chosen,
     )  # fmt: skip
 
 
@@ -300,7 +314,10 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     pool_size = run["size"] // ITERATIONS if arm["pool"] == "validation" else 0
     home = root / run["student"] / run["arm"]
     start = (
-        root / "start" / f"{n}-T{arm['temperature']:g}-p{arm['min_p']:g}-k{arm['top_k']}-pool{pool_size}" / "iter-00"
+        root
+        / "start"
+        / f"{n}-T{arm['temperature']:g}-p{arm['min_p']:g}-k{arm['top_k']}-to{arm['temperature_end']}-pool{pool_size}"
+        / "iter-00"
     )
     began = time.perf_counter()
     trained_on: list[Path] = []
@@ -313,11 +330,9 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         folder = start if i == 0 else home / f"iter-{i:02d}"
         last = i == ITERATIONS - 1
         quietly(
-            generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback, exclude_file=[*trained_on, *pools],
-            num_examples=n, num_validation=0 if last else pool_size, num_feedback_shots=arm["num_feedback_shots"],
-            feedback_rate=arm["feedback_rate"], temperature=arm["temperature"], min_p=arm["min_p"], top_k=arm["top_k"],
-            validation_temperature=arm["validation_temperature"], max_attempts=40 * n, seed=run["seed"],
-            **({"feedback_label": arm["feedback_label"]} if arm["feedback_label"] != "any" else {}),
+            generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
+            exclude_file=[*trained_on, *pools], num_examples=n, num_validation=0 if last else pool_size,
+            max_attempts=40 * n, seed=run["seed"], **{name: arm[name] for name in SAMPLING},
         )  # fmt: skip
         examples = read_examples(folder / "train.jsonl", task)
         made += examples
@@ -337,12 +352,17 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             more = [*trained_on, *(pools[:-1] if arm["train_on"] == "validation" else [])]
             train(task_file, models[run["student"]], more, at / "student", STEPS_BETWEEN, run["seed"], {})
             # energy_padded is dear, so only where it is asked for
+            pool = pools[-1]
+            if arm["confirmed"]:
+                pool = at / "labelled.jsonl"
+                quietly(generate.label, task_file, str(models["teacher"]), [pools[-1]], pool, seed=run["seed"])
             padded = run["student"] != "bert" and arm["score"] == "energy_padded"
-            scored = at / ("scored_padded.jsonl" if padded else "scored.jsonl")
+            name = "scored" + ("_padded" if padded else "") + ("_labelled" if arm["confirmed"] else "")
+            scored = at / f"{name}.jsonl"
             quietly(
-                score_ood.main, task_file, [pools[-1]], scored, model=str(at / "student"), base_model=str(models[run["student"]]),
-                train_file=more, score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=16 if padded else 128,
-                seed=run["seed"],
+                score_ood.main, task_file, [pool], scored, model=str(at / "student"),
+                base_model=str(models[run["student"]]), train_file=more, seed=run["seed"],
+                score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=16 if padded else 128,
             )  # fmt: skip
             records = [r for _, r in read_records(scored)]
             if arm["pick"]:
@@ -410,7 +430,7 @@ def main(
     student: Annotated[str, typer.Option(help="t5, bert or llama.")] = "t5",
     label_noise: Annotated[float, typer.Option(min=0, max=1, help="Of the documents that taught the teacher.")] = 0.0,
     burst: Annotated[float, typer.Option(min=0, max=1, help="How well the teacher follows the shots.")] = 0.75,
-    size: Annotated[int, typer.Option(min=90, help="Accepted training examples.")] = 600,
+    size: Annotated[int, typer.Option(min=90, help="Accepted training examples.")] = 1200,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     arms: Annotated[str, typer.Option(help="screen, full, or names with commas.")] = "screen",
@@ -420,7 +440,7 @@ def main(
         print(table(lines_there()))
         return
     names = {"screen": list(ARMS), "full": FULL}.get(arms) or arms.split(",")
-    names = [a for a in names if student != "bert" or a not in ONLY_T5]
+    names = [a for a in names if a not in (*NOT_FOR.get(student, ()), *NOT_FOR.get(task, ()))]
     setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
     todo = [setting | {"seed": first_seed + s, "arm": a} for s in range(seeds) for a in names]
     done, code = {key_of(line) for line in lines_there()}, git_state()
