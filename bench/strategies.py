@@ -5,7 +5,7 @@
     ... --burst 0                     # one that does not follow the topics it is shown
     ... --arms full --size 600        # the arms that are compared in full (FULL), at one of SIZES
     ... --arms no_feedback,energy_top # or some by name
-    .venv/bin/python -m bench.strategies table          # no run: tables and figure from the lines that are there
+    .venv/bin/python -m bench.strategies_report         # tables and figure from the lines that are there
 
 A run is one arm with one seed: `size` accepted training examples in three iterations, through the stages' own functions, with
 one engine for the whole process. After the first and the second iteration a student is trained and scores a validation pool of
@@ -426,7 +426,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    task: Annotated[str, typer.Argument(help="reviews, word_problems, or table: no run.")],
+    task: Annotated[str, typer.Argument(help="reviews or word_problems.")],
     student: Annotated[str, typer.Option(help="t5, bert or llama.")] = "t5",
     label_noise: Annotated[float, typer.Option(min=0, max=1, help="Of the documents that taught the teacher.")] = 0.0,
     burst: Annotated[float, typer.Option(min=0, max=1, help="How well the teacher follows the shots.")] = 0.75,
@@ -436,9 +436,6 @@ def main(
     arms: Annotated[str, typer.Option(help="screen, full, or names with commas.")] = "screen",
 ) -> None:
     """Run what has no line yet, seed by seed."""
-    if task == "table":
-        print(table(lines_there()))
-        return
     names = {"screen": list(ARMS), "full": FULL}.get(arms) or arms.split(",")
     names = [a for a in names if a not in (*NOT_FOR.get(student, ()), *NOT_FOR.get(task, ()))]
     setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
@@ -464,10 +461,6 @@ def main(
         say(
             f"{place + 1} of {len(todo)}: seed {run['seed']}, {run['arm']}: {shown} ({time.perf_counter() - began:.0f} s)"
         )
-
-
-def table(lines: list[dict]) -> str:
-    return ""
 
 
 if __name__ == "__main__":

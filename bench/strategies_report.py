@@ -1,0 +1,191 @@
+"""Tables and figure from the runs of bench/strategies.py.
+
+    .venv/bin/python -m bench.strategies_report          # bench/results/strategies.md and strategies.png
+
+Differences are paired by seed: the arm minus the control of the same seed, mean and 95 % t-interval over the seeds.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import typer
+
+RESULTS = Path("bench/results/strategies.jsonl")
+SETTING = ("task", "student", "label_noise", "burst", "size")
+# Budget (a): as many accepted training examples. Budget (b): as many generated tokens, those of the validation pools too
+AGAINST = {"a": ("no_feedback", "random", "chain"), "b": ("no_feedback_b", "chain_b", "validation_in_training")}
+SHOWN = {  # column: (field, what it is)
+    "accuracy": ("accuracy", "on the test set with as many examples of every topic"),
+    "head": ("head", "of these, the six most frequent topics"),
+    "tail": ("tail", "of these, the eighteen (word problems: fourteen) others"),
+    "Zipf": ("zipf", "on the test set of natural frequency"),
+    "topics": ("effective_topics", "effective number of topics in the training data, exp(entropy)"),
+    "tail share": ("tail_share", "of the training data"),
+    "follows": ("follows_last", "outputs of the topic of the last feedback example shown"),
+    "wrong": ("wrong_in_training", "wrong answers in the training data, of those that the grammar can read"),
+    "wrong fed": ("wrong_in_feedback", "wrong answers among the feedback examples"),
+    "trained on": ("trained_on", "examples"),
+    "tokens": ("completion_tokens", "generated, training and validation, rejected ones too"),
+}
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval of values of independent seeds; without a width for a single one."""
+    from scipy import stats
+
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def differences(runs: dict, arm: str, control: str, field: str) -> list[float]:
+    """By seed: the arm's value minus the control's, where both are there."""
+    seeds = sorted(seed for name, seed in runs if name == arm and (control, seed) in runs)
+    return [runs[arm, seed][field] - runs[control, seed][field] for seed in seeds]
+
+
+def settings(lines: list[dict]) -> dict[tuple, dict]:
+    """Setting -> {(arm, seed): line}, of the runs that did not fail."""
+    found: dict[tuple, dict] = defaultdict(dict)
+    for line in lines:
+        if "failed" not in line:
+            found[tuple(line[name] for name in SETTING)][line["arm"], line["seed"]] = line
+    return dict(found)
+
+
+def title(setting: tuple) -> str:
+    task, student, noise, burst, size = setting
+    follows = "" if burst else ", a teacher that does not follow its shots (burst 0)"
+    return f"{task}, {student}, {size:,} examples, label noise {noise:g}{follows}"
+
+
+def cell(values: list) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    mean = statistics.mean(known)
+    return f"{mean:,.0f}" if mean > 100 else f"{mean:.1f}" if mean > 1.5 else f"{mean:.3f}"
+
+
+def signed(found: tuple[float, float, float]) -> str:
+    mean, low, high = found
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if high > low else f"{mean:+.3f}"
+
+
+def by_mean(arms: Iterable[str], values: Callable[[str], list[float]]) -> list[str]:
+    """The arms in ascending order of the mean of their values; those without values first."""
+    return sorted(arms, key=lambda arm: (bool(values(arm)), statistics.mean(values(arm) or [0])))
+
+
+def table_of(runs: dict) -> list[str]:
+    """One row an arm, the best first: means over the seeds, then differences in accuracy and on the tail."""
+    arms = by_mean(
+        {arm for arm, _ in runs}, lambda arm: [r["accuracy"] for (name, _), r in runs.items() if name == arm]
+    )[::-1]
+    controls = [c for names in AGAINST.values() for c in names if any(arm == c for arm, _ in runs)]
+    out = [f"| arm | seeds | {' | '.join(SHOWN)} | {' | '.join(f'accuracy - {c}' for c in controls)} |"]
+    out.append("|---" * (2 + len(SHOWN) + len(controls)) + "|")
+    for arm in arms:
+        own = [line for (name, _), line in sorted(runs.items()) if name == arm]
+        row = [arm, str(len(own))] + [cell([line.get(field) for line in own]) for field, _ in SHOWN.values()]
+        for control in controls:
+            found = differences(runs, arm, control, "accuracy")
+            row.append(signed(interval(found)) if found and arm != control else "-")
+        out.append(f"| {' | '.join(row)} |")
+    return out
+
+
+def scores_of(runs: dict) -> list[str]:
+    """AUROC of each score on the first validation pool, means over the seeds, and wrong answers by decile of the energy."""
+    found = [line["scores"] for (arm, _), line in sorted(runs.items()) if arm == "random" and "scores" in line]
+    if not found:
+        return []
+    out = ["", "| score | student wrong | answer wrong | topic of the tail |", "|---|---|---|---|"]
+    for name in found[0]["auroc"]:
+        row = [
+            [f["auroc"][name][what] for f in found if f["auroc"][name][what] is not None]
+            for what in ("wrong_prediction", "wrong_answer", "tail")
+        ]
+        out.append(f"| {name} | {' | '.join(f'{statistics.mean(v):.3f}' if v else '-' for v in row)} |")
+    deciles = [statistics.mean(f["wrong_answers_by_energy_decile"][i] for f in found) for i in range(10)]
+    out += ["", f"Wrong answers by decile of the energy, the lowest first: {', '.join(f'{d:.3f}' for d in deciles)}."]
+    return out
+
+
+def report(lines: list[dict]) -> str:
+    out = [
+        "# Strategies",
+        "",
+        "Made by `python -m bench.strategies_report` from `strategies.jsonl`, which has settings, hardware and versions of each",
+        "run (`bench/strategies.py` says what a run and an arm are). Cells are means over the seeds; differences are paired by",
+        "seed, with 95 % t-intervals over the seeds. Columns: " + "; ".join(f"{name}: {what}" for name, (_, what) in SHOWN.items()) + ".",
+    ]  # fmt: skip
+    for setting, runs in sorted(settings(lines).items()):
+        out += ["", f"## {title(setting)}", "", *table_of(runs)]
+        if scores := scores_of(runs):
+            out += [
+                "",
+                "AUROC of the scores of the first student on the first validation pool (by the truth):",
+                *scores,
+            ]
+    failed = [line for line in lines if "failed" in line]
+    if failed:
+        out += ["", "## Runs that failed", "", "| setting | arm | seed | why |", "|---|---|---|---|"]
+        out += [
+            f"| {title(tuple(f[n] for n in SETTING))} | {f['arm']} | {f['seed']} | {' '.join(f['failed'].split())[-200:]} |"
+            for f in failed
+        ]
+    return "\n".join(out) + "\n"
+
+
+def figure(lines: list[dict], path: Path) -> None:
+    """Paired differences to no feedback: accuracy and tail, one panel a setting with two seeds or more."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    panels = [(s, runs) for s, runs in sorted(settings(lines).items()) if len({seed for _, seed in runs}) > 1]
+    if not panels:
+        return
+    most = max(len({arm for arm, _ in runs}) for _, runs in panels)
+    drawn, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 0.21 * most + 1.2), squeeze=False)
+    for axis, (setting, runs) in zip(axes[0], panels, strict=True):
+        gains = partial(differences, runs, control="no_feedback", field="accuracy")
+        arms = by_mean({arm for arm, _ in runs} - {"no_feedback"}, gains)
+        for field, colour, shift in (("accuracy", "black", 0.12), ("tail", "tab:orange", -0.12)):
+            points = [
+                (i, interval(found))
+                for i, arm in enumerate(arms)
+                if (found := differences(runs, arm, "no_feedback", field))
+            ]
+            axis.errorbar(
+                [m for _, (m, _, _) in points], [i + shift for i, _ in points],
+                xerr=[[m - low for _, (m, low, _) in points], [high - m for _, (m, _, high) in points]],
+                fmt="o", markersize=3, linewidth=1, color=colour, label=field,
+            )  # fmt: skip
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_yticks(range(len(arms)), arms, fontsize=7)
+        axis.set_title(title(setting), fontsize=8)
+        axis.set_xlabel("minus no feedback, same seed", fontsize=8)
+        axis.legend(fontsize=7, loc="lower right")
+    drawn.tight_layout()
+    drawn.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Write both; print the tables."""
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    RESULTS.with_suffix(".md").write_text(report(lines), encoding="utf-8")
+    figure(lines, RESULTS.with_suffix(".png"))
+    print(report(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
