@@ -262,6 +262,8 @@ def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except SystemExit as error:
+            if error.code == generate.STOPPED:  # a signal: end the process
+                raise
             said = (str(error) or errors.getvalue().strip())[-300:]
             raise RuntimeError(said) from None
 
@@ -331,8 +333,9 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         last = i == ITERATIONS - 1
         quietly(
             generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
-            exclude_file=[*trained_on, *pools], num_examples=n, num_validation=0 if last else pool_size,
-            max_attempts=40 * n, seed=run["seed"], **{name: arm[name] for name in SAMPLING},
+            exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools],
+            
+            num_examples=n, num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"], **{name: arm[name] for name in SAMPLING},
         )  # fmt: skip
         examples = read_examples(folder / "train.jsonl", task)
         made += examples
@@ -440,7 +443,7 @@ def main(
     names = [a for a in names if a not in (*NOT_FOR.get(student, ()), *NOT_FOR.get(task, ()))]
     setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
     todo = [setting | {"seed": first_seed + s, "arm": a} for s in range(seeds) for a in names]
-    done, code = {key_of(line) for line in lines_there()}, git_state()
+    done, code = {key_of(line) for line in lines_there() if "failed" not in line}, git_state()
     todo = [run for run in todo if key_of(run) not in done]
     if not todo:
         return

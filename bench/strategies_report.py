@@ -122,9 +122,11 @@ def report(lines: list[dict]) -> str:
     out = [
         "# Strategies",
         "",
-        "Made by `python -m bench.strategies_report` from `strategies.jsonl`, which has settings, hardware and versions of each",
-        "run (`bench/strategies.py` says what a run and an arm are). Cells are means over the seeds; differences are paired by",
-        "seed, with 95 % t-intervals over the seeds. Columns: " + "; ".join(f"{name}: {what}" for name, (_, what) in SHOWN.items()) + ".",
+        "Made by `python -m bench.strategies_report` from `strategies.jsonl`, which has settings, hardware and versions of",
+        "each run (what a run and an arm are: `bench/strategies.py`). Cells are means over the seeds; differences are paired by",
+        "seed, with 95 % t-intervals over the seeds. Columns:",
+        "",
+        *(f"- {name}: {what}" for name, (_, what) in SHOWN.items()),
     ]  # fmt: skip
     for setting, runs in sorted(settings(lines).items()):
         out += ["", f"## {title(setting)}", "", *table_of(runs)]
@@ -134,7 +136,10 @@ def report(lines: list[dict]) -> str:
                 "AUROC of the scores of the first student on the first validation pool (by the truth):",
                 *scores,
             ]
-    failed = [line for line in lines if "failed" in line]
+    runs = settings(lines)
+    failed = [
+        f for f in lines if "failed" in f and (f["arm"], f["seed"]) not in runs.get(tuple(f[n] for n in SETTING), {})
+    ]
     if failed:
         out += ["", "## Runs that failed", "", "| setting | arm | seed | why |", "|---|---|---|---|"]
         out += [
