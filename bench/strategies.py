@@ -334,8 +334,8 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         quietly(
             generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
             exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools],
-            
-            num_examples=n, num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"], **{name: arm[name] for name in SAMPLING},
+            num_examples=n, num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"],
+            **{name: arm[name] for name in SAMPLING},
         )  # fmt: skip
         examples = read_examples(folder / "train.jsonl", task)
         made += examples

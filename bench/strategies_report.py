@@ -122,9 +122,9 @@ def report(lines: list[dict]) -> str:
     out = [
         "# Strategies",
         "",
-        "Made by `python -m bench.strategies_report` from `strategies.jsonl`, which has settings, hardware and versions of",
-        "each run (what a run and an arm are: `bench/strategies.py`). Cells are means over the seeds; differences are paired by",
-        "seed, with 95 % t-intervals over the seeds. Columns:",
+        "Made by `python -m bench.strategies_report` from `strategies.jsonl`, which has settings, hardware and versions",
+        "(what a run and an arm are: `bench/strategies.py`). Cells are means over the seeds; differences are paired by seed,",
+        "with 95 % t-intervals over the seeds. Columns:",
         "",
         *(f"- {name}: {what}" for name, (_, what) in SHOWN.items()),
     ]  # fmt: skip
