@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import loop
+from conftest import call, loop
 
 
 @pytest.mark.engine
@@ -119,3 +120,114 @@ def test_any_task_file_will_do_and_the_knobs_reach_the_stages(tmp_path):
     assert ran == [*first, *stages, *stages, "train_student.py", "evaluate.py", "evaluate.py", "report.py"]
     assert "--prediction-field teacher_label" in done.stdout
     assert "--energy-temperature 2" in done.stdout and "--group-by" not in done.stdout
+
+
+def commands(done: subprocess.CompletedProcess, stage: str) -> list[str]:
+    return [line for line in done.stdout.splitlines() if line.startswith(f"+ {stage}")]
+
+
+def test_feedback_without_a_student_is_any_training_example_so_far(tmp_path):
+    done = dry_loop(
+        "prompts/reviews.toml",
+        tmp_path / "r",
+        FEEDBACK="chain",
+        NUM_VALIDATION="0",
+        ITERATIONS="3",
+        MEASURE_TEACHER="0",
+    )
+    assert done.returncode == 0, done.stderr
+    shown = [line.count("--feedback-file") for line in commands(done, "generate.py sample")]
+    assert shown == [0, 1, 2] and not commands(done, "score_ood.py")
+    assert f"--feedback-file {tmp_path}/r/iter-01/train.jsonl" in commands(done, "generate.py sample")[2]
+
+
+def test_no_feedback(tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK="none", NUM_VALIDATION="0", ITERATIONS="2")
+    assert done.returncode == 0 and "--feedback-file" not in done.stdout and not commands(done, "score_ood.py")
+    wrong = dry_loop("prompts/reviews.toml", tmp_path / "w", FEEDBACK="energy")
+    assert wrong.returncode == 1 and "error: FEEDBACK=energy is none of score, chain, none" in wrong.stderr
+
+
+@pytest.mark.parametrize("rounds, files", [("newest", [0, 1, 1]), ("all", [0, 1, 2])])
+def test_newest_or_all_rounds(rounds, files, tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK_ROUNDS=rounds, ITERATIONS="3")
+    assert [line.count("--feedback-file") for line in commands(done, "generate.py sample")] == files
+    assert f"--feedback-file {tmp_path}/r/iter-01/feedback.jsonl" in commands(done, "generate.py sample")[2]
+
+
+def test_knobs_of_the_feedback(tmp_path):
+    run = tmp_path / "r"
+    mine = {"FEEDBACK_POOL": "data/reviews/test.jsonl", "SCORE": "error", "LOW": "0", "HIGH": "1", "REPORT": "1"}
+    done = dry_loop(
+        "prompts/reviews.toml", run, ITERATIONS="2", CONTINUE_STUDENT="1", FINAL_TRAIN_ARGS="--ce-epochs 2", **mine
+    )
+    assert done.returncode == 0, done.stderr
+    scoring = commands(done, "score_ood.py")
+    assert all(
+        "--input-file data/reviews/test.jsonl" in line and "--score error --low 0 --high 1" in line for line in scoring
+    )
+    assert f"--report-file {run}/iter-00/report/metrics.json" in commands(done, "generate.py sample")[1]
+    assert f"--prediction-field prediction --test-file {run}/iter-00/scored.jsonl" in done.stdout
+    first, second, final = commands(done, "train_student.py")
+    assert "--model data/reviews/models/t5 " in first and f"--model {run}/iter-00/student " in second
+    assert (
+        "--model data/reviews/models/t5 " in final and "--ce-epochs 2" in final and "--ce-epochs" not in first + second
+    )
+
+
+@pytest.mark.parametrize(
+    "score, needs", [("energy_delta", "--base-model data/reviews/models/t5"), ("embedding", "--train-file")]
+)
+def test_a_score_gets_the_files_that_it_needs(score, needs, tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", SCORE=score)
+    assert needs in commands(done, "score_ood.py")[0]
+    assert needs not in commands(dry_loop("prompts/reviews.toml", tmp_path / "r"), "score_ood.py")[0]
+
+
+def test_validation_examples_are_trained_on_once_scored(tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", TRAIN_ON_VALIDATION="1", ITERATIONS="2")
+    trained = [line.split().count("--train-file") for line in commands(done, "train_student.py")]
+    assert trained == [1, 3, 4]  # after the last iteration its own as well
+    assert commands(done, "generate.py sample")[1].count("--exclude-file") == 2
+
+
+@pytest.mark.parametrize(
+    "accuracies, iterations", [([0.5, 0.6, 0.6, 0.7], 3), ([0.5, 0.6, 0.7, 0.8], 4), ([0.9, 0.8], 2)]
+)
+def test_patience(accuracies, iterations, tmp_path):
+    """It stops after an iteration that is no better than the best one before it."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n')
+    python.chmod(0o755)
+    for i, accuracy in enumerate([*accuracies, 0.0, 0.0]):
+        folder = tmp_path / f"r/iter-{i:02d}"
+        folder.mkdir(parents=True)
+        (folder / "student.run.json").write_text(json.dumps({"counts": {"held_out_accuracy": accuracy}}))
+    knobs = {"PYTHON": str(python), "PATIENCE": "1", "MEASURE_TEACHER": "0"}
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", ITERATIONS=str(len(accuracies)), **knobs)
+    assert done.returncode == 0, done.stderr
+    assert len(commands(done, "generate.py sample")) == iterations
+    assert ("no better for 1 iterations" in done.stderr) is (accuracies[iterations - 2] >= accuracies[iterations - 1])
+
+
+def test_options_of_the_profile_are_options_of_the_stages(tmp_path):
+    """Every stage takes them: with --dry-run they check all they can without a model."""
+    done = subprocess.run(
+        ["bash", "-c", f"source profiles/released-code.sh; bash loop.sh prompts/reviews.toml {tmp_path}/r"],
+        env={**os.environ, "PYTHON": "true"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(commands(done, "generate.py sample")) == 8
+    seeds = [json.loads(line) for line in Path("data/reviews/seed_examples.jsonl").read_text().splitlines()]
+    for n in range(8):
+        for name in ("train", "validation"):
+            rows = [seeds[k % 6] | {"review": f"{name} {n} {k}", "id": f"{name}-{n}-{k}"} for k in range(40)]
+            (tmp_path / f"r/iter-{n:02d}").mkdir(exist_ok=True)
+            path = tmp_path / f"r/iter-{n:02d}/{name}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for stage, place in (("train_student.py", 0), ("train_student.py", 8), ("score_ood.py", 0)):
+        _, script, *words = commands(done, stage)[place].split()
+        checked = call(script, *words, "--dry-run")
+        assert checked.returncode == 0, checked.stderr
+        assert "would" in checked.stdout
+    assert "would select 10 by energy_padded" in checked.stdout  # of 40, two of every eight

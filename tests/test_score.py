@@ -492,6 +492,15 @@ def test_only_wrong_examples_are_selected_by_error(score_name, pairs):
         select_feedback(records[:-1], pairs, score_name, 0.0, 1.0)
 
 
+def test_band_within_groups_of_successive_examples(pairs):
+    """The authors' code: of every eight the two at the places 4 and 5 in ascending order, whatever their labels."""
+    values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2] + [5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 7.0] + [9.0, 1.0, 2.0]
+    records = [r | {"label": ("Warm", "not warm")[i > 3]} for i, r in enumerate(scored(values))]
+    found = select_feedback(records, pairs, "energy", 0.5, 0.8, group_size=8)
+    # sorted: .0 .1 .2 .3 [.5 .6] .7 .9; 1 2 3 4 [5 6] 7 8; of the three that are left the one in the middle
+    assert {(r["id"], r["rank"]) for r in found} == {("x05", 4), ("x06", 3), ("x08", 4), ("x13", 3), ("x18", 2)}
+
+
 def test_confirmed_examples_only(pairs):
     """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
     records = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
