@@ -6,7 +6,8 @@ score, prediction and correctness, and --feedback-file, the selected ones. One f
     python score_ood.py --task-file prompts/reviews.toml --model runs/a/iter-00/student \
         --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
         --feedback-file runs/a/iter-00/feedback.jsonl
-    python score_ood.py ... --score nll --low 0.8 --high 1            # the top fifth by another score
+    python score_ood.py ... --score msp --low 0.8 --high 1            # the top fifth by another score
+    python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
     python score_ood.py ... --shard 0/4                               # score a quarter, in one process of four; then select:
     python score_ood.py --task-file prompts/reviews.toml --input-file 'runs/a/iter-00/scored-*-of-00004.jsonl' \
         --output-file runs/a/iter-00/scored.jsonl --feedback-file runs/a/iter-00/feedback.jsonl

@@ -127,8 +127,12 @@ STRATEGIES = {
     "truth_top_rate_1": {"pick": "truth", "feedback_rate": 1.0},
 }  # fmt: skip
 ARMS = CONTROLS | STRATEGIES
-# Not for every setting: reductions that an encoder has not; the embedded teacher of the reviews labels at chance
-NOT_FOR = {"bert": ("energy_first_top", "energy_sum_top", "energy_padded_top"), "reviews": ("msp_top_confirmed",)}
+# Not for every setting: reductions that an encoder has not, and scores that rank as msp does where there are two classes;
+# the embedded teacher of the reviews labels at chance
+NOT_FOR = {
+    "bert": ("energy_first_top", "energy_sum_top", "energy_padded_top", "entropy_top", "margin_top"),
+    "reviews": ("msp_top_confirmed",),
+}
 FULL = list(CONTROLS)  # and the best four of the screen
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,7 +339,8 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
             exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools],
             num_examples=n, num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"],
-            **{name: arm[name] for name in SAMPLING},
+            # Iteration 0 has no feedback, and is shared by arms that differ in it
+            **{name: (DEFAULT if i == 0 and "feedback" in name else arm)[name] for name in SAMPLING},
         )  # fmt: skip
         examples = read_examples(folder / "train.jsonl", task)
         made += examples
