@@ -157,7 +157,8 @@ def make_home(home: Path) -> None:
                 if task == "reviews":  # ten and more of each label
                     row[answer] = ("positive", "negative")[i % 2]
                 row = {"id": f"{name}-{i}", **row, "group": "ab"[i % 3 > 0], "prediction": row[answer]}
-                rows.append(row | ({"energy": rng.gauss(0, 1), "correct": True} if name == "scored" else {}))
+                scores = {"energy": rng.gauss(0, 1), "correct": True, "teacher_label": row[answer]}
+                rows.append(row | (scores if name == "scored" else {}))
             for part in range(2) if name in ("scored", "train") else [None]:  # these two as shards
                 suffix = "" if part is None else f"-0000{part}-of-00002"
                 lines = "".join(json.dumps(row) + "\n" for row in (rows if part is None else rows[part::2]))
@@ -187,25 +188,26 @@ def case(script: str, rng: random.Random, home: Path) -> tuple[list[Path], list[
         if out.name == "iter-01":
             args += ["--feedback-file", str(validation), "--exclude-file", str(data / "train-*-of-00002.jsonl")]
             args += ["--structured"] * rng.randint(0, 1) + ["--shard", "0/2"] * rng.randint(0, 1)
+            args += rng.choice([[], ["--temperature-end", "1.5"], ["--feedback-label", "same"]])
         return files, args
     if script == "train_student.py":
         files = [task, *shards, *shards, student / "config.json", student / "tokenizer_config.json"]
         args = ["--model", str(student), "--train-file", str(data / "train-*.jsonl"), "--output-dir", str(home / "out")]
-        return files, [*common, *args, "--num-train-epochs", "1", "--loss", rng.choice(["ce", "sce"])]
+        return files, [*common, *args, "--num-train-epochs", "1", "--loss", rng.choice(["ce", "sce", "gce"])]
     if script == "score_ood.py":
         args = ["--output-file", str(home / "s.jsonl"), "--feedback-file", str(home / "f.jsonl")]
         if rng.random() < 0.3:  # select by scores that are there
             args += ["--input-file", str(data / "scored-*-of-00002.jsonl")]
+            args += rng.choice([[], ["--confirmed"], ["--max-overlap", "0.5"], ["--group-size", "8"]])
             return [task, *data.glob("scored-*")], [*common, *args]
-        args += [
-            "--model",
-            str(student),
-            "--input-file",
-            str(validation),
-            "--score",
-            rng.choice(["energy", "nll", "msp"]),
-        ]
-        return [task, validation, validation, student / "config.json"], [*common, *args]
+        args += ["--model", str(student), "--input-file", str(validation)]
+        score = rng.choice(["energy", "nll", "msp", "error", "energy_delta", "embedding"])
+        needs = {
+            "energy_delta": ["--base-model", str(student)],
+            "embedding": ["--train-file", str(data / "train-*.jsonl")],
+        }
+        files = [task, validation, validation, student / "config.json", *(shards if score == "embedding" else [])]
+        return files, [*common, *args, "--score", score, *needs.get(score, [])]
     if script == "evaluate.py":
         args = rng.choice([["--model", str(student)], ["--prediction-field", "prediction"]])
         args += ["--test-file", str(test), "--output-dir", str(home / "out"), "--num-resamples", "100"]

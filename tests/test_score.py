@@ -494,7 +494,7 @@ def test_only_wrong_examples_are_selected_by_error(score_name, pairs):
 
 def test_band_within_groups_of_successive_examples(pairs):
     """The authors' code: of every eight the two at the places 4 and 5 in ascending order, whatever their labels."""
-    values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2] + [5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 7.0] + [9.0, 1.0, 2.0]
+    values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2, 5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 7.0, 9.0, 1.0, 2.0]
     records = [r | {"label": ("Warm", "not warm")[i > 3]} for i, r in enumerate(scored(values))]
     found = select_feedback(records, pairs, "energy", 0.5, 0.8, group_size=8)
     # sorted: .0 .1 .2 .3 [.5 .6] .7 .9; 1 2 3 4 [5 6] 7 8; of the three that are left the one in the middle
