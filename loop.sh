@@ -34,14 +34,28 @@ FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts
 FEEDBACK_ROUNDS=${FEEDBACK_ROUNDS:-newest}       # or all: that of earlier iterations too
 FEEDBACK_POOL=${FEEDBACK_POOL:-}                 # a file of your own to select from instead of validation.jsonl (S3)
 SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # score: the band of this score within each label
-TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = once scored, the validation examples are training examples
+TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = from the next iteration on the validation examples are trained on
 REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how the student does (PGKD)
-PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better held-out accuracy (0 = never)
+PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better student on held-out examples
 CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with the one before, not with the base
 LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
 if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
+refuse() { echo "error: $1" >&2; exit 1; }
+for given in "FEEDBACK score chain none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
+  "CONTINUE_STUDENT 0 1"; do
+  read -r name values <<< "$given"
+  if [[ " $values " != *" ${!name} "* ]]; then refuse "$name=${!name} is none of $values"; fi
+done
+if [[ ! $PATIENCE =~ ^[0-9]+$ ]]; then refuse "PATIENCE=$PATIENCE is no number of iterations"; fi
+if [[ -n $FEEDBACK_POOL && ! -e $FEEDBACK_POOL ]]; then refuse "no FEEDBACK_POOL $FEEDBACK_POOL; check the path"; fi
+if [[ -n $FEEDBACK_POOL && $FEEDBACK_ROUNDS == all ]]; then refuse "FEEDBACK_ROUNDS=all repeats examples of one FEEDBACK_POOL"; fi
+if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
+if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0"; fi
+if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && -z $FEEDBACK_POOL ]]; then
+  refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or give a FEEDBACK_POOL"
+fi
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
 MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
 GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
@@ -79,16 +93,12 @@ if [[ $MEASURE_TEACHER == 1 && -e $TEST_FILE ]] && labels; then
   run evaluate.py --task-file "$TASK_FILE" --prediction-field teacher_label --test-file "$RUN/teacher/labelled.jsonl" \
     --output-dir "$RUN/teacher" ${GROUP_BY:+--group-by "$GROUP_BY"}
 fi
-stalled() { # patience, run records of the students so far
-  "$PYTHON" -c 'import json, sys
-best = [json.load(open(path))["counts"]["held_out_accuracy"] or 0 for path in sys.argv[2:]]
-sys.exit(len(best) - 1 - best.index(max(best)) < int(sys.argv[1]))' "$@"
+better() { # is the headline number of one folder above that of another?
+  "$PYTHON" -c 'import json, pathlib, sys
+a, b = (json.loads((pathlib.Path(p) / "metrics.json").read_text()) for p in sys.argv[1:])
+sys.exit(not a["overall"][a["metric"]]["value"] > b["overall"][b["metric"]]["value"])' "$@"
 }
-trained_on=() feedback=() students=() begin=$STUDENT
-if [[ ! $FEEDBACK =~ ^(score|chain|none)$ ]]; then
-  echo "error: FEEDBACK=$FEEDBACK is none of score, chain, none" >&2
-  exit 1
-fi
+trained_on=() feedback=() begin=$STUDENT best= waited=0
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   run generate.py sample --task-file "$TASK_FILE" --model "$TEACHER" --output-dir "$dir" --seed "$SEED" \
@@ -100,23 +110,34 @@ for ((i = 0; i < ITERATIONS; i++)); do
   if [[ $CONTINUE_STUDENT == 1 ]]; then begin=$dir/student; fi
   if [[ $FEEDBACK_ROUNDS == newest ]]; then feedback=(); fi
   if [[ $FEEDBACK == chain ]]; then feedback=("${trained_on[@]/#--train-file/--feedback-file}"); fi
-  pool=${FEEDBACK_POOL:-$dir/validation.jsonl}
   if [[ $FEEDBACK == score ]]; then
     needs=()
     if [[ $SCORE == energy_delta ]]; then needs=(--base-model "$STUDENT"); fi
     if [[ $SCORE == embedding ]]; then needs=("${trained_on[@]}"); fi
-    run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "$pool" --output-file "$dir/scored.jsonl" \
-      --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" "${needs[@]}" $SCORE_ARGS
+    run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "${FEEDBACK_POOL:-$dir/validation.jsonl}" \
+      --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" \
+      --seed "$SEED" "${needs[@]}" $SCORE_ARGS
     feedback+=(--feedback-file "$dir/feedback.jsonl")
     if [[ $REPORT == 1 ]]; then
-      run evaluate.py --task-file "$TASK_FILE" --prediction-field prediction --test-file "$dir/scored.jsonl" --output-dir "$dir/report"
+      run evaluate.py --task-file "$TASK_FILE" --prediction-field prediction --test-file "$dir/scored.jsonl" \
+        --output-dir "$dir/report"
       feedback+=(--report-file "$dir/report/metrics.json")
     fi
   fi
   if [[ $TRAIN_ON_VALIDATION == 1 ]]; then trained_on+=(--train-file "$dir/validation.jsonl"); fi
   measure "$dir/student" "$dir" "$TEST_FILE"
-  students+=("$dir/student.run.json")
-  if ((PATIENCE)) && stalled "$PATIENCE" "${students[@]}"; then echo "no better for $PATIENCE iterations: that is all" >&2; break; fi
+  if ((PATIENCE)); then # the newest student beside the best before it, on the examples that all of them have been kept from
+    for student in "$dir" $best; do
+      run evaluate.py --task-file "$TASK_FILE" --model "$student/student" --test-file "$dir/student/held_out.jsonl" \
+        --output-dir "$dir/held_out/$(basename "$student")" $EVALUATE_ARGS
+    done
+    if [[ -z $best ]] || better "$dir/held_out/$(basename "$dir")" "$dir/held_out/$(basename "$best")"; then
+      best=$dir waited=0
+    elif ((++waited >= PATIENCE)); then
+      echo "no better student in $PATIENCE iterations: that is all" >&2
+      break
+    fi
+  fi
 done
 
 # The final student: everything, robust loss ---------------------------------------------------------------------------

@@ -349,7 +349,7 @@ def select_feedback(
     n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are kept, each with
     `score` and `rank` (1 = the highest score of its label). Fewer than 10 examples of a label, or a score that is not a
     number, end the stage: ranks of a handful mean nothing. Of error and hard_negative the band is one of the wrong
-    examples, of which there may be none. confirmed: of those only whose answer the teacher's own agrees with.
+    examples, of which there may be few or none. confirmed: of those only whose answer the teacher's own agrees with.
     max_overlap: from the most OOD down, an example is left out whose text overlaps more than this (ROUGE-L F1) with a
     selected one's. counts gets what both took: unconfirmed, near_duplicates. group_size: the band is taken within each
     group of so many successive records, whatever their labels, instead of within each label.
@@ -376,7 +376,7 @@ def select_feedback(
     selected = []
     for label, group in groups.items():
         n = len(group)
-        if n < 10 and not group_size:
+        if n < 10 and not group_size and score not in ("error", "hard_negative"):
             kind = "confirmed examples" if confirmed else "examples"
             fail(
                 f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; raise --num-validation"
@@ -385,6 +385,10 @@ def select_feedback(
             group = [r for r in group if r[score] > 0]
             n = len(group)
         group.sort(key=lambda r: (r[score], r["id"]))
+        if n > 1 and group[0][score] == group[-1][score] and (low, high) != (0, 1) and score != "random":
+            say(
+                f"--score {score}: is the same for all examples of {label!r}: the band is one of ids; try --low 0 --high 1"
+            )
         for place in range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9)):
             selected.append(group[place] | {"score": group[place][score], "rank": n - place})
     if not selected and score not in ("error", "hard_negative"):

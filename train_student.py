@@ -11,7 +11,8 @@ run record beside it.
     python train_student.py ... --loss kl                             # soft labels: the label_probs of generate.py label
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
 
-The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test.
+The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test; they
+stand in held_out.jsonl of the student.
 """
 
 import hashlib
@@ -389,6 +390,9 @@ def main(
     counts, log = train_on(task, model, train, held_out, run.partial, options)
     with (run.partial / "training_log.jsonl").open("w", encoding="utf-8") as file:
         write_records(file, log)
+    if held_out:  # for whoever wants to compare students on what none of them was trained on
+        with (run.partial / "held_out.jsonl").open("w", encoding="utf-8") as file:
+            write_records(file, held_out)
     record = finish_run(run, counts | shard_counts)
     say(
         f"{output_dir}: {counts['train_examples']:,} examples, {counts['steps']:,} steps in {record['seconds']:.0f} s; "

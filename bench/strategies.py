@@ -8,11 +8,13 @@
     .venv/bin/python -m bench.strategies_report         # tables and figure from the lines that are there
 
 A run is one arm with one seed: `size` accepted training examples in three iterations, through the stages' own functions, with
-one engine for the whole process. After the first and the second iteration a student is trained and scores a validation pool of
-a third of `size`, from which the arm takes its feedback. Arms of a seed share iteration 0, and the seeds of all attempts. The
-last student is trained on everything, for the same number of optimiser steps in every arm. Budgets: (a) `size` accepted
-training examples; (b) what the validation pools cost is spent on training examples where no pool is needed (arms with
-the suffix _b, and those that train on their pools).
+one engine for the whole process. After all iterations but the last a student is trained and scores a validation pool, from
+which the arm takes its feedback; the pools hold two thirds of `size` together. Arms of a seed that sample alike share
+iteration 0, and all arms the seeds of the attempts. The
+last student is trained on everything, for the same number of optimiser steps in every arm; all examples are trained on
+and the last step is kept, since a choice of the epoch on a tenth that differs from arm to arm would drown the differences.
+Budgets: (a) `size` accepted training examples; (b) what the validation pools cost is spent on training examples where no
+pool is needed (arms with the suffix _b, and those that train on their pools).
 
 A run is one line of bench/results/strategies.jsonl; finished runs are skipped, so a killed command is simply run again. Files
 are kept in runs/strategies. Two processes with one thread each make more of two cores than one process with two threads.
@@ -20,14 +22,16 @@ are kept in runs/strategies. Two processes with one thread each make more of two
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import io
 import json
 import math
 import os
+import signal
 import time
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +46,6 @@ from records import git_state, read_examples, read_records, say, versions, write
 from task import Task, is_correct, load_task
 
 WORK, RESULTS = Path("runs/strategies"), Path("bench/results/strategies.jsonl")
-ITERATIONS = 3
 BATCH, STEPS, STEPS_BETWEEN = 32, 300, 200  # of the last student, and of those between; steps are the optimiser's
 SIZES = (600, 1200, 2400)
 LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
@@ -51,6 +54,7 @@ LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
 # Arms: what each does differently from DEFAULT
 
 DEFAULT = {
+    "iterations": 3,
     "pool": "validation",  # what feedback is taken from: validation, train (all of it so far, no student), None
     "score": "energy", "low": 0.8, "high": 1.0, "max_overlap": 1.0, "confirmed": False,
     "pick": None,  # a selection of this file instead (PICKS)
@@ -69,6 +73,7 @@ B = {"more": 5 / 3}
 TOP = {"score": "msp"}
 WITH_POOL = {"train_on": "validation"}
 CONTROLS = {
+    "untrained": NONE,
     "no_feedback": NONE,
     "no_feedback_b": NONE | B,
     "no_feedback_hot": NONE | {"temperature": 1.2},
@@ -106,6 +111,8 @@ STRATEGIES = {
     "energy_band_rate_1": {"low": 0.5, "high": 0.8, "feedback_rate": 1.0},
     "energy_top_rate_1": {"feedback_rate": 1.0},
     "embedding_top_rate_1": {"score": "embedding", "feedback_rate": 1.0},
+    "msp_top_rate_1_in_6": TOP | {"feedback_rate": 1.0, "iterations": 6},
+    "chain_rate_1_in_6": {"pool": "train", "feedback_rate": 1.0, "iterations": 6},
     "random_rate_1": {"score": "random", "feedback_rate": 1.0},
     "chain_rate_1": {"pool": "train", "feedback_rate": 1.0},
     "chain_rate_1_b": {"pool": "train", "feedback_rate": 1.0} | B,
@@ -128,11 +135,12 @@ STRATEGIES = {
 }  # fmt: skip
 ARMS = CONTROLS | STRATEGIES
 # Not for every setting: reductions that an encoder has not, and scores that rank as msp does where there are two classes;
-# the embedded teacher of the reviews labels at chance
+# the embedded teacher of the reviews labels at chance; word problems have no labels
+REDUCTIONS = ("energy_first_top", "energy_sum_top", "energy_padded_top")
 NOT_FOR = {
-    "bert": ("energy_first_top", "energy_sum_top", "energy_padded_top", "entropy_top", "margin_top"),
-    "reviews": ("msp_top_confirmed",),
-}
+    "bert": (*REDUCTIONS, "entropy_top", "margin_top"), "llama": ("energy_padded_top",),
+    "reviews": ("msp_top_confirmed",), "word_problems": ("msp_top_same_label", "msp_top_other_label"),
+}  # fmt: skip
 FULL = list(CONTROLS)  # and the best four of the screen
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +165,8 @@ def diverse(records: list[dict], points: Any, share: float) -> list[dict]:
 
 
 def pick(way: str, records: list[dict], task: Task, grammar: Any, student: str) -> list[dict]:
-    """What a selection of this file takes from scored records: a fifth of the pool, as the top fifth of a score is."""
+    """What a selection of this file takes from scored records: a fifth of the pool, as the top fifth of a score is; truth:
+    all examples of the tail with a right answer."""
     if way == "truth":
         return [
             r
@@ -200,7 +209,7 @@ def coverage(records: list[dict], task: Task, grammar: Any) -> dict[str, float]:
     """Topics in the records: those with 1 % of them or more, the effective number exp(entropy), share of the tail."""
     topics = Counter(topic_of(r, task, grammar) for r in records)
     topics.pop(None, 0)
-    total = sum(topics.values())
+    total = max(sum(topics.values()), 1)
     shares = [count / total for count in topics.values()]
     return {
         "topics": sum(share >= 0.01 for share in shares),
@@ -265,11 +274,25 @@ def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors := io.StringIO()):
         try:
             function(*args, **kwargs)
+        except typer.BadParameter as error:
+            raise RuntimeError(error.message) from None
         except SystemExit as error:
             if error.code == generate.STOPPED:  # a signal: end the process
                 raise
             said = (str(error) or errors.getvalue().strip())[-300:]
             raise RuntimeError(said) from None
+        finally:  # what generate.py does with them is for its chunks
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Wait until no other process is in here: two students of one task and seed share its teacher and its iteration 0."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def build(task: str, name: str, noise: float, burst: float) -> Path:
@@ -287,24 +310,35 @@ def build(task: str, name: str, noise: float, burst: float) -> Path:
 
 
 def train(task_file: Path, base: Path, files: list[Path], folder: Path, steps: int, seed: int, loss: dict) -> None:
-    """A student of `steps` optimiser steps, however many examples the files hold."""
+    """The last of `steps` optimiser steps, however many examples the files hold; none is held out."""
+    if (folder / "config.json").exists():
+        return
     task = load_task(task_file)
-    examples = [e for e in read_examples(files, task) if not train_student.is_held_out(e["id"])]
-    epochs = steps / math.ceil(len(examples) / BATCH)
-    chosen = {"loss": train_student.Loss(loss.get("loss", "ce"))} | {k: v for k, v in loss.items() if k != "loss"}
-    quietly(
-        train_student.main, task_file, str(base), files, folder, learning_rate=LEARNING_RATE, num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH, seed=seed, **chosen,
-    )  # fmt: skip
+    examples = read_examples(files, task)
+    a_pass = math.ceil(len(examples) / BATCH)
+    options = {
+        "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH,
+        "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
+        "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
+        "max_source_length": 512, "max_target_length": 128, "seed": seed, "dtype": "auto",
+    } | loss  # fmt: skip
+    draft = folder.with_name(f"{folder.name}.partial")
+    with contextlib.redirect_stderr(io.StringIO()):
+        counts, _ = train_student.train_on(task, str(base), examples, [], draft, options)
+    assert counts["steps"] == steps
+    draft.rename(folder)
 
 
-def accuracy(task_file: Path, model: Path, folder: Path, test: Path) -> dict[str, float]:
-    quietly(evaluate.main, task_file, [test], folder, model=str(model), group_by="group", num_resamples=100)
+def measure(task_file: Path, model: Path, folder: Path) -> dict[str, float]:
+    """Accuracy (text2text: the task's metric) on both test sets, and on the head and the tail of the balanced one."""
     right: dict[str, list[bool]] = {}
-    for _, r in read_records(folder / "predictions.jsonl"):
-        for key in ("all", r["group"]):
-            right.setdefault(key, []).append(r["correct"])
-    return {key: round(sum(v) / len(v), 4) for key, v in right.items()}
+    for name in ("test", "test_zipf"):
+        test = Path("data") / task_file.stem / f"{name}.jsonl"
+        quietly(evaluate.main, task_file, [test], folder / name, model=str(model), group_by="group", num_resamples=100)
+        for _, r in read_records(folder / name / "predictions.jsonl"):
+            for key in ("accuracy", r["group"]) if name == "test" else ("zipf",):
+                right.setdefault(key, []).append(r["correct"])
+    return {key: sum(v) / len(v) for key, v in right.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,8 +350,12 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     arm = DEFAULT | ARMS[run["arm"]]
     task_file = Path("prompts") / f"{run['task']}.toml"
     task, grammar = load_task(task_file), importlib.import_module(f"data.{run['task']}_grammar")
-    n = round(run["size"] / ITERATIONS * arm["more"])
-    pool_size = run["size"] // ITERATIONS if arm["pool"] == "validation" else 0
+    if run["arm"] == "untrained":
+        return {"trained_on": 0, "completion_tokens": 0} | measure(
+            task_file, models[run["student"]], root / run["student"] / "untrained"
+        )
+    n = round(run["size"] / arm["iterations"] * arm["more"])
+    pool_size = round(run["size"] * 2 / 3 / (arm["iterations"] - 1)) if arm["pool"] == "validation" else 0
     home = root / run["student"] / run["arm"]
     start = (
         root
@@ -332,16 +370,17 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     shown = {r["id"]: r for r in read_examples(task.seed_examples, task)}
     made: list[dict] = []
     fed: list[dict] = []
-    for i in range(ITERATIONS):
+    for i in range(arm["iterations"]):
         folder = start if i == 0 else home / f"iter-{i:02d}"
-        last = i == ITERATIONS - 1
-        quietly(
-            generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
-            exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools],
-            num_examples=n, num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"],
-            # Iteration 0 has no feedback, and is shared by arms that differ in it
-            **{name: (DEFAULT if i == 0 and "feedback" in name else arm)[name] for name in SAMPLING},
-        )  # fmt: skip
+        last = i == arm["iterations"] - 1
+        # Iteration 0 has no feedback, and is shared by arms that differ in it
+        how = {name: (DEFAULT if i == 0 and "feedback" in name else arm)[name] for name in SAMPLING}
+        with alone(root / "lock") if i == 0 else contextlib.nullcontext():
+            quietly(
+                generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
+                exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools], num_examples=n,
+                num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"], **how,
+            )  # fmt: skip
         examples = read_examples(folder / "train.jsonl", task)
         made += examples
         shown |= {r["id"]: r for r in examples}
@@ -370,7 +409,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             quietly(
                 score_ood.main, task_file, [pool], scored, model=str(at / "student"),
                 base_model=str(models[run["student"]]), train_file=more, seed=run["seed"],
-                score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=16 if padded else 128,
+                score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=32 if padded else 128,
             )  # fmt: skip
             records = [r for _, r in read_records(scored)]
             if arm["pick"]:
@@ -392,15 +431,14 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         trained_on += pools
     student = home / "student"
     train(task_file, models[run["student"]], trained_on, student, STEPS, run["seed"], arm["loss"])
-    tests = {name: Path("data") / run["task"] / f"{name}.jsonl" for name in ("test", "test_zipf")}
-    found = {name: accuracy(task_file, student, home / name, path) for name, path in tests.items()}
     used = read_examples(trained_on, task)
     records = [json.loads(p.read_text()) for d in [start, *home.glob("iter-*")] for p in d.glob("*.jsonl.run.json")]
     records = [r for r in records if r["stage"] == "generate.py sample" and not r["output"].startswith("scored")]
     cost = {key: sum(r["counts"][key] for r in records) for key in ("attempted", "prompt_tokens", "completion_tokens")}
-    line = {
-        "accuracy": found["test"]["all"], "zipf": found["test_zipf"]["all"], "head": found["test"]["head"],
-        "tail": found["test"]["tail"], "trained_on": len(used), "validation": pool_size * 2, **cost,
+    for path in home.glob("**/labelled.jsonl.run.json") if arm["confirmed"] else []:
+        cost["prompt_tokens"] += json.loads(path.read_text())["counts"]["prompt_tokens"]
+    line = measure(task_file, student, home) | {
+        "trained_on": len(used), "validation": pool_size * (arm["iterations"] - 1), **cost,
         **coverage(used, task, grammar), **{f"{k}_in_training": v for k, v in noise_of(used, task, grammar).items()},
         **{f"{k}_in_feedback": v for k, v in (noise_of(fed, task, grammar) if fed else {}).items()},
         "fed_back": len(fed), **followed(made, shown, task, grammar), "seconds": time.perf_counter() - began,
@@ -410,11 +448,16 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
 
 
+def design_of(run: dict) -> str:
+    """A hash of all that makes a run what it is, so that one made otherwise is no run of this arm."""
+    constants = (BATCH, STEPS, STEPS_BETWEEN, LEARNING_RATE)
+    return hashlib.sha256(json.dumps([DEFAULT | ARMS[run["arm"]], constants], sort_keys=True).encode()).hexdigest()[:8]
+
+
 def key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in ("task", "student", "label_noise", "burst", "size", "seed", "arm"))
+    return tuple(line[name] for name in ("task", "student", "label_noise", "burst", "size", "seed", "arm", "design"))
 
 
-@lru_cache
 def lines_there() -> list[dict]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
@@ -444,16 +487,24 @@ def main(
     arms: Annotated[str, typer.Option(help="screen, full, or names with commas.")] = "screen",
 ) -> None:
     """Run what has no line yet, seed by seed."""
+    if not Path(f"data/{task}_grammar.py").exists():
+        raise typer.BadParameter(f"no such embedded task: {task}", param_hint="TASK")
+    if student not in ("t5", "bert", "llama") or (student == "bert" and task == "word_problems"):
+        raise typer.BadParameter(f"no student of {task}: {student}", param_hint="--student")
     names = {"screen": list(ARMS), "full": FULL}.get(arms) or arms.split(",")
+    if unknown := set(names) - set(ARMS):
+        raise typer.BadParameter(f"no such arm: {', '.join(sorted(unknown))}", param_hint="--arms")
     names = [a for a in names if a not in (*NOT_FOR.get(student, ()), *NOT_FOR.get(task, ()))]
     setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
     todo = [setting | {"seed": first_seed + s, "arm": a} for s in range(seeds) for a in names]
+    todo = [run | {"design": design_of(run)} for run in todo]
     done, code = {key_of(line) for line in lines_there() if "failed" not in line}, git_state()
     todo = [run for run in todo if key_of(run) not in done]
     if not todo:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
+    with alone(WORK / "lock"):
+        models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
     llm = generate.start_engine(str(models["teacher"]), 1024, enforce_eager=True)
     generate.engine_for = lambda *args, **kwargs: (llm, 1024)  # every call of sample gets this one
     where = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions()}
@@ -462,7 +513,9 @@ def main(
         began = time.perf_counter()
         try:
             found = run_arm(run, models, root)
-        except RuntimeError as error:  # a result too: say so, go on
+        except (RuntimeError, SystemExit) as error:  # a result too: say so, go on
+            if isinstance(error, SystemExit) and error.code == generate.STOPPED:
+                raise
             found = {"failed": str(error)}
         note(run | found | where | code | {"finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         shown = found.get("failed") or f"accuracy {found['accuracy']}, tail {found['tail']}"

@@ -145,7 +145,7 @@ def test_no_feedback(tmp_path):
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK="none", NUM_VALIDATION="0", ITERATIONS="2")
     assert done.returncode == 0 and "--feedback-file" not in done.stdout and not commands(done, "score_ood.py")
     wrong = dry_loop("prompts/reviews.toml", tmp_path / "w", FEEDBACK="energy")
-    assert wrong.returncode == 1 and "error: FEEDBACK=energy is none of score, chain, none" in wrong.stderr
+    assert wrong.returncode == 1 and "error: FEEDBACK=energy is none of score chain none" in wrong.stderr
 
 
 @pytest.mark.parametrize("rounds, files", [("newest", [0, 1, 1]), ("all", [0, 1, 2])])
@@ -156,23 +156,21 @@ def test_newest_or_all_rounds(rounds, files, tmp_path):
 
 
 def test_knobs_of_the_feedback(tmp_path):
-    run = tmp_path / "r"
+    run, task = tmp_path / "r", "prompts/rte.toml"  # its [prompt] feedback has $report
     mine = {"FEEDBACK_POOL": "data/reviews/test.jsonl", "SCORE": "error", "LOW": "0", "HIGH": "1", "REPORT": "1"}
-    done = dry_loop(
-        "prompts/reviews.toml", run, ITERATIONS="2", CONTINUE_STUDENT="1", FINAL_TRAIN_ARGS="--ce-epochs 2", **mine
-    )
+    mine |= {"TEACHER": "org/teacher", "STUDENT": "org/student", "SEED": "7"}
+    done = dry_loop(task, run, ITERATIONS="2", CONTINUE_STUDENT="1", FINAL_TRAIN_ARGS="--ce-epochs 2", **mine)
     assert done.returncode == 0, done.stderr
     scoring = commands(done, "score_ood.py")
     assert all(
-        "--input-file data/reviews/test.jsonl" in line and "--score error --low 0 --high 1" in line for line in scoring
+        "--input-file data/reviews/test.jsonl" in line and "--score error --low 0 --high 1 --seed 7" in line
+        for line in scoring
     )
     assert f"--report-file {run}/iter-00/report/metrics.json" in commands(done, "generate.py sample")[1]
     assert f"--prediction-field prediction --test-file {run}/iter-00/scored.jsonl" in done.stdout
     first, second, final = commands(done, "train_student.py")
-    assert "--model data/reviews/models/t5 " in first and f"--model {run}/iter-00/student " in second
-    assert (
-        "--model data/reviews/models/t5 " in final and "--ce-epochs 2" in final and "--ce-epochs" not in first + second
-    )
+    assert "--model org/student " in first and f"--model {run}/iter-00/student " in second
+    assert "--model org/student " in final and "--ce-epochs 2" in final and "--ce-epochs" not in first + second
 
 
 @pytest.mark.parametrize(
@@ -195,23 +193,51 @@ def test_validation_examples_are_trained_on_once_scored(tmp_path):
     "accuracies, iterations", [([0.5, 0.6, 0.6, 0.7], 3), ([0.5, 0.6, 0.7, 0.8], 4), ([0.9, 0.8], 2)]
 )
 def test_patience(accuracies, iterations, tmp_path):
-    """It stops after an iteration that is no better than the best one before it."""
+    """It stops after an iteration that is no better than the best one before it, on the newest held-out examples."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/bash\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n')
     python.chmod(0o755)
-    for i, accuracy in enumerate([*accuracies, 0.0, 0.0]):
-        folder = tmp_path / f"r/iter-{i:02d}"
-        folder.mkdir(parents=True)
-        (folder / "student.run.json").write_text(json.dumps({"counts": {"held_out_accuracy": accuracy}}))
+    for i in range(len(accuracies)):
+        for k in range(i + 1):
+            folder = tmp_path / f"r/iter-{i:02d}/held_out/iter-{k:02d}"
+            folder.mkdir(parents=True)
+            metrics = {"metric": "accuracy", "overall": {"accuracy": {"value": accuracies[k] - 0.3 * i}}}
+            (folder / "metrics.json").write_text(json.dumps(metrics))  # the newer examples are harder for all
     knobs = {"PYTHON": str(python), "PATIENCE": "1", "MEASURE_TEACHER": "0"}
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", ITERATIONS=str(len(accuracies)), **knobs)
     assert done.returncode == 0, done.stderr
     assert len(commands(done, "generate.py sample")) == iterations
-    assert ("no better for 1 iterations" in done.stderr) is (accuracies[iterations - 2] >= accuracies[iterations - 1])
+    assert ("no better student in 1 iterations" in done.stderr) is (
+        accuracies[iterations - 2] >= accuracies[iterations - 1]
+    )
+    last = tmp_path / f"r/iter-{iterations - 1:02d}"
+    assert (
+        f"--test-file {last}/student/held_out.jsonl --output-dir {last}/held_out/iter-{iterations - 2:02d}"
+        in done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "knobs, told",
+    [
+        ({"FEEDBACK_ROUNDS": "Newest"}, "FEEDBACK_ROUNDS=Newest is none of newest all"),
+        ({"REPORT": "yes"}, "REPORT=yes is none of 0 1"),
+        ({"PATIENCE": "x"}, "PATIENCE=x is no number of iterations"),
+        ({"FEEDBACK_POOL": "nowhere.jsonl"}, "no FEEDBACK_POOL nowhere.jsonl"),
+        ({"FEEDBACK_POOL": "README.md", "FEEDBACK_ROUNDS": "all"}, "FEEDBACK_ROUNDS=all repeats"),
+        ({"FEEDBACK": "chain", "REPORT": "1"}, "REPORT=1 needs FEEDBACK=score"),
+        ({"FEEDBACK": "none", "TRAIN_ON_VALIDATION": "1", "NUM_VALIDATION": "0"}, "TRAIN_ON_VALIDATION=1 with"),
+        ({"NUM_VALIDATION": "0"}, "FEEDBACK=score with NUM_VALIDATION=0"),
+    ],
+)
+def test_knobs_that_do_not_go_together_are_refused_at_once(knobs, told, tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", **knobs)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {told}"), done.stderr
+    assert done.stdout == "" and not (tmp_path / "r").exists()
 
 
 def test_options_of_the_profile_are_options_of_the_stages(tmp_path):
-    """Every stage takes them: with --dry-run they check all they can without a model."""
+    """With --dry-run the two stages check all they can without a model; generate.py would read the teacher's tokenizer."""
     done = subprocess.run(
         ["bash", "-c", f"source profiles/released-code.sh; bash loop.sh prompts/reviews.toml {tmp_path}/r"],
         env={**os.environ, "PYTHON": "true"}, capture_output=True, text=True, check=False,

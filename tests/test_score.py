@@ -488,8 +488,8 @@ def test_only_wrong_examples_are_selected_by_error(score_name, pairs):
     assert [r["id"] for r in select_feedback(records, pairs, score_name, 0.5, 1.0)] == ["x07"]
     right = [r | {score_name: 0.0} for r in records]
     assert select_feedback(right, pairs, score_name, 0.0, 1.0) == []  # nothing is wrong: no mistake of the user's
-    with pytest.raises(SystemExit, match="only 9 examples of the label 'not warm'"):
-        select_feedback(records[:-1], pairs, score_name, 0.0, 1.0)
+    few = select_feedback(records[7:12], pairs, score_name, 0.0, 1.0)  # a small human file will do
+    assert [r["id"] for r in few] == ["x07", "x09"]
 
 
 def test_band_within_groups_of_successive_examples(pairs):
