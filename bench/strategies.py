@@ -65,6 +65,7 @@ DEFAULT = {
     "train_on": "train",  # also the selected ones, or all validation examples
     "prompt": True,  # False: the selected ones are not shown
     "loss": {},
+    "best_epoch": False,
 }  # fmt: skip
 SAMPLING = ("feedback_rate", "num_feedback_shots", "feedback_label", "temperature", "temperature_end", "min_p", "top_k")
 SAMPLING += ("validation_temperature",)
@@ -129,6 +130,11 @@ STRATEGIES = {
     "temperature_to_1.7": NONE | {"temperature": 0.5, "temperature_end": 1.7},
     "top_k_10": NONE | {"top_k": 10, "temperature": 0.8},
     "sce": NONE | {"loss": {"loss": "sce"}},
+    "gce": NONE | {"loss": {"loss": "gce", "gce_q": 0.7, "ce_epochs": 2}},
+    "label_smoothing": NONE | {"loss": {"label_smoothing_factor": 0.1}},
+    # As train_student.py does: a tenth is held out, and the best epoch on it is kept
+    "best_epoch": NONE | {"best_epoch": True},
+    "random_best_epoch": {"score": "random", "best_epoch": True},
     # What the truth would choose: topics of the tail with a right answer. No strategy: the most that following can give
     "truth_top": {"pick": "truth"},
     "truth_top_rate_1": {"pick": "truth", "feedback_rate": 1.0},
@@ -309,12 +315,23 @@ def build(task: str, name: str, noise: float, burst: float) -> Path:
     return folder / name
 
 
-def train(task_file: Path, base: Path, files: list[Path], folder: Path, steps: int, seed: int, loss: dict) -> None:
-    """The last of `steps` optimiser steps, however many examples the files hold; none is held out."""
+def train(
+    task_file: Path,
+    base: Path,
+    files: list[Path],
+    folder: Path,
+    steps: int,
+    seed: int,
+    loss: dict,
+    best_epoch: bool = False,
+) -> None:
+    """The last of `steps` optimiser steps, however many examples the files hold; none is held out, but for best_epoch."""
     if (folder / "config.json").exists():
         return
     task = load_task(task_file)
     examples = read_examples(files, task)
+    held_out = [e for e in examples if best_epoch and train_student.is_held_out(e["id"])]
+    examples = [e for e in examples if e not in held_out]
     a_pass = math.ceil(len(examples) / BATCH)
     options = {
         "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH,
@@ -324,7 +341,7 @@ def train(task_file: Path, base: Path, files: list[Path], folder: Path, steps: i
     } | loss  # fmt: skip
     draft = folder.with_name(f"{folder.name}.partial")
     with contextlib.redirect_stderr(io.StringIO()):
-        counts, _ = train_student.train_on(task, str(base), examples, [], draft, options)
+        counts, _ = train_student.train_on(task, str(base), examples, held_out, draft, options)
     assert counts["steps"] == steps
     draft.rename(folder)
 
@@ -430,7 +447,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     if arm["train_on"] == "validation":
         trained_on += pools
     student = home / "student"
-    train(task_file, models[run["student"]], trained_on, student, STEPS, run["seed"], arm["loss"])
+    train(task_file, models[run["student"]], trained_on, student, STEPS, run["seed"], arm["loss"], arm["best_epoch"])
     used = read_examples(trained_on, task)
     records = [json.loads(p.read_text()) for d in [start, *home.glob("iter-*")] for p in d.glob("*.jsonl.run.json")]
     records = [r for r in records if r["stage"] == "generate.py sample" and not r["output"].startswith("scored")]
@@ -449,9 +466,11 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
 
 
 def design_of(run: dict) -> str:
-    """A hash of all that makes a run what it is, so that one made otherwise is no run of this arm."""
+    """A hash of all that makes a run what it is, so that one made otherwise is no run of this arm; what is off is left out,
+    so that a new setting that is off by default makes no new runs."""
     constants = (BATCH, STEPS, STEPS_BETWEEN, LEARNING_RATE)
-    return hashlib.sha256(json.dumps([DEFAULT | ARMS[run["arm"]], constants], sort_keys=True).encode()).hexdigest()[:8]
+    told = {name: value for name, value in (DEFAULT | ARMS[run["arm"]]).items() if value}
+    return hashlib.sha256(json.dumps([told, constants], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def key_of(line: dict) -> tuple:

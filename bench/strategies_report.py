@@ -16,8 +16,12 @@ import typer
 
 RESULTS = Path("bench/results/strategies.jsonl")
 SETTING = ("task", "student", "label_noise", "burst", "size")
-# Budget (a): as many accepted training examples. Budget (b): as many generated tokens, those of the validation pools too
-AGAINST = {"a": ("no_feedback", "random", "chain"), "b": ("no_feedback_b", "chain_b", "validation_in_training")}
+# Budget (a): `size` accepted training examples, whatever the pools cost. Budget (b): as many generated tokens as the arms with
+# pools need, those of the pools included
+BUDGETS = {
+    "a": ("equal accepted training examples", ("no_feedback", "random", "chain")),
+    "b": ("equal generated tokens, to 10 %", ("no_feedback_b", "chain_b", "validation_in_training", "random")),
+}
 SHOWN = {  # column: (field, what it is)
     "accuracy": ("accuracy", "on the test set with as many examples of every topic"),
     "head": ("head", "of these, the six most frequent topics"),
@@ -83,20 +87,34 @@ def by_mean(arms: Iterable[str], values: Callable[[str], list[float]]) -> list[s
     return sorted(arms, key=lambda arm: (bool(values(arm)), statistics.mean(values(arm) or [0])))
 
 
-def table_of(runs: dict) -> list[str]:
-    """One row an arm, the best first: means over the seeds, then differences in accuracy and on the tail."""
-    arms = by_mean(
-        {arm for arm, _ in runs}, lambda arm: [r["accuracy"] for (name, _), r in runs.items() if name == arm]
-    )[::-1]
-    controls = [c for names in AGAINST.values() for c in names if any(arm == c for arm, _ in runs)]
-    out = [f"| arm | seeds | {' | '.join(SHOWN)} | {' | '.join(f'accuracy - {c}' for c in controls)} |"]
-    out.append("|---" * (2 + len(SHOWN) + len(controls)) + "|")
-    for arm in arms:
+def within(runs: dict, setting: tuple, budget: str) -> set[str]:
+    """The arms that keep to a budget, by the means of what they were trained on and what the teacher wrote."""
+    size, arms = setting[-1], {arm for arm, _ in runs}
+
+    def mean(arm: str, field: str) -> float:
+        return statistics.mean(line[field] for (name, _), line in runs.items() if name == arm)
+
+    if budget == "a":
+        return {arm for arm in arms if abs(mean(arm, "trained_on") / size - 1) < 0.02}
+    if "random" not in arms:
+        return set()
+    tokens = mean("random", "completion_tokens")
+    return {arm for arm in arms if abs(mean(arm, "completion_tokens") / tokens - 1) < 0.1}
+
+
+def table_of(runs: dict, arms: set[str], controls: tuple[str, ...]) -> list[str]:
+    """One row an arm, the best first: means over the seeds, then differences to the controls in accuracy and on the tail."""
+    controls = tuple(c for c in controls if any(arm == c for arm, _ in runs))
+    columns = [f"{field} - {c}" for c in controls for field in ("accuracy", "tail")]
+    out = [f"| arm | seeds | {' | '.join(SHOWN)} | {' | '.join(columns)} |"]
+    out.append("|---" * (2 + len(SHOWN) + len(columns)) + "|")
+    for arm in by_mean(arms, lambda arm: [r["accuracy"] for (name, _), r in runs.items() if name == arm])[::-1]:
         own = [line for (name, _), line in sorted(runs.items()) if name == arm]
         row = [arm, str(len(own))] + [cell([line.get(field) for line in own]) for field, _ in SHOWN.values()]
         for control in controls:
-            found = differences(runs, arm, control, "accuracy")
-            row.append(signed(interval(found)) if found and arm != control else "-")
+            for field in ("accuracy", "tail"):
+                found = differences(runs, arm, control, field)
+                row.append(signed(interval(found)) if found and arm != control else "-")
         out.append(f"| {' | '.join(row)} |")
     return out
 
@@ -129,7 +147,15 @@ def report(lines: list[dict]) -> str:
         *(f"- {name}: {what}" for name, (_, what) in SHOWN.items()),
     ]  # fmt: skip
     for setting, runs in sorted(settings(lines).items()):
-        out += ["", f"## {title(setting)}", "", *table_of(runs)]
+        out += ["", f"## {title(setting)}"]
+        for untrained in {line["accuracy"] for (arm, _), line in runs.items() if arm == "untrained"}:
+            out += ["", f"The untrained student: {untrained:.3f}."]
+        for budget, (what, controls) in BUDGETS.items():
+            if arms := within(runs, setting, budget) - {"untrained"}:
+                out += ["", f"Budget ({budget}), {what}:", "", *table_of(runs, arms, controls)]
+        other = {arm for arm, _ in runs} - {"untrained"} - within(runs, setting, "a") - within(runs, setting, "b")
+        if other:
+            out += ["", "In neither budget:", "", *table_of(runs, other, ())]
         if scores := scores_of(runs):
             out += [
                 "",
