@@ -113,7 +113,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   if [[ $FEEDBACK == score ]]; then
     needs=()
     if [[ $SCORE == energy_delta ]]; then needs=(--base-model "$STUDENT"); fi
-    if [[ $SCORE == embedding ]]; then needs=("${trained_on[@]}"); fi
+    if [[ $SCORE == embedding || $SCORE == tfidf ]]; then needs=("${trained_on[@]}"); fi
     run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "${FEEDBACK_POOL:-$dir/validation.jsonl}" \
       --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" \
       --seed "$SEED" "${needs[@]}" $SCORE_ARGS

@@ -120,6 +120,8 @@ def score_examples(
     energy_delta   energy minus that of base_model, the untouched student; its new classification head is drawn with seed
     embedding      1 - the largest cosine between the example's representation and one of train_examples; the
                    representation: mean of the last hidden states over what the student reads (Liu et al. 2024)
+    tfidf          the same of the TF-IDF vectors of the sources' words: how far a text is from all training examples
+                   without any student
     """
     import torch
 
@@ -142,7 +144,26 @@ def score_examples(
             part = torch.nn.functional.normalize(points[begin : begin + 1024], dim=-1)
             for i, nearest in enumerate((part @ known.T).max(-1).values.tolist(), start=begin):
                 results[i]["embedding"] = float(f"{1 - nearest:.9g}")
+        for result, distance in zip(results, tfidf_distances(examples, train_examples), strict=True):
+            result["tfidf"] = float(f"{distance:.9g}")
     return results
+
+
+def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """1 - the largest cosine of each example's source with one of the training examples', as vectors of TF-IDF of words.
+
+    Document frequencies are those of both sets together: a word that no training example has counts too.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([*texts, *known])
+    points, corpus = vectorizer.transform(texts), vectorizer.transform(known).T
+    rows = max(1, 2**24 // len(known))  # sparse products of 1,024 and more rows at a time
+    found: list[float] = []
+    for begin in range(0, len(texts), rows):
+        found += (1 - (points[begin : begin + rows] @ corpus).max(axis=1).toarray().ravel()).tolist()
+    return found
 
 
 def score_pass(
@@ -405,7 +426,7 @@ def select_feedback(
 
 
 ENERGIES = ["energy", "energy_sum", "energy_first", "energy_padded", "energy_delta"]
-OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "error", "hard_negative", "random"]
+OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "tfidf", "error", "hard_negative", "random"]
 Score = StrEnum("Score", [*ENERGIES, *OTHERS])
 SCORED = {*Score, "prediction", "correct"}  # what this stage adds to a record
 
@@ -444,7 +465,7 @@ def main(
         str | None, files(help="Untrained student, for energy_delta: what --model was fine-tuned from.")
     ] = None,
     train_file: Annotated[
-        list[Path] | None, files(help="What --model was trained on, for embedding; repeat, or a glob in quotes.")
+        list[Path] | None, files(help="What --model was trained on, for embedding, tfidf; repeat, or a glob in quotes.")
     ] = None,
     shard: Annotated[
         str | None, files(metavar="I/N", help="Score every N-th example: scored-0000I-of-0000N.jsonl.")
@@ -481,11 +502,12 @@ def main(
     if part and (feedback_file or not model):
         problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
         raise typer.BadParameter(problem, param_hint="--shard")
-    for name, given, needs in (("base_model", base_model, "energy_delta"), ("train_file", train_file, "embedding")):
+    needs = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
+    for option, given in (("--base-model", base_model), ("--train-file", train_file)):
         if given and not model:
-            raise typer.BadParameter("is for scoring: give the --model too", param_hint=f"--{name.replace('_', '-')}")
-        if model and score == needs and not given:
-            raise typer.BadParameter(f"{score} needs --{name.replace('_', '-')}", param_hint="--score")
+            raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
+        if model and needs.get(score) == option and not given:
+            raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
     if ood_file and (part or not model):
         problem = "is scored whole, with the student: give --model and no --shard"
         raise typer.BadParameter(problem, param_hint="--ood-file")

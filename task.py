@@ -38,7 +38,7 @@ KEYS = {  # table: (required keys, optional keys)
 
 RESERVED = {  # what records hold besides the task's fields
     *"id source target task iteration split shots feedback sampling_seed finish_reason completion reason".split(),
-    *"prediction correct f1 rouge_l nll msp entropy margin embedding error hard_negative random score rank".split(),
+    *"prediction correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank".split(),
     *"teacher_label label_probs temperature".split(),
 }
 

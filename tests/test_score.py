@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records import read_examples
-from score_ood import detection, position_scores, reduce_positions, score_examples, select_feedback
+from score_ood import detection, position_scores, reduce_positions, score_examples, select_feedback, tfidf_distances
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Single positions and sequences, by hand
@@ -373,7 +373,16 @@ def test_embedding_is_the_distance_to_the_nearest_training_example(name, trained
         assert one["embedding"] == pytest.approx(1 - float(cosines.max()), abs=1e-4)
     assert all(one["embedding"] == pytest.approx(0, abs=1e-6) for one in found[:4])  # trained on itself
     assert max(one["embedding"] for one in found) > 1e-3
-    assert "embedding" not in score_examples(asked[:2], pairs, str(folder))[0]
+    alone = score_examples(asked[:2], pairs, str(folder))[0]
+    assert "embedding" not in alone and "tfidf" not in alone
+
+
+def test_tfidf_by_hand():
+    """Of four texts sun is in three, the other words in one: smoothed idf = 1 + ln((1 + 4) / (1 + df))."""
+    examples = [{"source": "sun moon"}, {"source": "Sun!"}, {"source": "star"}]
+    sun, other = 1 + math.log(5 / 4), 1 + math.log(5 / 2)
+    far = tfidf_distances(examples, [{"source": "sun"}])
+    assert far == pytest.approx([1 - sun / math.hypot(sun, other), 0, 1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -187,12 +187,13 @@ def test_trained_student(name, trained, home, pairs, flip):
     folder = trained[name]
     files = {p.name for p in folder.iterdir()} - {"training_args.bin", "generation_config.json"}
     assert files == {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_log.jsonl",
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_log.jsonl", "held_out.jsonl",
     }  # fmt: skip
     assert not list(folder.parent.glob("*partial*"))
     task, data = (flip, "flip_train.jsonl") if "flip" in name else (pairs, "train.jsonl")
     examples = read_examples(home / data, task)
     held_out = sum(is_held_out(e["id"]) for e in examples)
+    assert read_lines(folder / "held_out.jsonl") == [e for e in examples if is_held_out(e["id"])]
     record = json.loads((folder.parent / f"{name}.run.json").read_text())
     counts = record["counts"]
     assert counts["held_out_examples"] == held_out and counts["train_examples"] == len(examples) - held_out
