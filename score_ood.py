@@ -118,8 +118,8 @@ def score_examples(
     error          1 = not correct, else 0 (S3, Wang et al. 2023)
     hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
     energy_delta   energy minus that of base_model, the untouched student; its new classification head is drawn with seed
-    embedding      1 - the largest cosine between the example's representation and one of train_examples; the
-                   representation: mean of the last hidden states over what the student reads (Liu et al. 2024)
+    embedding      1 - the largest cosine between the example's representation and one of the other train_examples;
+                   the representation: mean of the last hidden states over what the student reads (Liu et al. 2024)
     tfidf          the same of the TF-IDF vectors of the sources' words: how far a text is from all training examples
                    without any student
     """
@@ -139,18 +139,16 @@ def score_examples(
             result["energy_delta"] = float(f"{result['energy'] - other['energy']:.9g}")
     if train_examples:
         _, known = score_pass(train_examples, task, model, embed=True, predict=False, **how)
-        known = torch.nn.functional.normalize(known, dim=-1)
-        for begin in range(0, len(points), 1024):
-            part = torch.nn.functional.normalize(points[begin : begin + 1024], dim=-1)
-            for i, nearest in enumerate((part @ known.T).max(-1).values.tolist(), start=begin):
-                results[i]["embedding"] = float(f"{1 - nearest:.9g}")
-        for result, distance in zip(results, tfidf_distances(examples, train_examples), strict=True):
-            result["tfidf"] = float(f"{distance:.9g}")
+        points, known = (torch.nn.functional.normalize(p, dim=-1).numpy() for p in (points, known))
+        distances = {"embedding": (points, known.T), "tfidf": tfidf_vectors(examples, train_examples)}
+        for name, (own, others) in distances.items():
+            for result, distance in zip(results, nearest_distances(own, others, examples, train_examples), strict=True):
+                result[name] = float(f"{distance:.9g}")
     return results
 
 
-def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[float]:
-    """1 - the largest cosine of each example's source with one of the training examples', as vectors of TF-IDF of words.
+def tfidf_vectors(examples: list[dict], train_examples: list[dict]) -> tuple[Any, Any]:
+    """Unit vectors of TF-IDF of the sources' words: (n, V) of the examples, (V, m) of the training examples, sparse.
 
     Document frequencies are those of both sets together: a word that no training example has counts too.
     """
@@ -158,11 +156,27 @@ def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[fl
 
     texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
     vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([*texts, *known])
-    points, corpus = vectorizer.transform(texts), vectorizer.transform(known).T
-    rows = max(1, 2**24 // len(known))  # sparse products of 1,024 and more rows at a time
+    return vectorizer.transform(texts), vectorizer.transform(known).T
+
+
+def nearest_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """1 - the largest cosine of each example with a training example other than itself (by id); 1 where there is none.
+
+    points (n, d) and known (d, m) are of unit length, dense or sparse.
+    """
+    import numpy as np
+
+    places: dict[str, int] = {e["id"]: k for k, e in enumerate(train_examples)}
     found: list[float] = []
-    for begin in range(0, len(texts), rows):
-        found += (1 - (points[begin : begin + rows] @ corpus).max(axis=1).toarray().ravel()).tolist()
+    rows = max(1, 2**24 // len(train_examples))  # 128 MiB of cosines at a time
+    for begin in range(0, len(examples), rows):
+        cosines = points[begin : begin + rows] @ known
+        cosines = cosines.toarray() if hasattr(cosines, "toarray") else cosines
+        for k, example in enumerate(examples[begin : begin + rows]):
+            if example["id"] in places:
+                cosines[k, places[example["id"]]] = -np.inf
+        nearest = cosines.max(axis=1)
+        found += np.where(np.isfinite(nearest), 1 - nearest, 1.0).tolist()
     return found
 
 

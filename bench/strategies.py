@@ -71,6 +71,7 @@ SAMPLING = ("feedback_rate", "num_feedback_shots", "feedback_label", "temperatur
 SAMPLING += ("validation_temperature",)
 NONE = {"pool": None}
 B = {"more": 5 / 3}
+CHAIN = {"pool": "train", "score": "random", "low": 0.0}
 TOP = {"score": "msp"}
 WITH_POOL = {"train_on": "validation"}
 CONTROLS = {
@@ -78,8 +79,8 @@ CONTROLS = {
     "no_feedback": NONE,
     "no_feedback_b": NONE | B,
     "no_feedback_hot": NONE | {"temperature": 1.2},
-    "chain": {"pool": "train"},
-    "chain_b": {"pool": "train"} | B,
+    "chain": CHAIN,
+    "chain_b": CHAIN | B,
     "random": {"score": "random"},
     "selected_in_training": TOP | {"train_on": "selected", "prompt": False},
     "validation_in_training": NONE | WITH_POOL | {"pool": "validation", "prompt": False},
@@ -101,6 +102,11 @@ STRATEGIES = {
     "tfidf_top_rate_1": {"score": "tfidf", "feedback_rate": 1.0},
     "tfidf_top_and_pool": {"score": "tfidf"} | WITH_POOL,
     "tfidf_top_rate_1_and_pool": {"score": "tfidf", "feedback_rate": 1.0} | WITH_POOL,
+    # Of the training examples themselves, without pool or student: those far from all others
+    "chain_tfidf": {"pool": "train", "score": "tfidf"},
+    "chain_tfidf_b": {"pool": "train", "score": "tfidf"} | B,
+    "chain_tfidf_rate_1": {"pool": "train", "score": "tfidf", "feedback_rate": 1.0},
+    "chain_tfidf_rate_1_b": {"pool": "train", "score": "tfidf", "feedback_rate": 1.0} | B,
     "msp_top_pool_T1": TOP | {"validation_temperature": 1.0},
     "error": {"score": "error", "low": 0.0},
     "hard_negative": {"score": "hard_negative", "low": 0.5},
@@ -118,10 +124,10 @@ STRATEGIES = {
     "energy_top_rate_1": {"feedback_rate": 1.0},
     "embedding_top_rate_1": {"score": "embedding", "feedback_rate": 1.0},
     "msp_top_rate_1_in_6": TOP | {"feedback_rate": 1.0, "iterations": 6},
-    "chain_rate_1_in_6": {"pool": "train", "feedback_rate": 1.0, "iterations": 6},
+    "chain_rate_1_in_6": CHAIN | {"feedback_rate": 1.0, "iterations": 6},
     "random_rate_1": {"score": "random", "feedback_rate": 1.0},
-    "chain_rate_1": {"pool": "train", "feedback_rate": 1.0},
-    "chain_rate_1_b": {"pool": "train", "feedback_rate": 1.0} | B,
+    "chain_rate_1": CHAIN | {"feedback_rate": 1.0},
+    "chain_rate_1_b": CHAIN | {"feedback_rate": 1.0} | B,
     # What is scored is trained on afterwards, so that the pool costs nothing
     "random_and_pool": {"score": "random"} | WITH_POOL,
     "energy_band_and_pool": {"low": 0.5, "high": 0.8} | WITH_POOL,
@@ -410,8 +416,18 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         if last:
             break
         if arm["pool"] == "train":
-            feedback = trained_on
-            fed += examples
+            pool = read_examples(trained_on, task)
+            file = trained_on
+            if arm["score"] == "tfidf":
+                distances = score_ood.nearest_distances(*score_ood.tfidf_vectors(pool, pool), pool, pool)
+                pool = [e | {"tfidf": distance} for e, distance in zip(pool, distances, strict=True)]
+                pool = score_ood.select_feedback(pool, task, "tfidf", arm["low"], arm["high"])
+                home.mkdir(parents=True, exist_ok=True)
+                file = [home / f"feedback-{i:02d}.jsonl"]
+                with file[0].open("w", encoding="utf-8") as stream:
+                    write_records(stream, pool)
+            feedback = file
+            fed += pool
         elif arm["pool"] == "validation":
             pools.append(folder / "validation.jsonl")
             shown |= {r["id"]: r for r in read_examples(pools[-1], task)}

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records import read_examples
-from score_ood import detection, position_scores, reduce_positions, score_examples, select_feedback, tfidf_distances
+from score_ood import (
+    detection,
+    nearest_distances,
+    position_scores,
+    reduce_positions,
+    score_examples,
+    select_feedback,
+    tfidf_vectors,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Single positions and sequences, by hand
@@ -370,8 +378,8 @@ def test_embedding_is_the_distance_to_the_nearest_training_example(name, trained
     points = torch.stack([representation(folder, name, e) for e in known])
     for one, e in zip(found, asked, strict=True):
         cosines = torch.nn.functional.cosine_similarity(points, representation(folder, name, e)[None])
+        cosines = cosines[torch.tensor([e["id"] != k["id"] for k in known])]  # four of them were trained on
         assert one["embedding"] == pytest.approx(1 - float(cosines.max()), abs=1e-4)
-    assert all(one["embedding"] == pytest.approx(0, abs=1e-6) for one in found[:4])  # trained on itself
     assert max(one["embedding"] for one in found) > 1e-3
     alone = score_examples(asked[:2], pairs, str(folder))[0]
     assert "embedding" not in alone and "tfidf" not in alone
@@ -379,10 +387,22 @@ def test_embedding_is_the_distance_to_the_nearest_training_example(name, trained
 
 def test_tfidf_by_hand():
     """Of four texts sun is in three, the other words in one: smoothed idf = 1 + ln((1 + 4) / (1 + df))."""
-    examples = [{"source": "sun moon"}, {"source": "Sun!"}, {"source": "star"}]
+    examples = [{"id": n, "source": text} for n, text in enumerate(("sun moon", "Sun!", "star"))]
+    known = [{"id": "k", "source": "sun"}]
     sun, other = 1 + math.log(5 / 4), 1 + math.log(5 / 2)
-    far = tfidf_distances(examples, [{"source": "sun"}])
+    far = nearest_distances(*tfidf_vectors(examples, known), examples, known)
     assert far == pytest.approx([1 - sun / math.hypot(sun, other), 0, 1])
+
+
+def test_an_example_is_not_its_own_neighbour():
+    """At 0, 60 and 90 degrees: the nearest others are 60, 30 and 30 degrees away; one alone has none."""
+    import numpy as np
+
+    angles = np.deg2rad([0.0, 60.0, 90.0])
+    points, rows = np.stack([np.cos(angles), np.sin(angles)], axis=1), [{"id": n} for n in range(3)]
+    far = nearest_distances(points, points.T, rows, rows)
+    assert far == pytest.approx([1 - 0.5, 1 - math.sqrt(3) / 2, 1 - math.sqrt(3) / 2])
+    assert nearest_distances(points[:1], points[:1].T, rows[:1], rows[:1]) == [1.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
