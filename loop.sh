@@ -29,10 +29,10 @@ is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_R
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
 NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
-FEEDBACK=${FEEDBACK:-score}                      # what is fed back: score, chain (any training example so far) or none
+FEEDBACK=${FEEDBACK:-score}                      # what is fed back: what a score selects, or none
 FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
 FEEDBACK_ROUNDS=${FEEDBACK_ROUNDS:-newest}       # or all: that of earlier iterations too
-FEEDBACK_POOL=${FEEDBACK_POOL:-}                 # a file of your own to select from instead of validation.jsonl (S3)
+FEEDBACK_POOL=${FEEDBACK_POOL:-validation}       # of what: validation, train (all training examples so far), or a file (S3)
 SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # score: the band of this score within each label
 TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = from the next iteration on the validation examples are trained on
 REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how the student does (PGKD)
@@ -43,18 +43,22 @@ EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
 if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
 refuse() { echo "error: $1" >&2; exit 1; }
-for given in "FEEDBACK score chain none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
+for given in "FEEDBACK score none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
   "CONTINUE_STUDENT 0 1"; do
   read -r name values <<< "$given"
   if [[ " $values " != *" ${!name} "* ]]; then refuse "$name=${!name} is none of $values"; fi
 done
 if [[ ! $PATIENCE =~ ^[0-9]+$ ]]; then refuse "PATIENCE=$PATIENCE is no number of iterations"; fi
-if [[ -n $FEEDBACK_POOL && ! -e $FEEDBACK_POOL ]]; then refuse "no FEEDBACK_POOL $FEEDBACK_POOL; check the path"; fi
-if [[ -n $FEEDBACK_POOL && $FEEDBACK_ROUNDS == all ]]; then refuse "FEEDBACK_ROUNDS=all repeats examples of one FEEDBACK_POOL"; fi
+if [[ $FEEDBACK_POOL != validation && $FEEDBACK_POOL != train && ! -e $FEEDBACK_POOL ]]; then
+  refuse "no FEEDBACK_POOL $FEEDBACK_POOL: validation, train, or the path of a file"
+fi
+if [[ $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
+  refuse "FEEDBACK_ROUNDS=all would repeat examples of FEEDBACK_POOL=$FEEDBACK_POOL"
+fi
 if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
 if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0"; fi
-if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && -z $FEEDBACK_POOL ]]; then
-  refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or give a FEEDBACK_POOL"
+if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation ]]; then
+  refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
 fi
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
 MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
@@ -109,14 +113,15 @@ for ((i = 0; i < ITERATIONS; i++)); do
     --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" "${trained_on[@]}" $TRAIN_ARGS
   if [[ $CONTINUE_STUDENT == 1 ]]; then begin=$dir/student; fi
   if [[ $FEEDBACK_ROUNDS == newest ]]; then feedback=(); fi
-  if [[ $FEEDBACK == chain ]]; then feedback=("${trained_on[@]/#--train-file/--feedback-file}"); fi
   if [[ $FEEDBACK == score ]]; then
-    needs=()
-    if [[ $SCORE == energy_delta ]]; then needs=(--base-model "$STUDENT"); fi
-    if [[ $SCORE == embedding || $SCORE == tfidf ]]; then needs=("${trained_on[@]}"); fi
-    run score_ood.py --task-file "$TASK_FILE" --model "$dir/student" --input-file "${FEEDBACK_POOL:-$dir/validation.jsonl}" \
-      --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" \
-      --seed "$SEED" "${needs[@]}" $SCORE_ARGS
+    pool=(--input-file "$FEEDBACK_POOL") needs=(--model "$dir/student")
+    if [[ $FEEDBACK_POOL == validation ]]; then pool=(--input-file "$dir/validation.jsonl"); fi
+    if [[ $FEEDBACK_POOL == train ]]; then pool=("${trained_on[@]/#--train-file/--input-file}"); fi
+    if [[ $FEEDBACK_POOL == train && $SCORE =~ ^(random|tfidf)$ ]]; then needs=(); fi # no student has a part in these
+    if [[ $SCORE == energy_delta ]]; then needs+=(--base-model "$STUDENT"); fi
+    if [[ $SCORE =~ ^(embedding|tfidf)$ ]]; then needs+=("${trained_on[@]}"); fi
+    run score_ood.py --task-file "$TASK_FILE" "${pool[@]}" "${needs[@]}" --output-file "$dir/scored.jsonl" \
+      --feedback-file "$dir/feedback.jsonl" --score "$SCORE" --low "$LOW" --high "$HIGH" --seed "$SEED" $SCORE_ARGS
     feedback+=(--feedback-file "$dir/feedback.jsonl")
     if [[ $REPORT == 1 ]]; then
       run evaluate.py --task-file "$TASK_FILE" --prediction-field prediction --test-file "$dir/scored.jsonl" \

@@ -147,6 +147,11 @@ def score_examples(
     return results
 
 
+def random_score(seed: int, identifier: str) -> float:
+    """A number in [0, 1) for an example: the same whatever else is scored beside it."""
+    return random.Random(f"{seed}/{identifier}").random()
+
+
 def tfidf_vectors(examples: list[dict], train_examples: list[dict]) -> tuple[Any, Any]:
     """Unit vectors of TF-IDF of the sources' words: (n, V) of the examples, (V, m) of the training examples, sparse.
 
@@ -306,7 +311,7 @@ def score_pass(
                     "prediction": prediction.lower() if task.labels else prediction,
                     "correct": predict and is_correct(task, prediction, examples[i]),
                     **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
-                    "random": random.Random(f"{seed}/{examples[i]['id']}").random(),
+                    "random": random_score(seed, examples[i]["id"]),
                 }
             bar.update(len(chosen))
     bar.close()
@@ -464,7 +469,7 @@ def main(
     output_file: Annotated[Path, files(help="The same with scores.")],
     model: Annotated[
         str | None,
-        files(help="Trained student: a folder or a name on the hub (none = the scores are there)."),
+        files(help="Trained student: a folder or a name on the hub (none = the scores are there, or tfidf, random)."),
     ] = None,
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
     ood_file: Annotated[
@@ -518,9 +523,9 @@ def main(
         raise typer.BadParameter(problem, param_hint="--shard")
     needs = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
     for option, given in (("--base-model", base_model), ("--train-file", train_file)):
-        if given and not model:
+        if given and not model and score != Score.tfidf:
             raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
-        if model and needs.get(score) == option and not given:
+        if (model or score == Score.tfidf) and needs.get(score) == option and not given:
             raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
     if ood_file and (part or not model):
         problem = "is scored whole, with the student: give --model and no --shard"
@@ -534,9 +539,14 @@ def main(
         far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
     train_file = expand("--train-file", train_file or [])
     train_examples = read_examples(train_file, task) if train_file else None
+    if not model:  # two scores need no student
+        examples = [{"random": random_score(seed, e["id"])} | e for e in examples]
+        if train_examples:
+            distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
+            examples = [e | {"tfidf": distance} for e, distance in zip(examples, distances, strict=True)]
     for e in [] if model else examples:
-        if type(e.get(score)) not in (int, float) or type(e.get("correct")) is not bool:
-            fail(f"--input-file: {e['id']} has no {score} or no 'correct'; give the --model to score it with")
+        if type(e.get(score)) not in (int, float):
+            fail(f"--input-file: {e['id']} has no {score}; give the --model to score it with")
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
@@ -607,7 +617,8 @@ def main(
     records = with_scores(examples, scores)
     with run.partial.open("w", encoding="utf-8") as file:
         write_records(file, records)
-    counts |= {"scored": len(records), "correct": sum(s["correct"] for s in scores)}
+    counts |= {"scored": len(records)}
+    counts |= {"correct": sum(s["correct"] for s in scores)} if all("correct" in s for s in scores) else {}
     if feedback_file:
         selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts, group_size)
         counts["selected"] = len(selected)
@@ -636,7 +647,9 @@ def main(
         for name, m in table.items():
             print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
     say(
-        f"{output_file}: {len(records):,} scored, {counts['correct']:,} predicted right, mean {score} {means[score]}"
+        f"{output_file}: {len(records):,} scored, "
+        + (f"{counts['correct']:,} predicted right, " if "correct" in counts else "")
+        + f"mean {score} {means[score]}"
         + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")
     )
 

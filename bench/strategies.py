@@ -28,6 +28,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -374,7 +375,7 @@ def measure(task_file: Path, model: Path, folder: Path) -> dict[str, float]:
 
 
 def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
-    """All iterations of one arm; the numbers of its line. Files that are there already are kept, as the stages do."""
+    """All iterations of one arm; the numbers of its line. Iteration 0 and its student are kept where they are there."""
     arm = DEFAULT | ARMS[run["arm"]]
     task_file = Path("prompts") / f"{run['task']}.toml"
     task, grammar = load_task(task_file), importlib.import_module(f"data.{run['task']}_grammar")
@@ -385,12 +386,11 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     n = round(run["size"] / arm["iterations"] * arm["more"])
     pool_size = round(run["size"] * 2 / 3 / (arm["iterations"] - 1)) if arm["pool"] == "validation" else 0
     home = root / run["student"] / run["arm"]
-    start = (
-        root
-        / "start"
-        / f"{n}-T{arm['temperature']:g}-p{arm['min_p']:g}-k{arm['top_k']}-to{arm['temperature_end']}-pool{pool_size}"
-        / "iter-00"
-    )
+    alike = [f"{name}={arm[name]:g}" for name in ("temperature", "min_p", "top_k") if arm[name] != DEFAULT[name]]
+    alike += [f"to{arm['temperature_end']:g}"] * bool(arm["temperature_end"])
+    alike += [f"pool{pool_size}at{arm['validation_temperature']:g}"] * bool(pool_size)
+    start = root / "start" / "-".join([str(n), *alike]) / "iter-00"
+    shutil.rmtree(home, ignore_errors=True)  # of a run that was cut off, or of another design
     began = time.perf_counter()
     trained_on: list[Path] = []
     feedback: list[Path] = []

@@ -126,26 +126,24 @@ def commands(done: subprocess.CompletedProcess, stage: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith(f"+ {stage}")]
 
 
-def test_feedback_without_a_student_is_any_training_example_so_far(tmp_path):
-    done = dry_loop(
-        "prompts/reviews.toml",
-        tmp_path / "r",
-        FEEDBACK="chain",
-        NUM_VALIDATION="0",
-        ITERATIONS="3",
-        MEASURE_TEACHER="0",
-    )
+@pytest.mark.parametrize("score", ["random", "tfidf", "msp"])
+def test_feedback_from_the_training_examples_so_far(score, tmp_path):
+    """random and tfidf need no student, so none is loaded to select."""
+    knobs = {"FEEDBACK_POOL": "train", "SCORE": score, "NUM_VALIDATION": "0", "ITERATIONS": "3"}
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", **knobs)
     assert done.returncode == 0, done.stderr
-    shown = [line.count("--feedback-file") for line in commands(done, "generate.py sample")]
-    assert shown == [0, 1, 2] and not commands(done, "score_ood.py")
-    assert f"--feedback-file {tmp_path}/r/iter-01/train.jsonl" in commands(done, "generate.py sample")[2]
+    scoring = commands(done, "score_ood.py")
+    assert [line.count("--input-file") for line in scoring] == [1, 2, 3]
+    assert [line.count("--train-file") for line in scoring] == ([1, 2, 3] if score == "tfidf" else [0] * 3)
+    assert [f"--model {tmp_path}/r/iter-00/student" in line for line in scoring] == [score == "msp", False, False]
+    assert [line.count("--feedback-file") for line in commands(done, "generate.py sample")] == [0, 1, 1]
 
 
 def test_no_feedback(tmp_path):
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK="none", NUM_VALIDATION="0", ITERATIONS="2")
     assert done.returncode == 0 and "--feedback-file" not in done.stdout and not commands(done, "score_ood.py")
     wrong = dry_loop("prompts/reviews.toml", tmp_path / "w", FEEDBACK="energy")
-    assert wrong.returncode == 1 and "error: FEEDBACK=energy is none of score chain none" in wrong.stderr
+    assert wrong.returncode == 1 and "error: FEEDBACK=energy is none of score none" in wrong.stderr
 
 
 @pytest.mark.parametrize("rounds, files", [("newest", [0, 1, 1]), ("all", [0, 1, 2])])
@@ -224,8 +222,8 @@ def test_patience(accuracies, iterations, tmp_path):
         ({"REPORT": "yes"}, "REPORT=yes is none of 0 1"),
         ({"PATIENCE": "x"}, "PATIENCE=x is no number of iterations"),
         ({"FEEDBACK_POOL": "nowhere.jsonl"}, "no FEEDBACK_POOL nowhere.jsonl"),
-        ({"FEEDBACK_POOL": "README.md", "FEEDBACK_ROUNDS": "all"}, "FEEDBACK_ROUNDS=all repeats"),
-        ({"FEEDBACK": "chain", "REPORT": "1"}, "REPORT=1 needs FEEDBACK=score"),
+        ({"FEEDBACK_POOL": "README.md", "FEEDBACK_ROUNDS": "all"}, "FEEDBACK_ROUNDS=all would repeat"),
+        ({"FEEDBACK": "none", "REPORT": "1"}, "REPORT=1 needs FEEDBACK=score"),
         ({"FEEDBACK": "none", "TRAIN_ON_VALIDATION": "1", "NUM_VALIDATION": "0"}, "TRAIN_ON_VALIDATION=1 with"),
         ({"NUM_VALIDATION": "0"}, "FEEDBACK=score with NUM_VALIDATION=0"),
     ],

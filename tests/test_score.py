@@ -666,6 +666,26 @@ def test_scores_that_need_another_file(home, models, trained, tmp_path):
     assert selecting.returncode == 2 and "give the --model too" in selecting.stderr
 
 
+def test_scores_that_need_no_student(home, pairs, trained, tmp_path):
+    """The same numbers as with one, and the same selection; there is no prediction then."""
+    how = ("--task-file", home / "pairs.toml", "--input-file", home / "validation.jsonl", "--seed", 3)
+    with_student = score(home, trained["bert"], tmp_path, "--seed", 3, "--train-file", home / "train.jsonl")
+    assert with_student.returncode == 0, with_student.stderr
+    for name, more in (("tfidf", ("--train-file", home / "train.jsonl")), ("random", ())):
+        done = call(
+            "score_ood.py", *how, "--score", name, *more, "--output-file", tmp_path / name, "--feedback-file",
+            tmp_path / f"{name}.fb",
+        )  # fmt: skip
+        assert done.returncode == 0 and "predicted right" not in done.stderr, done.stderr
+        records = read_lines(tmp_path / name)
+        assert [r[name] for r in records] == pytest.approx([r[name] for r in read_lines(tmp_path / "scored.jsonl")])
+        assert not any("prediction" in r or "energy" in r for r in records)
+        assert read_lines(tmp_path / f"{name}.fb") == select_feedback(records, pairs, name, 0.5, 0.8)
+    for name, told in (("energy", "has no energy; give the --model"), ("tfidf", "tfidf needs --train-file")):
+        done = call("score_ood.py", *how, "--score", name, "--output-file", tmp_path / "none.jsonl")
+        assert done.returncode in (1, 2) and told in " ".join(done.stderr.split()), done.stderr
+
+
 def test_a_student_without_errors_gives_an_empty_feedback_file(home, trained, tmp_path):
     """And a student with some gives these alone, of the file's own scores."""
     assert score(home, trained["bert"], tmp_path).returncode == 0
