@@ -72,6 +72,24 @@ def test_truth_of_clean_and_of_corrupted_examples(name):
     assert strategies.coverage([], task, grammar)["tail_share"] == 0
 
 
+@pytest.mark.parametrize("name", ["reviews", "word_problems"])
+def test_label_noise_of_a_teacher(name):
+    """The share of wrong answers in the examples that its documents are made of; without noise the draws stay as they were."""
+    import random
+
+    from data import build_models
+
+    task = load_task(Path(f"prompts/{name}.toml"))
+    grammar, rng = importlib.import_module(f"data.{name}_grammar"), random.Random(2)
+    topics = list(grammar.WEIGHTS)
+    made = [build_models.make_noisy(rng, grammar, topics[i % len(topics)], 0.25) for i in range(2000)]
+    assert strategies.noise_of(made, task, grammar)["wrong"] == pytest.approx(0.25, abs=0.03)  # 3 standard errors
+    plain, clean = random.Random(3), random.Random(3)
+    assert [build_models.make_noisy(plain, grammar, t, 0.0) for t in topics] == [
+        grammar.make_example(clean, t) for t in topics
+    ]
+
+
 def test_paired_differences_by_hand():
     """.1, .2 and .3 above the control: mean .2, deviation .1, t(2) = 4.3027, half-width 4.3027 * .1 / sqrt(3) = .2484."""
     runs = {("a", s): {"tail": 0.5 + d} for s, d in enumerate((0.1, 0.2, 0.3))}
