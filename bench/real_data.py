@@ -296,8 +296,9 @@ def do(run: dict, datasets: Path, model: str) -> dict:
         if not folder.exists():
             by_stages(task, model, train, test, options, folder)
         far = [r for name in ("dev_oos", "train_oos") for r in read_rows(datasets, f"clinc150/{name}")]
-        near = score_examples(test, task, str(folder))
-        table = detection(near, score_far(examples_of(far, task, "far"), task, str(folder)))
+        how = {"base_model": model, "train_examples": train}
+        near = score_examples(test, task, str(folder), **how)
+        table = detection(near, score_far(examples_of(far, task, "far"), task, str(folder), **how))
         return {"near": len(near), "far": len(far), "detection": table}
     began = time.perf_counter()
     if run["how"] == "stages":

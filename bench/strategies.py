@@ -387,7 +387,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     pool_size = round(run["size"] * 2 / 3 / (arm["iterations"] - 1)) if arm["pool"] == "validation" else 0
     home = root / run["student"] / run["arm"]
     alike = [f"{name}={arm[name]:g}" for name in ("temperature", "min_p", "top_k") if arm[name] != DEFAULT[name]]
-    alike += [f"to{arm['temperature_end']:g}"] * bool(arm["temperature_end"])
+    alike += [f"to{arm['temperature_end']}"] * bool(arm["temperature_end"])
     alike += [f"pool{pool_size}at{arm['validation_temperature']:g}"] * bool(pool_size)
     start = root / "start" / "-".join([str(n), *alike]) / "iter-00"
     shutil.rmtree(home, ignore_errors=True)  # of a run that was cut off, or of another design
