@@ -525,7 +525,7 @@ def main(
     for option, given in (("--base-model", base_model), ("--train-file", train_file)):
         if given and not model and score != Score.tfidf:
             raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
-        if (model or score == Score.tfidf) and needs.get(score) == option and not given:
+        if model and needs.get(score) == option and not given:
             raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
     if ood_file and (part or not model):
         problem = "is scored whole, with the student: give --model and no --shard"
@@ -546,12 +546,19 @@ def main(
             examples = [e | {"tfidf": distance} for e, distance in zip(examples, distances, strict=True)]
     for e in [] if model else examples:
         if type(e.get(score)) not in (int, float):
-            fail(f"--input-file: {e['id']} has no {score}; give the --model to score it with")
+            cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
+            fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
         selected = select_feedback(
-            [e | {score: 1.0} for e in examples], task, score, low, high, confirmed, group_size=group_size
+            [e | {score: i + 1.0} for i, e in enumerate(examples)],
+            task,
+            score,
+            low,
+            high,
+            confirmed,
+            group_size=group_size,
         )
     if dry_run:
         names = ", ".join(map(str, input_file))
@@ -586,6 +593,7 @@ def main(
     )
     what |= ({"confirmed": True} if confirmed else {}) | ({"max_overlap": max_overlap} if max_overlap < 1 else {})
     what |= {"group_size": group_size} if group_size else {}
+    what |= {"seed": seed} if not model and score == Score.random else {}
     run = start_run(
         "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
         {

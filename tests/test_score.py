@@ -681,7 +681,15 @@ def test_scores_that_need_no_student(home, pairs, trained, tmp_path):
         assert [r[name] for r in records] == pytest.approx([r[name] for r in read_lines(tmp_path / "scored.jsonl")])
         assert not any("prediction" in r or "energy" in r for r in records)
         assert read_lines(tmp_path / f"{name}.fb") == select_feedback(records, pairs, name, 0.5, 0.8)
-    for name, told in (("energy", "has no energy; give the --model"), ("tfidf", "tfidf needs --train-file")):
+    again = call("score_ood.py", *how[:-1], 4, "--score", "random", "--output-file", tmp_path / "random", "--feedback-file",
+                 tmp_path / "random.fb")  # fmt: skip
+    assert again.returncode == 1 and "was made with --seed 3, now 4" in again.stderr
+    chosen = call(
+        "score_ood.py", *how[:2], "--input-file", tmp_path / "tfidf", "--score", "tfidf", "--output-file", tmp_path / "b",
+        "--feedback-file", tmp_path / "b.fb", "--low", 0.8, "--high", 1,
+    )  # fmt: skip
+    assert chosen.returncode == 0 and "is the same for all" not in chosen.stderr  # the scores are there
+    for name, told in (("energy", "has no energy; give the --model"), ("tfidf", "has no tfidf; give the --train-file")):
         done = call("score_ood.py", *how, "--score", name, "--output-file", tmp_path / "none.jsonl")
         assert done.returncode in (1, 2) and told in " ".join(done.stderr.split()), done.stderr
 
@@ -700,6 +708,13 @@ def test_a_student_without_errors_gives_an_empty_feedback_file(home, trained, tm
         assert done.returncode == 0, done.stderr
         assert {r["id"] for r in read_lines(tmp_path / f"{name}.fb")} == {r["id"] for r in rows[:errors]}
         assert ("no example is wrong" in done.stderr) is (errors == 0)
+    part = call(
+        "score_ood.py", "--task-file", home / "pairs.toml", "--input-file", tmp_path / "some.jsonl", "--output-file",
+        tmp_path / "part", "--feedback-file", tmp_path / "part.fb", "--score", "error",
+    )  # fmt: skip
+    assert (
+        part.returncode == 0 and "--score error: is the same for all examples" in part.stderr
+    )  # 1, of three wrong ones
 
 
 def test_a_broken_student_is_a_message(home, models, tmp_path):
