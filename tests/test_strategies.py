@@ -41,7 +41,7 @@ def test_another_design_is_another_run(monkeypatch):
     }
     first = strategies.design_of(run)
     assert first == strategies.design_of(run | {"seed": 3}) != strategies.design_of(run | {"arm": "chain"})
-    monkeypatch.setattr(strategies, "STEPS", 7)
+    monkeypatch.setitem(strategies.STEPS, "t5", (7, 7))
     assert strategies.design_of(run) != first
 
 
