@@ -125,12 +125,11 @@ def scores_of(runs: dict) -> list[str]:
     if not found:
         return []
     out = ["", "| score | student wrong | answer wrong | topic of the tail |", "|---|---|---|---|"]
-    for name in found[0]["auroc"]:
+    for name in dict.fromkeys(name for f in found for name in f["auroc"]):
         row = [
-            [f["auroc"][name][what] for f in found if f["auroc"][name][what] is not None]
-            for what in ("wrong_prediction", "wrong_answer", "tail")
+            [f["auroc"].get(name, {}).get(what) for f in found] for what in ("wrong_prediction", "wrong_answer", "tail")
         ]
-        out.append(f"| {name} | {' | '.join(f'{statistics.mean(v):.3f}' if v else '-' for v in row)} |")
+        out.append(f"| {name} | {' | '.join(cell(values) for values in row)} |")
     deciles = [statistics.mean(f["wrong_answers_by_energy_decile"][i] for f in found) for i in range(10)]
     out += ["", f"Wrong answers by decile of the energy, the lowest first: {', '.join(f'{d:.3f}' for d in deciles)}."]
     return out
