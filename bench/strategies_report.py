@@ -188,7 +188,7 @@ def figure(lines: list[dict], path: Path) -> None:
     drawn, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 0.21 * most + 1.2), squeeze=False)
     for axis, (setting, runs) in zip(axes[0], panels, strict=True):
         gains = partial(differences, runs, control="no_feedback", field="accuracy")
-        arms = by_mean({arm for arm, _ in runs} - {"no_feedback"}, gains)
+        arms = by_mean({arm for arm, _ in runs} - {"no_feedback", "untrained"}, gains)
         for field, colour, shift in (("accuracy", "black", 0.12), ("tail", "tab:orange", -0.12)):
             points = [
                 (i, interval(found))
