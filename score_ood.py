@@ -574,7 +574,7 @@ def main(
             else "would select none"
         )
         return
-    if model:
+    if model and score in ("energy_sum", "energy_first", "energy_padded"):
         check_score(score, model, task)
     if base_model:
         family_of(base_model, task)
