@@ -37,13 +37,13 @@ def one_error(printed: str, *told: str) -> None:
 # Killed and run again
 
 
-def test_killed_eight_times_on_its_way(finished, embedded, tmp_path):
-    """Once inside every stage and twice at random; KILL_SEED=... repeats the moments."""
+def test_killed_in_every_stage(finished, embedded, tmp_path):
+    """Once inside each, at a moment of chance; bench/kill.py does so outside of them too; KILL_SEED=... repeats the moments."""
     whole, _, seconds = finished
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"KILL_SEED={seed}")
-    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed), kills=8)
-    assert hits == dict.fromkeys([*OUTPUT, "report"], 1) | {"at random": 2}
+    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed), kills=6)
+    assert hits == dict.fromkeys([*OUTPUT, "report"], 1)
     assert differences(tmp_path / "killed", whole) == []
 
 
