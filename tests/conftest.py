@@ -5,6 +5,7 @@ Files run from the quick ones to the slow ones, so that a plain mistake is seen 
 """
 
 import contextlib
+import fcntl
 import importlib
 import io
 import json
@@ -341,9 +342,13 @@ def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
     """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
-    folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
-    subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded"
+    with folder.with_suffix(".lock").open("w") as lock:  # one worker builds them for both
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "bert.run.json").exists():
+            command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
+            subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 
 
