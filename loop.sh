@@ -41,25 +41,7 @@ CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with 
 LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
-if [[ -n ${TEST_FILE:-} && ! -e $TEST_FILE ]]; then echo "error: no TEST_FILE $TEST_FILE; check the path" >&2; exit 1; fi
-refuse() { echo "error: $1" >&2; exit 1; }
-for given in "FEEDBACK score none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
-  "CONTINUE_STUDENT 0 1"; do
-  read -r name values <<< "$given"
-  if [[ " $values " != *" ${!name} "* ]]; then refuse "$name=${!name} is none of $values"; fi
-done
-if [[ ! $PATIENCE =~ ^[0-9]+$ ]]; then refuse "PATIENCE=$PATIENCE is no number of iterations"; fi
-if [[ $FEEDBACK_POOL != validation && $FEEDBACK_POOL != train && ! -e $FEEDBACK_POOL ]]; then
-  refuse "no FEEDBACK_POOL $FEEDBACK_POOL: validation, train, or the path of a file"
-fi
-if [[ $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
-  refuse "FEEDBACK_ROUNDS=all would repeat examples of FEEDBACK_POOL=$FEEDBACK_POOL"
-fi
-if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
-if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0"; fi
-if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation ]]; then
-  refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
-fi
+given_test_file=${TEST_FILE:-}
 TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
 MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
 GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
@@ -67,6 +49,30 @@ SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
 SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-} LABEL_ARGS=${LABEL_ARGS:-}
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
+
+# Knobs that do not go together --------------------------------------------------------------------------------------
+refuse() { echo "error: $1" >&2; exit 1; }
+if [[ -n $given_test_file && ! -e $TEST_FILE ]]; then refuse "no TEST_FILE $TEST_FILE; check the path"; fi
+for given in "FEEDBACK score none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
+  "CONTINUE_STUDENT 0 1"; do
+  read -r name values <<< "$given"
+  if [[ " $values " != *" ${!name} "* ]]; then refuse "$name=${!name} is none of $values"; fi
+done
+if [[ ! $PATIENCE =~ ^(0|[1-9][0-9]*)$ ]]; then refuse "PATIENCE=$PATIENCE is no number of iterations"; fi
+if [[ $FEEDBACK_POOL != validation && $FEEDBACK_POOL != train && ! -e $FEEDBACK_POOL ]]; then
+  refuse "no FEEDBACK_POOL $FEEDBACK_POOL: validation, train, or the path of a file"
+fi
+if [[ $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
+  refuse "FEEDBACK_ROUNDS=all would repeat examples of FEEDBACK_POOL=$FEEDBACK_POOL"
+fi
+if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
+if [[ $REPORT == 1 && $FEEDBACK_POOL == train && $SCORE =~ ^(random|tfidf)$ ]]; then
+  refuse "REPORT=1 tells of predictions, which SCORE=$SCORE of FEEDBACK_POOL=train has none of"
+fi
+if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0"; fi
+if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation ]]; then
+  refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
+fi
 
 # Environment and embedded models --------------------------------------------------------------------------------------
 if [[ -z ${PYTHON:-} ]]; then bash setup.sh; PYTHON=.venv/bin/python; fi
@@ -132,7 +138,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   if [[ $TRAIN_ON_VALIDATION == 1 ]]; then trained_on+=(--train-file "$dir/validation.jsonl"); fi
   measure "$dir/student" "$dir" "$TEST_FILE"
   if ((PATIENCE)); then # the newest student beside the best before it, on the examples that all of them have been kept from
-    for student in "$dir" $best; do
+    for student in "$dir" ${best:+"$best"}; do
       run evaluate.py --task-file "$TASK_FILE" --model "$student/student" --test-file "$dir/student/held_out.jsonl" \
         --output-dir "$dir/held_out/$(basename "$student")" $EVALUATE_ARGS
     done

@@ -8,6 +8,8 @@ score, prediction and correctness, and --feedback-file, the selected ones. One f
         --feedback-file runs/a/iter-00/feedback.jsonl
     python score_ood.py ... --score msp --low 0.8 --high 1            # the top fifth by another score
     python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
+    python score_ood.py --task-file prompts/reviews.toml --score tfidf --input-file runs/a/iter-00/train.jsonl \
+        --train-file runs/a/iter-00/train.jsonl --output-file /tmp/s.jsonl --feedback-file /tmp/f.jsonl    # needs no student
     python score_ood.py ... --shard 0/4                               # score a quarter, in one process of four; then select:
     python score_ood.py --task-file prompts/reviews.toml --input-file 'runs/a/iter-00/scored-*-of-00004.jsonl' \
         --output-file runs/a/iter-00/scored.jsonl --feedback-file runs/a/iter-00/feedback.jsonl
@@ -94,7 +96,7 @@ def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
 def check_score(score: str, model: str, task: Task) -> None:
     """Ends the stage where a student of this kind has no such score, before its weights are read."""
     _, family = family_of(model, task)
-    if family == "encoder" and score in ("energy_sum", "energy_first", "energy_padded"):
+    if family == "encoder" and score in REDUCTIONS:
         fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
     if family == "decoder" and score == "energy_padded":
         fail(
@@ -351,10 +353,9 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
     aupr   average precision of the far examples; the share of far examples is what chance gives
     fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
     """
-    import torch
-    from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_roc
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-    truth = torch.tensor([0] * len(near) + [1] * len(far))
+    truth = [0] * len(near) + [1] * len(far)
     found = {}
     for name in near[0]:
         values = [s.get(name) for s in [*near, *far]]
@@ -364,13 +365,10 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
             fail(
                 f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
             )
-        # Ranks, equal for equal scores: torchmetrics puts scores outside of [0, 1] through a float32 sigmoid, which makes ties
-        places = torch.tensor(values, dtype=torch.float64).unique(return_inverse=True)[1]
-        ranks = places.double() / max(int(places.max()), 1)
-        fpr, tpr, _ = binary_roc(ranks, truth)
+        fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
         found[name] = {
-            "auroc": round(float(binary_auroc(ranks, truth)), 4),
-            "aupr": round(float(binary_average_precision(ranks, truth)), 4),
+            "auroc": round(float(roc_auc_score(truth, values)), 4),
+            "aupr": round(float(average_precision_score(truth, values)), 4),
             "fpr95": round(float(fpr[tpr >= 0.95].min()), 4),
         }
     return found
@@ -444,9 +442,9 @@ def select_feedback(
     return selected
 
 
-ENERGIES = ["energy", "energy_sum", "energy_first", "energy_padded", "energy_delta"]
+REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside the mean
 OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "tfidf", "error", "hard_negative", "random"]
-Score = StrEnum("Score", [*ENERGIES, *OTHERS])
+Score = StrEnum("Score", ["energy", *REDUCTIONS, "energy_delta", *OTHERS])
 SCORED = {*Score, "prediction", "correct"}  # what this stage adds to a record
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -523,7 +521,7 @@ def main(
         raise typer.BadParameter(problem, param_hint="--shard")
     needs = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
     for option, given in (("--base-model", base_model), ("--train-file", train_file)):
-        if given and not model and score != Score.tfidf:
+        if given and not model and needs.get(score) != option:
             raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
         if model and needs.get(score) == option and not given:
             raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
@@ -539,12 +537,8 @@ def main(
         far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
     train_file = expand("--train-file", train_file or [])
     train_examples = read_examples(train_file, task) if train_file else None
-    if not model:  # two scores need no student
-        examples = [{"random": random_score(seed, e["id"])} | e for e in examples]
-        if train_examples:
-            distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
-            examples = [e | {"tfidf": distance} for e, distance in zip(examples, distances, strict=True)]
-    for e in [] if model else examples:
+    made_here = not model and (score == Score.random or (score == Score.tfidf and bool(train_examples)))
+    for e in [] if model or made_here else examples:
         if type(e.get(score)) not in (int, float):
             cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
             fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
@@ -552,14 +546,8 @@ def main(
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if feedback_file:  # too few of a label is an error that needs no model
         selected = select_feedback(
-            [e | {score: i + 1.0} for i, e in enumerate(examples)],
-            task,
-            score,
-            low,
-            high,
-            confirmed,
-            group_size=group_size,
-        )
+            [e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, low, high, confirmed, group_size=group_size
+        )  # fmt: skip
     if dry_run:
         names = ", ".join(map(str, input_file))
         print(
@@ -574,7 +562,7 @@ def main(
             else "would select none"
         )
         return
-    if model and score in ("energy_sum", "energy_first", "energy_padded"):
+    if model and score in REDUCTIONS:
         check_score(score, model, task)
     if base_model:
         family_of(base_model, task)
@@ -612,6 +600,11 @@ def main(
         scores = score_examples(examples, task, model, **how)
     else:
         scores = [{name: value for name, value in e.items() if name in SCORED} for e in examples]
+        if score == Score.random:
+            scores = [{"random": random_score(seed, e["id"])} | s for s, e in zip(scores, examples, strict=True)]
+        elif made_here:
+            distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
+            scores = [s | {"tfidf": distance} for s, distance in zip(scores, distances, strict=True)]
     rate = len(examples) / (time.perf_counter() - began)
     shown = ["id", *task.fields, task.answer_field]
 
@@ -626,7 +619,9 @@ def main(
     with run.partial.open("w", encoding="utf-8") as file:
         write_records(file, records)
     counts |= {"scored": len(records)}
-    counts |= {"correct": sum(s["correct"] for s in scores)} if all("correct" in s for s in scores) else {}
+    counts |= (
+        {"correct": sum(s["correct"] for s in scores)} if all(type(s.get("correct")) is bool for s in scores) else {}
+    )
     if feedback_file:
         selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts, group_size)
         counts["selected"] = len(selected)

@@ -255,8 +255,7 @@ def followed(records: list[dict], shown: dict[str, dict], task: Task, grammar: A
 def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[str, Any]:
     """AUROC of each score for "the student is wrong" (by the truth), "the answer is wrong" and "a topic of the tail"; and
     the share of wrong answers by decile of energy, the lowest first."""
-    import torch
-    from torchmetrics.functional.classification import binary_auroc
+    from sklearn.metrics import roc_auc_score
 
     known = []
     for r in records:
@@ -271,13 +270,9 @@ def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[
     }
     found: dict[str, Any] = {}
     for name in [s for s in score_ood.Score if s in known[0][0]]:
-        values = torch.tensor([r[name] for r, *_ in known], dtype=torch.float64)
-        ranks = values.unique(return_inverse=True)[1].double()
-        ranks = ranks / max(float(ranks.max()), 1)
+        values = [r[name] for r, *_ in known]
         found[name] = {
-            what: round(float(binary_auroc(ranks, torch.tensor(truth).int())), 4)
-            if 0 < sum(truth) < len(truth)
-            else None
+            what: round(float(roc_auc_score(truth, values)), 4) if 0 < sum(truth) < len(truth) else None
             for what, truth in truths.items()
         }
     order = sorted(known, key=lambda k: k[0]["energy"])
@@ -389,6 +384,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     n = round(run["size"] / arm["iterations"] * arm["more"])
     pool_size = round(run["size"] * 2 / 3 / (arm["iterations"] - 1)) if arm["pool"] == "validation" else 0
     home = root / run["student"] / run["arm"]
+    shared = "-".join(map(str, [run["student"], STEPS[run["student"]][1], BATCH, LEARNING_RATE]))  # the first student
     alike = [f"{name}={arm[name]:g}" for name in ("temperature", "min_p", "top_k") if arm[name] != DEFAULT[name]]
     alike += [f"to{arm['temperature_end']}"] * bool(arm["temperature_end"])
     alike += [f"pool{pool_size}at{arm['validation_temperature']:g}"] * bool(pool_size)
@@ -436,7 +432,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             shown |= {r["id"]: r for r in read_examples(pools[-1], task)}
             if not arm["prompt"] and arm["train_on"] == "validation":  # no student chooses
                 continue
-            at = folder.parent / run["student"] if i == 0 else folder
+            at = folder.parent / shared if i == 0 else folder
             more = [*trained_on, *(pools[:-1] if arm["train_on"] == "validation" else [])]
             train(task_file, models[run["student"]], more, at / "student", STEPS[run["student"]][1], run["seed"], {})
             # energy_padded is dear, so only where it is asked for
@@ -493,7 +489,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         **{f"{k}_in_feedback": v for k, v in (noise_of(fed, task, grammar) if fed else {}).items()},
         "fed_back": len(fed), **followed(made, shown, task, grammar), "seconds": time.perf_counter() - began,
     }  # fmt: skip
-    if (scored := start.parent / run["student"] / "scored.jsonl").exists() and run["arm"] == "random":
+    if (scored := start.parent / shared / "scored.jsonl").exists() and run["arm"] == "random":
         line["scores"] = scores_against_truth([r for _, r in read_records(scored)], task, grammar)
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
 

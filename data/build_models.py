@@ -7,6 +7,8 @@ data/<task>_grammar.py. Writes data/<task>/models/<name>/ in the Hugging Face fo
     python -m data.build_models reviews bert llama         # students of the other families: STUDENT=data/reviews/models/bert
     python -m data.build_models word_problems teacher t5   # what `bash loop.sh prompts/word_problems.toml` needs
 
+    python -m data.build_models reviews teacher --label-noise 0.25 --output-dir runs/noisy    # learns from wrong answers too
+
 teacher   Llama, trained from scratch on documents of several examples whose topics come in bursts, so that it goes on with
           the topic that it is shown last: without in-context learning no feedback could reach it.
 t5, bert, llama  student bases with random weights and tokenizers of their own: one of each family.
