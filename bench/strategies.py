@@ -467,16 +467,8 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     if arm["train_on"] == "validation":
         trained_on += pools
     student = home / "student"
-    train(
-        task_file,
-        models[run["student"]],
-        trained_on,
-        student,
-        STEPS[run["student"]][0],
-        run["seed"],
-        arm["loss"],
-        arm["best_epoch"],
-    )
+    steps, _ = STEPS[run["student"]]
+    train(task_file, models[run["student"]], trained_on, student, steps, run["seed"], arm["loss"], arm["best_epoch"])
     used = read_examples(trained_on, task)
     records = [json.loads(p.read_text()) for d in [start, *home.glob("iter-*")] for p in d.glob("*.jsonl.run.json")]
     records = [r for r in records if r["stage"] == "generate.py sample" and not r["output"].startswith("scored")]
