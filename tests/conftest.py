@@ -10,10 +10,12 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +30,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 ROOT = Path(__file__).parent.parent
 ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
     "records", "task", "tasks", "kill", "slurm", "word_problems", "metrics", "prepare", "generate_units", "score", "train",
-    "kl", "evaluate_report", "commands", "shards", "fuzz", "engine", "label", "chat_teacher", "loop",
+    "kl", "evaluate_report", "commands", "shards", "fuzz", "engine", "label", "chat_teacher", "edits", "loop",
 )  # fmt: skip
 
 PAIRS = """
@@ -339,13 +341,20 @@ def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPa
     return {name: folder / name for name in STUDENTS}
 
 
+@contextlib.contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that both workers see, locked: the first one in makes it, the other one finds it made."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
     """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded"
-    with folder.with_suffix(".lock").open("w") as lock:  # one worker builds them for both
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with made_once(tmp_path_factory, "embedded") as folder:
         if not (folder / "bert.run.json").exists():
             command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
             subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
@@ -364,9 +373,23 @@ def small_t5(embedded):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, embedded):
-    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    began = time.monotonic()
-    done = loop(folder, embedded)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return folder, done.stdout, time.monotonic() - began
+    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Both workers read it: run on copies."""
+    with made_once(tmp_path_factory, "finished") as folder:
+        told = folder.with_suffix(".json")
+        if not told.exists():
+            began = time.monotonic()
+            done = loop(folder, embedded)
+            assert done.returncode == 0, done.stdout[-3000:]
+            told.write_text(json.dumps([done.stdout, time.monotonic() - began]))
+    return folder, *json.loads(told.read_text())
+
+
+def copy_of(finished, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def one_error(printed: str, *told: str) -> None:
+    """One line says what is wrong, and there is no traceback."""
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in printed, printed[-3000:]
+    assert all(text in errors[0] for text in told), errors[0]

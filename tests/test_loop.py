@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import call, loop
+from conftest import call, copy_of, loop
 
 
 @pytest.mark.engine
@@ -57,8 +57,8 @@ def test_feedback_of_one_iteration_steers_the_next(finished):
 
 
 @pytest.mark.engine
-def test_run_again_everything_is_up_to_date(finished, embedded):
-    run, _, _ = finished
+def test_run_again_everything_is_up_to_date(finished, embedded, tmp_path):
+    run = copy_of(finished, tmp_path)
     files = sorted(p for p in run.rglob("*.json*") if p.name != "metrics.jsonl")
     before = {p: p.read_bytes() for p in files}
     again = loop(run, embedded)
