@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# GOLD, one line a stage: a teacher writes examples, a student learns them, its energy finds what it has not learnt, and
-# those examples steer what the teacher writes next.
+# GOLD, one line a stage: a teacher writes examples, a student learns them, a score finds examples far from what there is, and
+# these steer what the teacher writes next.
 #
 #   bash loop.sh                                            the embedded demonstration: no GPU, no download, minutes
 #   bash loop.sh prompts/word_problems.toml runs/words      the other embedded task
 #   TEACHER=Qwen/Qwen2.5-7B-Instruct STUDENT=google-t5/t5-base bash loop.sh prompts/reviews.toml runs/mine
 #   LAUNCH="srun --gpus=1" ITERATIONS=3 bash loop.sh prompts/reviews.toml runs/cluster
-#   (source profiles/released-code.sh; bash loop.sh prompts/rte.toml runs/authors)       options of the authors' code
+#   (source profiles/paper.sh; bash loop.sh prompts/reviews.toml runs/paper)         the paper's feedback, by the student's energy
+#   (source profiles/released-code.sh; bash loop.sh prompts/rte.toml runs/authors)   options of the authors' code
 #
 # Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on.
 # PYTHON=/path/to/python uses an environment of your own and installs nothing. Paths are relative to this folder.
@@ -28,12 +29,16 @@ fi
 is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_REMATCH[1]}_grammar.py ]]; }
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
-NUM_VALIDATION=${NUM_VALIDATION:-200}            # accepted validation examples an iteration: the pool for feedback
-FEEDBACK=${FEEDBACK:-score}                      # what is fed back: what a score selects, or none
-FEEDBACK_RATE=${FEEDBACK_RATE:-0.5}              # share of the training prompts that carry feedback
+# What is fed back. The default is what did best in bench/strategies.py: in all prompts, of each label the fifth of the training
+# examples whose words are farthest from all others
+FEEDBACK=${FEEDBACK:-score}                      # what a score selects, or none
+SCORE=${SCORE:-tfidf} LOW=${LOW:-0.8} HIGH=${HIGH:-1} # score: the band of this score within each label
+if [[ $SCORE == tfidf ]]; then pool=train; else pool=validation; fi # a student is sure of what it was trained on
+FEEDBACK_POOL=${FEEDBACK_POOL:-$pool}            # of what: train (all training examples so far), validation, or a file (S3)
+FEEDBACK_RATE=${FEEDBACK_RATE:-1}                # share of the training prompts that carry feedback
 FEEDBACK_ROUNDS=${FEEDBACK_ROUNDS:-newest}       # or all: that of earlier iterations too
-FEEDBACK_POOL=${FEEDBACK_POOL:-validation}       # of what: validation, train (all training examples so far), or a file (S3)
-SCORE=${SCORE:-energy} LOW=${LOW:-0.5} HIGH=${HIGH:-0.8} # score: the band of this score within each label
+if [[ $FEEDBACK == score && $FEEDBACK_POOL == validation ]]; then size=200; else size=0; fi
+NUM_VALIDATION=${NUM_VALIDATION:-$size}          # accepted validation examples an iteration: the pool for feedback
 TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = from the next iteration on the validation examples are trained on
 REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how the student does (PGKD)
 PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better student on held-out examples
@@ -67,9 +72,9 @@ if [[ $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
 fi
 if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
 if [[ $REPORT == 1 && $FEEDBACK_POOL == train && $SCORE =~ ^(random|tfidf)$ ]]; then
-  refuse "REPORT=1 tells of predictions, which SCORE=$SCORE of FEEDBACK_POOL=train has none of"
+  refuse "REPORT=1 tells of predictions, which SCORE=$SCORE of FEEDBACK_POOL=train has none of; source profiles/paper.sh, say"
 fi
-if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0"; fi
+if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0 has nothing to add; source profiles/paper.sh, say"; fi
 if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation ]]; then
   refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
 fi
@@ -163,7 +168,7 @@ run report.py "$RUN"
 cat << END
 Look into   $RUN/iter-00/train.jsonl           what the teacher wrote
             $RUN/iter-00/train.rejected.jsonl  what was turned down, and why
-            $RUN/iter-01/feedback.jsonl        what the student did not know, and the teacher was shown next
+            $RUN/iter-01/feedback.jsonl        what is far from all the rest, and the teacher was shown next
             $RUN/final/predictions.jsonl       the final student on the test set
-Try next    (with the variables of this run) FEEDBACK_RATE=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
+Try next    (with the variables of this run) FEEDBACK=none bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
 END

@@ -7,8 +7,8 @@ Reads the run records and metrics that the stages left in RUN, and the accepted 
 
 The column with the interval, and those of the groups, hold the headline number of metrics.json, which is their title.
 distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same for
-all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy: mean over validation.jsonl
-under the student of that iteration; every iteration has another student, so it says more within an iteration than between.
+all iterations of the run (the ratio falls with the length, so only equal lengths compare). tfidf, energy, ...: mean over all
+that was scored of the score that selected; another student every iteration, or for tfidf more texts, so compare with care.
 """
 
 import json
@@ -93,12 +93,14 @@ def rows_of(run: Path) -> list[dict]:
         ]
         stages = {name: load(folder / f"{name}.run.json") for name in ("student", "scored.jsonl", "predictions.jsonl")}
         counts = [m["counts"] for m in made if m]
+        score = stages["scored.jsonl"].get("options", {}).get("score")
         rows.append({
             "iteration": folder.name,
             "attempted": sum(c["attempted"] for c in counts),
             "accepted": sum(c["accepted"] for c in counts),
             "distinct_2": round(distinct_n(first_words(words[folder], budget), 2), 4),
-            "energy": stages["scored.jsonl"].get("means", {}).get("energy"),
+            "score": score,
+            "mean_score": stages["scored.jsonl"].get("means", {}).get(score),
             **measured(folder),
             "seconds": {
                 "generate": max((m.get("seconds", 0) for m in made), default=0),  # one start writes both, shards work at once
@@ -129,7 +131,9 @@ def print_table(run: Path, rows: list[dict]) -> None:
     metric = metrics[0] if metrics else "metric"
     groups = sorted({key for row in rows for key in row if key.startswith(f"{metric}_")})
     stages = ("generate", "train", "score", "evaluate")
-    head = ["", "attempted", "accepted", "distinct-2", "energy", f"{metric} [95 % interval]"]
+    scores = {row["score"] for row in rows if row.get("score")}
+    score = scores.pop() if len(scores) == 1 else "score"
+    head = ["", "attempted", "accepted", "distinct-2", score, f"{metric} [95 % interval]"]
     head += [g.removeprefix(f"{metric}_") for g in groups] + [f"{s} s" for s in stages]
     cells = [head]
     for row in rows:
@@ -138,7 +142,7 @@ def print_table(run: Path, rows: list[dict]) -> None:
             (row.get("attempted"), ","),
             (row.get("accepted"), ","),
             (row.get("distinct_2"), ".3f"),
-            (row.get("energy"), ".2f"),
+            (row.get("mean_score"), ".2f"),
         ]
         cells.append(
             [row["iteration"]]

@@ -11,7 +11,7 @@
 # where the task file has [prompt] feedback; optimiser states begin anew; padding is no part of the losses, gradients are
 # clipped; a tenth is held out and the best epoch kept; the test is decoded greedily, not by 4 beams. As from memory:
 # temperature 0.6 and top-p 0.9, which they leave to the teacher. 3,000 examples in all are theirs.
-export ITERATIONS=8 NUM_EXAMPLES=${NUM_EXAMPLES:-188} NUM_VALIDATION=${NUM_VALIDATION:-187} FEEDBACK=score FEEDBACK_RATE=0.5
+export ITERATIONS=8 NUM_EXAMPLES=${NUM_EXAMPLES:-188} NUM_VALIDATION=${NUM_VALIDATION:-187} FEEDBACK=score FEEDBACK_POOL=validation FEEDBACK_RATE=0.5
 export SCORE=energy_padded LOW=0.5 HIGH=0.8 SCORE_ARGS="--group-size 8 --max-source-length 128 --max-target-length 32"
 export GENERATE_ARGS="--top-k 10 --temperature 0.6 --validation-temperature 0.6 --top-p 0.9 --num-fewshot 3 --num-feedback-shots 2"
 export TRAIN_ON_VALIDATION=1 CONTINUE_STUDENT=1 EPOCHS=1 LEARNING_RATE=5e-5

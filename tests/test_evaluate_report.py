@@ -226,7 +226,8 @@ def run_folder(tmp_path):
     put(first / "train.jsonl.run.json", {"counts": {"attempted": 1300, "accepted": 40}, "seconds": 11.25})
     put(first / "validation.jsonl.run.json", {"counts": {"attempted": 31, "accepted": 20}, "seconds": 12.5})
     put(first / "student.run.json", {"counts": {}, "seconds": 21.5})
-    put(first / "scored.jsonl.run.json", {"counts": {}, "means": {"energy": -4.126, "nll": 9.0}, "seconds": 3.5})
+    scored = {"counts": {}, "options": {"score": "energy"}, "means": {"energy": -4.126, "nll": 9.0}, "seconds": 3.5}
+    put(first / "scored.jsonl.run.json", scored)
     put(first / "predictions.jsonl.run.json", {"counts": {}, "seconds": 4.5})
     metrics = {
         "metric": "accuracy",
@@ -254,7 +255,8 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     done = call("report.py", run_folder)
     assert done.returncode == 0, done.stderr
     lines = {cells(line)[0]: cells(line)[1:] for line in done.stdout.splitlines() if line.strip()}
-    assert str(run_folder) in done.stdout and "accuracy [95 % interval]" in done.stdout.splitlines()[1]
+    assert str(run_folder) in done.stdout
+    assert cells(done.stdout.splitlines()[1])[3:5] == ["energy", "accuracy [95 % interval]"]
     # attempted, accepted, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
     assert lines["iter-00"] == [
         "1,331", "60", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
@@ -272,7 +274,7 @@ def test_the_same_rows_are_written(run_folder):
     rows = read_lines(run_folder / "metrics.jsonl")
     assert [r["iteration"] for r in rows] == ["iter-00", "iter-01", "final", "final/test_zipf", "untrained"]
     first = rows[0]
-    assert (first["attempted"], first["accepted"], first["energy"]) == (1331, 60, -4.126)
+    assert (first["attempted"], first["accepted"], first["mean_score"]) == (1331, 60, -4.126)
     assert first["distinct_2"] == pytest.approx(2 / 3, abs=1e-4) and rows[1]["distinct_2"] == 1.0
     assert (first["accuracy"], first["low"], first["high"]) == (0.7126, 0.61, 0.803)
     assert (first["accuracy_head"], first["accuracy_tail"]) == (0.951, 0.453) and "accuracy_Warm" not in first

@@ -139,6 +139,26 @@ def test_feedback_from_the_training_examples_so_far(score, tmp_path):
     assert [line.count("--feedback-file") for line in commands(done, "generate.py sample")] == [0, 1, 1]
 
 
+def test_by_default_the_training_examples_far_from_all_others_steer_every_prompt(tmp_path):
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", ITERATIONS="2")
+    assert all("--num-validation 0 --feedback-rate 1" in line for line in commands(done, "generate.py sample"))
+    first, second = commands(done, "score_ood.py")
+    assert "--score tfidf --low 0.8 --high 1 " in first and "--model" not in first
+    for option in ("--input-file", "--train-file"):
+        assert [f"{option} {tmp_path}/r/iter-0{i}/train.jsonl" in second for i in range(2)] == [True, True]
+
+
+def test_the_profile_of_the_paper(tmp_path):
+    command = f"source profiles/paper.sh; bash loop.sh prompts/reviews.toml {tmp_path}/r"
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "PYTHON": "true", "ITERATIONS": "1"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    (made,), (scored,) = commands(done, "generate.py sample"), commands(done, "score_ood.py")
+    assert "--num-validation 200 --feedback-rate 0.5" in made and "--score energy --low 0.5 --high 0.8 " in scored
+    assert f"--input-file {tmp_path}/r/iter-00/validation.jsonl --model {tmp_path}/r/iter-00/student " in scored
+
+
 def test_no_feedback(tmp_path):
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK="none", NUM_VALIDATION="0", ITERATIONS="2")
     assert done.returncode == 0 and "--feedback-file" not in done.stdout and not commands(done, "score_ood.py")
@@ -148,7 +168,7 @@ def test_no_feedback(tmp_path):
 
 @pytest.mark.parametrize("rounds, files", [("newest", [0, 1, 1]), ("all", [0, 1, 2])])
 def test_newest_or_all_rounds(rounds, files, tmp_path):
-    done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK_ROUNDS=rounds, ITERATIONS="3")
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", FEEDBACK_ROUNDS=rounds, ITERATIONS="3", SCORE="msp")
     assert [line.count("--feedback-file") for line in commands(done, "generate.py sample")] == files
     assert f"--feedback-file {tmp_path}/r/iter-01/feedback.jsonl" in commands(done, "generate.py sample")[2]
 
@@ -177,11 +197,12 @@ def test_knobs_of_the_feedback(tmp_path):
 def test_a_score_gets_the_files_that_it_needs(score, needs, tmp_path):
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", SCORE=score)
     assert needs in commands(done, "score_ood.py")[0]
-    assert needs not in commands(dry_loop("prompts/reviews.toml", tmp_path / "r"), "score_ood.py")[0]
+    without = dry_loop("prompts/reviews.toml", tmp_path / "r", SCORE="energy")
+    assert needs not in commands(without, "score_ood.py")[0]
 
 
 def test_validation_examples_are_trained_on_once_scored(tmp_path):
-    done = dry_loop("prompts/reviews.toml", tmp_path / "r", TRAIN_ON_VALIDATION="1", ITERATIONS="2")
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", SCORE="msp", TRAIN_ON_VALIDATION="1", ITERATIONS="2")
     trained = [line.split().count("--train-file") for line in commands(done, "train_student.py")]
     assert trained == [1, 3, 4]  # after the last iteration its own as well
     assert commands(done, "generate.py sample")[1].count("--exclude-file") == 2
@@ -228,7 +249,7 @@ def test_patience(accuracies, iterations, tmp_path):
         ({"PATIENCE": "08"}, "PATIENCE=08 is no number"),
         ({"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
         ({"FEEDBACK": "none", "TRAIN_ON_VALIDATION": "1", "NUM_VALIDATION": "0"}, "TRAIN_ON_VALIDATION=1 with"),
-        ({"NUM_VALIDATION": "0"}, "FEEDBACK=score with NUM_VALIDATION=0"),
+        ({"SCORE": "msp", "NUM_VALIDATION": "0"}, "FEEDBACK=score with NUM_VALIDATION=0"),
     ],
 )
 def test_knobs_that_do_not_go_together_are_refused_at_once(knobs, told, tmp_path):

@@ -204,6 +204,7 @@ def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slu
         "STUDENT": small_t5,
         "ITERATIONS": 1,
         "NUM_EXAMPLES": 80,
+        "SCORE": "energy",
         "NUM_VALIDATION": 60,
     }
     few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
