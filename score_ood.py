@@ -416,9 +416,7 @@ def select_feedback(
         n = len(group)
         if n < 10 and not group_size and score not in ("error", "hard_negative"):
             kind = "confirmed examples" if confirmed else "examples"
-            fail(
-                f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; raise --num-validation"
-            )
+            fail(f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; make more of them")
         if score in ("error", "hard_negative"):
             group = [r for r in group if r[score] > 0]
             n = len(group)
