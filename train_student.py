@@ -624,8 +624,9 @@ def train_on(
 
         def losses_of(self, model, inputs):
             labels = inputs["labels"]
+            how = {} if family == "encoder" else {"use_cache": False}  # by default one is made, and not read
             # Logits of the last T + 1 positions alone: no (B, L, V) block, which is most of a small decoder's memory
-            how = {"logits_to_keep": labels.shape[1], "use_cache": False} if decoder else {}
+            how |= {"logits_to_keep": labels.shape[1]} if decoder else {}
             outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "soft")}, **how)
             # Of the training alone: the held-out tenth is measured by the same loss after every epoch
             ce_first = model.training and self.state.epoch < options.get("ce_epochs", 0)
