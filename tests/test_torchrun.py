@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, read_lines
+from conftest import ROOT, call, read_lines
 
 from bench.kill import is_locked
 from records import read_examples
@@ -156,7 +156,7 @@ def test_command_killed_and_run_again(home, models, tmp_path):
     assert again.returncode == 0 and again.stderr.count(f"up to date: {folder}\n") == 1, again.stderr
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     # Alone, with the batch of both: another training, as far as the record goes
-    alone = run([sys.executable, "train_student.py", *map(str, args)])
+    alone = call("train_student.py", *args)
     assert alone.returncode == 1 and "was made with processes of torchrun 2, now None" in errors(alone)[0]
 
 
