@@ -403,7 +403,10 @@ def start_run(
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m package.module`
     as_module = module and module.origin and Path(module.origin).resolve() == Path(sys.argv[0]).resolve()
     called = ["-m", module.name, *sys.argv[1:]] if as_module else sys.argv
-    redo = shlex.join([os.path.relpath(sys.executable), *called, *(["--overwrite"] * ("--overwrite" not in sys.argv))])
+    number = os.environ.get("LOCAL_WORLD_SIZE", "1")  # of the processes of torchrun
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", number] * (number != "1")
+    again = ["--overwrite"] * ("--overwrite" not in sys.argv)
+    redo = shlex.join([os.path.relpath(sys.executable), *launch, *called, *again])
     for name, value in inputs.items():
         for path in value if isinstance(value, list | tuple) else [value]:
             if path is not None and any(Path(path).resolve() == file.resolve() for file in files):

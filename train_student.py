@@ -10,6 +10,11 @@ run record beside it.
     python train_student.py ... --loss gce --ce-epochs 2              # generalised cross-entropy, after two epochs of ce
     python train_student.py ... --loss kl                             # soft labels: the label_probs of generate.py label
     python train_student.py ... --dry-run                             # what would be read, split and trained; no model
+    torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs (or processes), one training
+
+Under torchrun a step's batch is --per-device-train-batch-size times the processes (times --gradient-accumulation-steps):
+2 processes x 8 take the very steps of 1 process x 16, but for dropout and rounding. The first process alone holds the lock
+and writes; torchrun itself ends with exit code 1 whatever the error was.
 
 The best epoch is chosen on a tenth of the training examples, picked by a hash of the id, never on validation or test; they
 stand in held_out.jsonl of the student.
@@ -19,15 +24,17 @@ import hashlib
 import math
 import os
 import string
+import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from records import expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
+from records import beside, expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,6 +307,72 @@ Loss = StrEnum("Loss", ["ce", "sce", "gce", "kl"])
 Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Processes of torchrun
+
+
+def processes() -> tuple[int, int]:
+    """(rank of this process, number of processes) of a training; (0, 1) when it was not started by torchrun."""
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [k for k in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
+    if number > 1 and missing:
+        fail(f"WORLD_SIZE {number} in the environment without {', '.join(missing)}; start with torchrun, or unset it")
+    return (int(os.environ["RANK"]), number) if number > 1 else (0, 1)
+
+
+@cache
+def shared_store() -> Any:
+    """The key-value store that torchrun's processes share: begin = train | stop, told = errors, end = exit code."""
+    import datetime
+
+    from torch import distributed
+
+    store = next(distributed.rendezvous("env://"))[0]
+    # As long as the first process reads, or saves; when it dies, torchrun ends all others
+    store.set_timeout(datetime.timedelta(days=1))
+    return distributed.PrefixStore("train_student.py", store)
+
+
+def run_together(app: Callable[[], Any]) -> None:
+    """run_command for each of torchrun's processes: the first one alone speaks, all end with its exit code.
+
+    An error is told once, by the process that has it first: an unreadable file is one to all, a full GPU perhaps not.
+    """
+    rank, number = processes()
+    if number == 1:
+        run_command(app)
+        return
+    import ctypes
+    import signal
+
+    # torchrun gives each process a session of its own: without this they outlive a kill of torchrun, and keep the lock
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    store, out, err, code = shared_store(), sys.stdout, sys.stderr, 0
+    if rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    try:
+        run_command(app)
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.stdout, sys.stderr = out, err
+    if isinstance(code, str):
+        if store.add("told", 1) == 1:
+            print(code, file=sys.stderr, flush=True)
+            store.set("printed", "")
+        store.wait(["printed"])  # torchrun ends all others as soon as one has ended
+        code = 1
+    if rank == 0:
+        if code:
+            store.set("begin", "stop")  # whoever waits for it
+        store.set("end", str(code))
+    elif not code:
+        code = int(store.get("end"))
+    if "torch" in sys.modules and (distributed := sys.modules["torch"].distributed).is_initialized() and not code:
+        distributed.destroy_process_group()
+    sys.exit(code)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Command
 
 app = typer.Typer(
@@ -327,7 +400,9 @@ def main(
     ] = 0,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
     num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
-    per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 16,
+    per_device_train_batch_size: Annotated[
+        int, training(min=1, help="A process (torchrun). Out of memory: halve it, double the next.")
+    ] = 16,
     gradient_accumulation_steps: Annotated[int, training(min=1, help="Batches a step, as if they were one.")] = 1,
     lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
@@ -344,6 +419,7 @@ def main(
 ) -> None:  # fmt: skip
     """Fine-tune the student on every --train-file."""
     check_loss_options(loss, ce_epochs, num_train_epochs, label_smoothing_factor)
+    rank, number = processes()
     # Data
     task, shard_counts = load_task(task_file), {}
     train_file = expand("--train-file", train_file)
@@ -370,9 +446,10 @@ def main(
     options |= {"gce_q": gce_q} if loss == Loss.gce else {}
     options |= {"ce_epochs": ce_epochs} if ce_epochs else {}
     options |= {"label_smoothing_factor": label_smoothing_factor} if label_smoothing_factor else {}
+    options |= {"processes of torchrun": number} if number > 1 else {}  # as a name in words: it is no option of ours
     rows = soft_examples(train, task, family_of(model, task)[1]) if loss == Loss.kl else train  # are they all there?
     if dry_run:
-        steps = math.ceil(len(rows) / per_device_train_batch_size / gradient_accumulation_steps) * num_train_epochs
+        steps = math.ceil(len(rows) / step_batch(options)) * num_train_epochs
         print(
             f"would train {model} on {len(train):,} examples ({len(held_out):,} held out), {steps:,.0f} steps: {options}"
         )
@@ -380,9 +457,13 @@ def main(
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
     inputs = {"task_file": task_file, "model": model, "train_file": train_file}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        fail("torchrun: training in several processes is not supported yet; run the script by itself, on one GPU")
+    if rank:  # the first process has the lock and the say
+        if shared_store().get("begin") == b"train":
+            train_on(task, model, train, held_out, beside(output_dir, ".partial"), options)
+        return
     run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
+    if number > 1:
+        shared_store().set("begin", "train" if run else "stop")
     if run is None:
         return
 
@@ -435,16 +516,22 @@ def with_answer(example: dict, task: Task) -> dict:
     return example | {task.answer_field: answer, "target": target}
 
 
+def step_batch(options: dict) -> int:
+    """Examples in an optimiser step, of all processes together."""
+    return options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * processes()[1]
+
+
 def train_on(
     task: Task, model: str, train: list[dict], held_out: list[dict], folder: Path, options: dict
 ) -> tuple[dict, list]:
     """Fine-tune `model` on `train`, keep the best epoch on `held_out`, save into `folder`; (counts, log records).
 
     options: those of the command, by name. The held-out accuracy is exact: with the target teacher-forced, the likeliest
-    token is right at every position if and only if greedy decoding would write the target.
+    token is right at every position if and only if greedy decoding would write the target. Of several processes each calls
+    this; the first one saves.
     """
-    import numpy as np
     import torch
+    from torch.utils.data import DataLoader, Sampler
     from tqdm import tqdm
     from transformers import (
         DataCollatorForSeq2Seq,
@@ -455,10 +542,14 @@ def train_on(
         TrainingArguments,
         set_seed,
     )
+    from transformers.trainer_pt_utils import get_length_grouped_indices
 
+    rank, number = processes()
     set_seed(options["seed"])
     network, tokenizer, family = load_student(model, task, options["seed"])
     cuda = torch.cuda.is_available()
+    if cuda and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (there := torch.cuda.device_count()):
+        fail(f"torchrun: {local} processes for {there} GPUs on this machine; lower --nproc-per-node")
     dtype = options["dtype"]
     if dtype == "auto":
         dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -498,42 +589,103 @@ def train_on(
         "encoder-decoder": DataCollatorForSeq2Seq(tokenizer, model=network),
     }[family]
 
+    def collate_or_fill(features: list[dict]) -> dict:
+        """A batch in which a filler (no feature at all) is the first example of the data with no label, and so no loss."""
+        batch = collate([f or data["train"][0] for f in features])
+        fillers = torch.tensor([not f for f in features])
+        batch["labels"][fillers] = -100
+        if "soft" in batch:
+            batch["soft"][fillers] = 0
+        return batch
+
     how_much = {k: options[k] for k in ("sce_alpha", "sce_beta", "gce_q", "label_smoothing_factor") if k in options}
+    all_together = options["per_device_train_batch_size"] * number  # examples that the processes take at once
+
+    class SharedOrder(Sampler):
+        """The order in which one process would take the examples with the batch of all; fillers make the last one whole."""
+
+        def __len__(self):
+            return math.ceil(len(rows) / all_together) * all_together
+
+        def __iter__(self):
+            # Drawn by each, because Trainer has no place for one; that of the first counts: dropout has set them apart
+            drawn = [get_length_grouped_indices([len(f["input_ids"]) for f in data["train"]], step_batch(options))]
+            torch.distributed.broadcast_object_list(drawn)
+            return iter(drawn[0] + [len(rows)] * (len(self) - len(rows)))
 
     class StudentTrainer(Trainer):
         """Our own losses: sum over real tokens / their number in the whole step, whatever the batches (DESIGN 12)."""
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def _get_train_sampler(self, train_dataset=None):
+            return SharedOrder() if number > 1 else super()._get_train_sampler(train_dataset)
+
+        def floating_point_ops(self, inputs):
+            return 0  # nobody reads the count, and it walks through all parameters at every batch
+
+        def losses_of(self, model, inputs):
             labels = inputs["labels"]
+            how = {} if family == "encoder" else {"use_cache": False}  # by default one is made, and not read
             # Logits of the last T + 1 positions alone: no (B, L, V) block, which is most of a small decoder's memory
-            how = {"logits_to_keep": labels.shape[1], "use_cache": False} if decoder else {}
+            how |= {"logits_to_keep": labels.shape[1]} if decoder else {}
             outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "soft")}, **how)
             # Of the training alone: the held-out tenth is measured by the same loss after every epoch
             ce_first = model.training and self.state.epoch < options.get("ce_epochs", 0)
+            logits, labels = aligned(outputs.logits, labels)
             losses = token_losses(
-                *aligned(outputs.logits, labels),
-                "ce" if ce_first else options["loss"],
-                soft=inputs.get("soft"),
-                **how_much,
+                logits, labels, "ce" if ce_first else options["loss"], soft=inputs.get("soft"), **how_much
             )
-            total = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(losses.numel(), 1))
-            if not torch.isfinite(total):
-                progress.bar.close()
-                fail(
-                    f"the loss is {total.item()} at step {self.state.global_step}: lower --learning-rate, or --dtype float32"
-                )
-            return (total, outputs) if return_outputs else total
+            return losses, logits, labels
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            # The items are counted over all processes, whose gradients are averaged: so times their number
+            total = self.losses_of(model, inputs)[0].sum() * number / num_items_in_batch
+            pending.append((self.state.global_step, total.detach()))
+            return total
+
+        def evaluate(self, *args, **kwargs):
+            """eval_loss per token, eval_accuracy, and eval_choice, by which the best epoch is kept.
+
+            Each process measures its own share, nothing twice: Trainer would make the batches of all alike with repeats.
+            """
+            start = time.time()
+            # The longest first: examples of like length share a batch, and memory that does not suffice shows at once
+            share = sorted(data["eval"], key=lambda f: -len(f["input_ids"]))[rank::number]
+            self.model.eval()
+            sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # right answers, loss, its tokens
+            for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=collate):
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    losses, logits, labels = self.losses_of(self.model, self._prepare_inputs(batch))
+                right = (logits.argmax(-1) == labels) | (labels == -100)
+                right = right if right.dim() == 1 else right.all(-1)
+                for i, value in enumerate((right.sum(), losses.sum(), losses.numel())):
+                    sums[i] += value
+            right, loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
+            progress.refuse(self.state.global_step, loss)
+            # Few examples, many ties: the later epoch wins them
+            accuracy = right / len(held_out)
+            found = {"eval_loss": loss / tokens, "eval_accuracy": accuracy}
+            found |= {"eval_choice": accuracy + 1e-6 * self.state.epoch, "eval_runtime": round(time.time() - start, 4)}
+            self.log(found)
+            if rank == 0 and found["eval_choice"] > best.get("eval_choice", -1):
+                best.update(found, epoch=self.state.epoch)
+                kept.clear()
+                if self.state.global_step < self.state.max_steps:  # else they are the last ones, which are at hand
+                    kept.update((k, p.detach().to("cpu", copy=True)) for k, p in network.named_parameters())
+            return found
 
     class Log(TrainerCallback):
-        """Records instead of prints, and one bar on stderr."""
+        """Records instead of prints, and one bar on stderr; an end when a loss is no number."""
 
         def on_train_begin(self, args, state, control, **kwargs):
             self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not state.is_world_process_zero)
 
         def on_step_end(self, args, state, control, **kwargs):
             self.bar.update(state.global_step - self.bar.n)
+            if not cuda or state.global_step % 20 == 0:  # to look at a loss is to wait for the GPU
+                self.look()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            self.look()
             finite = {
                 k: v if math.isfinite(v) else None for k, v in (logs or {}).items()
             }  # a float16 gradient may overflow
@@ -544,23 +696,30 @@ def train_on(
         def on_train_end(self, args, state, control, **kwargs):
             self.bar.close()
 
+        def look(self):
+            values = torch.stack([loss for _, loss in pending]).tolist() if pending else []
+            for (step, _), value in zip(pending, values, strict=True):
+                self.refuse(step, value)
+            pending.clear()
+
+        def refuse(self, step, loss):
+            if not math.isfinite(loss):
+                self.bar.close()
+                fail(f"the loss is {loss} at step {step}: lower --learning-rate, or --dtype float32")
+
     def aligned(logits, labels):
         """A decoder's logits at one position are about the next token: each with the label that it predicts."""
         return (logits[:, :-1], labels[:, 1:]) if decoder else (logits, labels)
 
-    def hits(logits, labels):
-        logits, labels = aligned(logits[0] if isinstance(logits, tuple) else logits, labels)
-        right = (logits.argmax(-1) == labels) | (labels == -100)
-        return right if right.dim() == 1 else right.all(-1)
-
     log: list[dict] = []
+    pending: list[tuple[int, Any]] = []  # (step, loss) of the batches at which nobody has looked yet
+    best: dict[str, float] = {}  # what was measured after the best epoch, and
+    kept: dict[str, Any] = {}  # the weights of then, in the host's memory
     progress = Log()
     began = time.time()
-    per_step = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    total_steps = math.ceil(len(rows) / per_step) * options["num_train_epochs"]
-    chosen = bool(held_out)
+    total_steps = math.ceil(len(rows) / step_batch(options)) * options["num_train_epochs"]
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(folder),
         learning_rate=options["learning_rate"],
         num_train_epochs=options["num_train_epochs"],
         per_device_train_batch_size=options["per_device_train_batch_size"],
@@ -574,13 +733,11 @@ def train_on(
         use_cpu=not cuda,
         seed=options["seed"],
         train_sampling_strategy="group_by_length",
-        eval_strategy="epoch" if chosen else "no",
-        save_strategy="epoch" if chosen else "no",
-        save_total_limit=1,
-        save_only_model=True,
-        load_best_model_at_end=chosen,
-        metric_for_best_model="choice" if chosen else None,
+        eval_strategy="epoch" if held_out else "no",
+        save_strategy="no",
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch
+        ddp_find_unused_parameters=False,  # there are none, and to look for them takes time at every step
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
@@ -590,27 +747,22 @@ def train_on(
     trainer = StudentTrainer(
         model=network,
         args=arguments,
-        train_dataset=data["train"],
+        train_dataset=data["train"] + [{}] * (number > 1),  # the filler
         eval_dataset=data["eval"] or None,
-        data_collator=collate,
-        compute_metrics=lambda p: {
-            "accuracy": (accuracy := float(np.mean(p.predictions))),
-            "choice": accuracy + 1e-6 * trainer.state.epoch,  # few examples, many ties: the later epoch wins them
-        },
-        preprocess_logits_for_metrics=hits,
+        data_collator=collate if number == 1 else collate_or_fill,
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.model_accepts_loss_kwargs = True  # count the items of a step for every model: compute_loss divides by them
+    if rank:
+        torch.manual_seed(options["seed"] + rank)  # a dropout of its own; the order of the data is that of the first
     trainer.train()
-    if trainer.is_world_process_zero():
-        import shutil
-
-        trainer.save_model(str(folder))
+    if rank == 0:
+        with torch.no_grad():
+            for name, values in network.named_parameters():
+                values.copy_(kept.get(name, values))
+        network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the options stand in the run record
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    best = max((r for r in log if "eval_accuracy" in r), key=lambda r: r["eval_choice"], default={})
     counts = {
         "train_examples": len(train),
         **({"soft_targets": len(rows)} if options["loss"] == "kl" else {}),
@@ -626,4 +778,4 @@ def train_on(
 
 
 if __name__ == "__main__":
-    run_command(app)
+    run_together(app)

@@ -1,0 +1,67 @@
+"""bench/training.py at its tiniest, and bench/shapes.py."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from bench.shapes import TASK_FILE, build, reviews
+from bench.training import accuracy, authors_way, main, padded
+from task import load_task
+from train_student import load_student, train_on
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shapes")
+
+
+def test_command(folder, tmp_path):
+    command = [sys.executable, "-m", "bench.training", "--shape", "tiny-t5", "--num-examples", "48", "--epochs", "2"]
+    command += ["--repeats", "1", "--target-accuracy", "0", "--folder", folder, "--output-file", tmp_path / "out.json"]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {"machine", "speed", "to_accuracy", "shares", "versions", "git_commit"} <= found.keys()
+    (row,) = found["speed"]
+    assert row["shape"] == "tiny-t5" and row["examples"] == 16 and len(row["ratio"]) == 3
+    way = found["to_accuracy"]
+    # Any first epoch is enough for an accuracy of 0, and the clock of both went on in the second
+    assert way["both_reached"] == 1 and len(way["ratio"]) == 3
+    for curves in way["curves"].values():
+        assert [len(curve) for curve in curves] == [2] and 0 < curves[0][0][0] < curves[0][1][0]
+    for shares in found["shares"].values():
+        assert sum(shares["shares"].values()) == pytest.approx(1, abs=2e-3)
+        assert {"forward", "backward", "optimiser", "data", "evaluate", "save", "other"} <= shares["shares"].keys()
+    assert done.stdout.count("tiny-t5") == 2 and "to accuracy 0" in done.stdout
+
+
+def test_a_shape_that_is_none_is_refused():
+    with pytest.raises(SystemExit, match="--shape t6: no such shape; choose from t5-base"):
+        main(shape=["t6"])
+
+
+@pytest.mark.parametrize(
+    "shape, family", [("tiny-t5", "encoder-decoder"), ("tiny-bert", "encoder"), ("tiny-qwen", "decoder")]
+)
+def test_both_ways_measure_alike(shape, family, folder, tmp_path):
+    """A student of ours has, padded to the fixed length, the loss and accuracy that train_on measured without padding."""
+    task, rows, test = load_task(TASK_FILE), reviews(64, seed=1), reviews(40, seed=2)
+    options = {
+        "loss": "ce", "learning_rate": 1e-2, "num_train_epochs": 3, "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
+        "max_source_length": 512, "max_target_length": 128, "seed": 0, "dtype": "float32", "limit": None,
+    }  # fmt: skip
+    counts, log = train_on(task, str(build(shape, folder)), rows, test, tmp_path / "student", options)
+    network, tokenizer, found = load_student(str(tmp_path / "student"), task)
+    assert found == counts["family"] == family
+    data = padded(test, tokenizer, family, task)
+    wide = {"tiny-t5": (128, 32), "tiny-qwen": (160, 160)}.get(shape, (128,))
+    assert (data["input_ids"].shape[1], *data["labels"].shape[1:]) == wide
+    assert accuracy(network, data, family, "cpu") == pytest.approx(counts["held_out_accuracy"], abs=1e-3)
+    best = next(r for r in log if r.get("eval_loss") and r["epoch"] == counts["best_epoch"])
+    assert network.eval()(**data).loss.item() == pytest.approx(best["eval_loss"], rel=1e-3)
+    times = authors_way(task, str(build(shape, folder)), rows, 2, 0, 1e-2, test)
+    assert times[0][0] < times[1][0] and all(0 <= reached <= 1 for _, reached in times)
