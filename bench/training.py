@@ -23,7 +23,6 @@ bench/results/training.json (--output-file).
 import contextlib
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -36,6 +35,7 @@ from unittest import mock
 import typer
 
 import train_student
+from bench.machine import machine
 from bench.shapes import SHAPES, TASK_FILE, build, reviews
 from records import fail, git_state, read_examples, say, versions
 from task import Task, load_task
@@ -47,16 +47,6 @@ OPTIONS = {  # of ours: the defaults of train_student.py, and the learning rate 
     "max_source_length": 512, "max_target_length": 128, "seed": 0, "dtype": "auto", "limit": None,
 }  # fmt: skip
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def machine() -> dict[str, Any]:
-    """Processor and GPU, by their names."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def wait() -> None:

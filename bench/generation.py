@@ -1,0 +1,254 @@
+"""What generate.py costs beside vLLM alone, beside one prompt a call, and what the prefix cache gives.
+
+    python -m bench.generation --model data/reviews/models/teacher --num-prompts 10000
+    python -m bench.generation --parts sample --model random --num-prompts 1000           # a larger Llama of random weights
+    python -m bench.generation --parts pipeline,prefix --model data/reviews/models/teacher
+
+1. sample: `generate.py sample` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
+   that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
+   two changing; also the share of the stage's wall time that is not spent in vLLM.
+2. pipeline: prompts a second, bare `LLM.generate` over one prompt a call through a transformers pipeline, as the authors do:
+   without stop strings, and with them.
+3. prefix: prompts of prompts/rte.toml, some 600 tokens, with the prefix cache and without: hit rate, ratio of wall times.
+
+Prints medians and ranges; writes bench/results/generation-<model>.json. On a GPU the same commands, with a model of any size.
+"""
+
+import contextlib
+import gc
+import io
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import generate
+from bench.machine import machine
+from records import git_state, read_examples, say, versions
+from task import load_task, render_prompt
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+SHAPES = {  # of random weights: hidden, intermediate, layers, heads
+    "random": (512, 1536, 8, 8),
+    "random-1b": (2048, 8192, 16, 32),
+    "random-7b": (4096, 11008, 32, 32),
+}  # fmt: skip
+
+
+def spread(values: list[float], digits: int = 3) -> list[float]:
+    """[median, lowest, highest]"""
+    return [round(f(values), digits) for f in (statistics.median, min, max)]
+
+
+def random_teacher(name: str, tokenizer_of: str, folder: Path) -> str:
+    """A Llama of random weights with the embedded teacher's tokenizer, which ends no text: every completion has max_tokens."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    hidden, intermediate, layers, heads = SHAPES[name]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    config = LlamaConfig(
+        vocab_size=max(len(tokenizer), 32_000), hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    gc.collect()
+    return str(folder)
+
+
+class Recorder:
+    """An engine that notes what it is asked for, and how long it takes; else the engine itself."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm, self.sent, self.params, self.seconds = llm, [], [], 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.llm, name)
+
+    def generate(self, sent: list, params: list, **how: Any) -> list:
+        self.sent, self.params = [*self.sent, *sent], [*self.params, *params]
+        began = time.perf_counter()
+        try:
+            return self.llm.generate(sent, params, **how)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def sample(
+    llm: Any, task_file: Path, model: str, num_prompts: int, max_tokens: int, folder: Path
+) -> tuple[float, Recorder]:
+    """Wall seconds of the whole stage on an engine that is up, and what it asked the engine for."""
+    shutil.rmtree(folder, ignore_errors=True)
+    recorder = Recorder(llm)
+    generate.engine_for = lambda *args, **kwargs: (recorder, llm.llm_engine.model_config.max_model_len)
+    began = time.perf_counter()
+    # Random weights write nothing that is accepted: the stage then ends when max_attempts are made
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        generate.sample(
+            task_file, model, folder / "iter-00", num_examples=num_prompts, num_validation=0, max_tokens=max_tokens,
+            max_attempts=None if model.startswith("data/") else num_prompts,
+        )  # fmt: skip
+    return time.perf_counter() - began, recorder
+
+
+def part_sample(
+    llm: Any, task_file: Path, model: str, num_prompts: int, max_tokens: int, repeats: int, folder: Path
+) -> dict:
+    """Bare / sample wall time of the same requests."""
+    _, recorder = sample(llm, task_file, model, num_prompts, max_tokens, folder)  # warms up, and tells the requests
+    ratios, shares, rates = [], [], []
+    for repeat in range(repeats):
+        for way in ("bare", "sample") if repeat % 2 else ("sample", "bare"):
+            if way == "bare":
+                llm.reset_prefix_cache()
+                began = time.perf_counter()
+                outputs = llm.generate(recorder.sent, recorder.params)
+                bare = time.perf_counter() - began
+            else:
+                seconds, own = sample(llm, task_file, model, num_prompts, max_tokens, folder)
+                assert own.sent == recorder.sent
+        ratios.append(bare / seconds)
+        shares.append(1 - own.seconds / seconds)
+        rates.append(sum(len(o.outputs[0].token_ids) for o in outputs) / seconds)
+        say(f"bare {bare:.2f} s, sample {seconds:.2f} s, of it in vLLM {own.seconds:.2f} s")
+    return {
+        "requests": len(recorder.sent), "bare_over_sample": spread(ratios), "share_outside_vllm": spread(shares),
+        "completion_tokens_per_second": spread(rates, 0),
+    }  # fmt: skip
+
+
+def part_pipeline(llm: Any, recorder: Recorder, model: str, calls: int, repeats: int) -> dict:
+    """Prompts a second: all in one LLM.generate, over one a call through a transformers pipeline."""
+    import torch
+    from transformers import logging, pipeline
+
+    logging.set_verbosity_error()
+    device = 0 if torch.cuda.is_available() else -1
+    write = pipeline(
+        "text-generation", model=model, device=device, dtype=torch.bfloat16 if device == 0 else torch.float32
+    )
+    tokenizer, found = write.tokenizer, {}
+    texts = [tokenizer.decode(sent["prompt_token_ids"]) for sent in recorder.sent]
+    limit, stop = recorder.params[0].max_tokens, recorder.params[0].stop
+    ratios: dict[str, list[float]] = {"no_stop_strings": [], "stop_strings": []}
+    for repeat in range(repeats):
+        llm.reset_prefix_cache()
+        began = time.perf_counter()
+        llm.generate(recorder.sent, recorder.params, use_tqdm=False)
+        ours = len(recorder.sent) / (time.perf_counter() - began)
+        for way, more in (("no_stop_strings", {}), ("stop_strings", {"stop_strings": stop, "tokenizer": tokenizer})):
+            began = time.perf_counter()
+            for text in texts[repeat * calls : (repeat + 1) * calls]:
+                write(text, do_sample=True, temperature=1.0, max_new_tokens=limit, return_full_text=False, **more)
+            theirs = calls / (time.perf_counter() - began)
+            ratios[way].append(ours / theirs)
+        say(f"vLLM {ours:.1f} prompts/s, one a call {theirs:.2f} prompts/s with stop strings")
+    for way, values in ratios.items():
+        found[f"vllm_over_pipeline_{way}"] = spread(values, 1)
+    return found | {"calls_a_repeat": calls, "max_new_tokens": limit}
+
+
+def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> dict:
+    """Hit rate of the prefix cache and wall time without / with it, for the prompts of a real task."""
+    from vllm import SamplingParams
+
+    task = load_task(Path("prompts/rte.toml"))
+    pools = {"seed": read_examples(task.seed_examples, task), "feedback": []}
+    how = {"num_fewshot": 3, "feedback_rate": 0.0, "num_feedback_shots": 1}
+    tokenizer, _ = generate.load_tokenizer(model)
+    attempts = [generate.draw_attempt(task, 0, 0, "train", a, pools, how) for a in range(num_prompts)]
+    texts = [render_prompt(task, "train", a["shots"], a["label"]) for a in attempts]
+    sent = [{"prompt_token_ids": generate.encode_prompt(tokenizer, *text, {})} for text in texts]
+    params = [SamplingParams(max_tokens=max_tokens, seed=a["sampling_seed"]) for a in attempts]
+    longest = max(len(s["prompt_token_ids"]) for s in sent)
+    start = generate.start_engine
+
+    def seconds_of(llm: Any) -> tuple[list[float], float]:
+        llm.generate(sent[:8], params[:8], use_tqdm=False)
+        found, hits = [], 0.0
+        for _ in range(repeats):
+            llm.reset_prefix_cache()
+            began = time.perf_counter()
+            outputs = llm.generate(sent, params, use_tqdm=False)
+            found.append(time.perf_counter() - began)
+            hits = sum(o.num_cached_tokens or 0 for o in outputs) / sum(len(o.prompt_token_ids) for o in outputs)
+        return found, hits
+
+    llm = start(model, longest + max_tokens, enforce_eager=True)
+    with_cache, hits = seconds_of(llm)
+    del llm
+    gc.collect()
+    from vllm import LLM
+
+    plain = LLM.__init__
+
+    def without(self: Any, **options: Any) -> None:
+        plain(self, **options | {"enable_prefix_caching": False})
+
+    LLM.__init__ = without
+    try:
+        llm = start(model, longest + max_tokens, enforce_eager=True)
+    finally:
+        LLM.__init__ = plain
+    no_cache, none = seconds_of(llm)
+    assert none == 0
+    return {
+        "prompts": num_prompts, "prompt_tokens": round(statistics.mean(len(s["prompt_token_ids"]) for s in sent)),
+        "completion_tokens": max_tokens, "hit_rate": round(hits, 3),
+        "seconds_without_over_with": spread([a / b for a, b in zip(no_cache, with_cache, strict=True)], 2),
+    }  # fmt: skip
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help=f"Teacher, or one of random weights: {', '.join(SHAPES)}.")],
+    task_file: Annotated[Path, typer.Option(help="Task of parts 1 and 2.")] = Path("prompts/reviews.toml"),
+    tokenizer: Annotated[str, typer.Option(help="Of random weights.")] = "data/reviews/models/teacher",
+    num_prompts: Annotated[int, typer.Option(min=1, help="Of part 1.")] = 10_000,
+    calls: Annotated[int, typer.Option(min=1, help="Of the pipeline in a repeat.")] = 10,
+    prefix_prompts: Annotated[int, typer.Option(min=8, help="Of part 3.")] = 200,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every part.")] = 3,
+    parts: Annotated[str, typer.Option(help="Some of sample, pipeline, prefix.")] = "sample,pipeline,prefix",
+) -> None:
+    """Measure, print, write."""
+    chosen = parts.split(",")
+    if unknown := set(chosen) - {"sample", "pipeline", "prefix"}:
+        raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}", param_hint="--parts")
+    found: dict[str, Any] = {"model": model, "task": str(task_file), "max_tokens": max_tokens, "repeats": repeats}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        path = random_teacher(model, tokenizer, folder / "model") if model in SHAPES else model
+        if {"sample", "pipeline"} & set(chosen):
+            began = time.perf_counter()
+            llm = generate.start_engine(path, 1024)
+            found["engine_start_seconds"] = round(time.perf_counter() - began, 1)
+            found["kv_cache_tokens"] = (llm.llm_engine.vllm_config.cache_config.num_gpu_blocks or 0) * (
+                llm.llm_engine.vllm_config.cache_config.block_size
+            )
+            if "sample" in chosen:
+                found["sample"] = part_sample(llm, task_file, path, num_prompts, max_tokens, repeats, folder)
+            if "pipeline" in chosen:
+                _, recorder = sample(llm, task_file, path, min(num_prompts, 1000), max_tokens, folder)
+                found["pipeline"] = part_pipeline(llm, recorder, path, calls, repeats)
+            del llm
+            gc.collect()
+        if "prefix" in chosen:
+            found["prefix"] = part_prefix(path, prefix_prompts, 32, repeats)
+    print(json.dumps(found, indent=1))
+    out = Path(__file__).parent / "results" / f"generation-{model.strip('/').replace('/', '-')}.json"
+    out.write_text(json.dumps(found | git_state() | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()
