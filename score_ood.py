@@ -52,6 +52,12 @@ from records import (
 from task import Task, is_correct, load_task, overlap, text_key
 from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
 
+EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
+EXAMPLES_HELP = (
+    f"Examples of {EXAMPLE_TOKENS} tokens in a batch: more if they are shorter, fewer if longer. Out of memory: halve it. "
+    "Not compared."
+)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
 
@@ -114,6 +120,7 @@ def score_examples(
 ) -> list[dict]:  # fmt: skip
     """Score examples with a student; one dict of scores an example, in input order.
 
+    batch_size: in examples of EXAMPLE_TOKENS tokens; shorter ones make larger batches, longer ones smaller, at least one.
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
     `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
@@ -215,9 +222,16 @@ def score_pass(
     below_head: list[Any] = []  # an encoder's last hidden states (B, S, d), which its outputs do not have
     if embed and family == "encoder":
         network.base_model.register_forward_hook(lambda module, given, out: below_head.append(out[0]))
-    # Longest first: little padding, and the batch that needs most memory comes first
-    sizes = [len(f["input_ids"]) + (len(f["labels"]) if decoder else 0) for f in features]
+    # Longest first: little padding, and the batch that needs most memory comes first. By tokens, not by examples: short
+    # texts fill the device as long ones do, and long ones do not run out of its memory
+    written = [0 if family == "encoder" else max_target_length if padded else len(f["labels"]) for f in features]
+    sizes = [len(f["input_ids"]) + n for f, n in zip(features, written, strict=True)]
     order = sorted(range(len(examples)), key=lambda i: -sizes[i])
+    batches, begin = [], 0
+    while begin < len(order):
+        count = max(1, batch_size * EXAMPLE_TOKENS // max(1, sizes[order[begin]]))
+        batches.append(order[begin : begin + count])
+        begin += count
     pad = tokenizer.pad_token_id
 
     def batch_of(rows: list[list[int]], value: int, length: int = 0, left: bool = False) -> Any:
@@ -226,12 +240,12 @@ def score_pass(
         return torch.tensor([g + row if left else row + g for row, g in zip(rows, gaps, strict=True)], device=device)
 
     # A class needs no more tokens than the longest label has; what goes on longer is no label.
-    names = target_ids(targets_of(task), tokenizer, family) if task.labels else []
+    targets = targets_of(task)
+    names = target_ids(targets, tokenizer, family) if task.labels else []
     max_new_tokens = max(map(len, names), default=max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
+        for chosen in batches:
             batch = [features[i] for i in chosen]
             # A decoder reads its target behind the prompt; padding on the right is seen by no real token
             read = [f["input_ids"] + f["labels"] if decoder else f["input_ids"] for f in batch]
@@ -245,7 +259,7 @@ def score_pass(
                 columns = position_scores(logits, labels, energy_temperature)
                 reading, read = below_head.pop() if embed else None, inputs["attention_mask"].bool()
                 correct = columns.pop("hit")
-                predictions = [targets_of(task)[k] for k in logits.argmax(-1).tolist()]
+                predictions = [targets[k] for k in logits.argmax(-1).tolist()]
             else:
                 labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
                 real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
@@ -265,10 +279,12 @@ def score_pass(
                     states = outputs.logits  # (B, T, d): T5's scaling is in it
                     reading, read = outputs.encoder_last_hidden_state, inputs["attention_mask"].bool()
                 network.lm_head = head
-                hidden, targets = states[scored], labels[scored]  # (n, d), (n,)
-                rows = max(1, 2**25 // head.out_features)  # 128 MiB of float32 logits
+                hidden, tokens = states[scored], labels[scored]  # (n, d), (n,)
+                rows = max(
+                    1, 2**24 // head.out_features
+                )  # 64 MiB of float32 logits; the scores take a few times as much
                 pieces = [
-                    position_scores(head(hidden[i : i + rows]), targets[i : i + rows], energy_temperature)
+                    position_scores(head(hidden[i : i + rows]), tokens[i : i + rows], energy_temperature)
                     for i in range(0, len(hidden), rows)
                 ]
                 grids = {}
@@ -310,12 +326,14 @@ def score_pass(
                 means = (reading.float() * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # (B, d)
                 points = torch.empty(len(examples), means.shape[1]) if points is None else points
                 points[torch.tensor(chosen)] = means.cpu()
+            # One copy from the device for a column, not one for each number
+            values = {name: column.tolist() for name, column in columns.items()}
             for row, i in enumerate(chosen):
                 prediction = predictions[row].strip()  # capitals stay where a metric may count them, as chrF does
                 results[i] = {
                     "prediction": prediction.lower() if task.labels else prediction,
                     "correct": predict and is_correct(task, prediction, examples[i]),
-                    **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
+                    **{name: float(f"{column[row]:.9g}") for name, column in values.items()},
                     "random": random_score(seed, examples[i]["id"]),
                 }
             bar.update(len(chosen))
@@ -506,7 +524,7 @@ def main(
     energy_temperature: Annotated[
         float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
     ] = 1.0,
-    per_device_eval_batch_size: Annotated[int, scoring(min=1, help="Out of memory: halve it. Not compared.")] = 64,
+    per_device_eval_batch_size: Annotated[int, scoring(min=1, help=EXAMPLES_HELP)] = 64,
     max_source_length: Annotated[int, scoring(min=1, help="Tokens read; more are cut, and counted.")] = 512,
     max_target_length: Annotated[
         int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")

@@ -12,8 +12,9 @@ shown    what it reads of a finished train.jsonl that validation prompts show, a
          and their texts, which count as duplicates
 
 Prints, by size, the median and [min, max] of the seconds and of the peak resident memory, and the microseconds that a record
-took beyond the next smaller size: they stay where the time is linear (the smallest size has the start-up in it). Writes bench/results/records.json. The limits at a million: select
-60 s and 1 GiB, resume and shown 2 GiB; exit code 1 where a median is above.
+took beyond the next smaller size: they stay where the time is linear (the smallest size has the start-up in it). Writes
+bench/results/records.json. The limits at a million: select 60 s and 1 GiB, resume and shown 2 GiB; exit code 1 where a median
+is above.
 """
 
 import json
