@@ -3,8 +3,8 @@
     python -m bench.records                                  # 10,000, 100,000 and 1,000,000 records
     python -m bench.records --size 1000 --repeats 1          # a try
 
-Made on the fly: the records of a generated and scored set, with all their fields (a review of 10 to 40 words, about 1.2 kB a
-line). The ways:
+Made on the fly: the records of a generated set with all their fields (a review of 10 to 40 words), and of a scored one, about
+1.2 kB a line. The ways:
 
 select   `score_ood.py` without --model: reads, checks, selects the band of the energy, writes scored.jsonl and feedback.jsonl
 resume   what `generate.py sample` reads before it goes on with a train.jsonl of so many lines, duplicates included
@@ -39,8 +39,8 @@ LIMITS = {"select": (60.0, 1024.0), "resume": (None, 2048.0), "shown": (None, 20
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def write_set(path: Path, size: int, repeated: float = 0.01) -> None:
-    """A scored set of so many records, with the fields of the stages; a share `repeated` has the text of an earlier one."""
+def write_set(path: Path, size: int, scored: bool, repeated: float = 0.01) -> None:
+    """So many records with the fields of the stages, scored or as generated; a share `repeated` has the text of another."""
     rng = random.Random(size)
     task = load_task(TASK_FILE)
     words = sorted({word for _, r in read_records(Path("data/reviews/test.jsonl")) for word in r["review"].split()})
@@ -56,20 +56,23 @@ def write_set(path: Path, size: int, repeated: float = 0.01) -> None:
                 "entropy": 2 * p, "margin": 1 - p, "random": rng.random(), "error": float(not right),
                 "hard_negative": (1 - p) * (not right),
             }  # fmt: skip
+            student = {"prediction": label if right else labels[1 - n % 2], "correct": right}
+            student |= {name: float(f"{value:.9g}") for name, value in scores.items()}
             record = {
-                "id": f"reviews-{n % 5:02d}-train-{n:07d}", "review": review, "label": label,
-                "prediction": label if right else labels[1 - n % 2], "correct": right,
-                **{name: float(f"{value:.9g}") for name, value in scores.items()},
-                "source": f"review: {review}", "target": label, "task": "reviews", "iteration": n % 5, "split": "train",
+                "id": f"reviews-00-train-{n:06d}", "review": review, "label": label, **(student if scored else {}),
+                "source": f"review: {review}", "target": label, "task": "reviews", "iteration": 0, "split": "train",
                 "feedback": n % 2 == 0, "shots": [f"seed-{rng.randrange(6)}" for _ in range(3)]
-                + [f"reviews-{n % 5:02d}-validation-{rng.randrange(10**6):06d}" for _ in range(2)],
+                + [f"reviews-00-validation-{rng.randrange(10**6):06d}" for _ in range(2)],
                 "sampling_seed": rng.getrandbits(31), "finish_reason": "stop", "completion": f" {review}\n\n",
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
 
 
-def measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak resident memory (MiB) and output of a command in a process of its own; it must end well."""
+def measured(command: list[str]) -> tuple[float, float, float, str]:
+    """Seconds, those of the processor, peak resident memory (MiB) and output of a command in a process of its own.
+
+    It must end well. The peak is at least this process's own, some 35 MiB: Linux counts from the fork on.
+    """
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -79,14 +82,16 @@ def measured(command: list[str]) -> tuple[float, float, str]:
         output = said.read().decode()
         if process.returncode:
             fail(f"{shlex.join(command)}: ended with {process.returncode}: {output[-2000:]}; run it by hand")
-    return seconds, usage.ru_maxrss / 1024, output
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output
 
 
-def commands(path: Path, folder: Path) -> dict[str, list[str]]:
-    """The command of each way on a set; what it writes goes into `folder`."""
-    select = ["score_ood.py", "--task-file", str(TASK_FILE), "--input-file", str(path), "--overwrite"]
+def commands(generated: Path, scored: Path, folder: Path) -> dict[str, list[str]]:
+    """The command of each way on its set; what it writes goes into `folder`."""
+    select = ["score_ood.py", "--task-file", str(TASK_FILE), "--input-file", str(scored), "--overwrite"]
     select += ["--output-file", str(folder / "scored.jsonl"), "--feedback-file", str(folder / "feedback.jsonl")]
-    ways = {"select": select} | {way: ["-m", "bench.records", "child", way, str(path)] for way in ("resume", "shown")}
+    ways = {"select": select} | {
+        way: ["-m", "bench.records", "child", way, str(generated)] for way in ("resume", "shown")
+    }
     return {way: [sys.executable, *command] for way, command in ways.items()}
 
 
@@ -122,35 +127,39 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for n in sorted(size):
-            path = folder / f"{n}.jsonl"
-            write_set(path, n)
-            say(f"{n:,} records, {path.stat().st_size / 2**20:,.0f} MiB")
+            generated, scored = folder / "generated.jsonl", folder / "input.jsonl"
+            write_set(generated, n, scored=False)
+            write_set(scored, n, scored=True)
+            say(
+                f"{n:,} records, {generated.stat().st_size / 2**20:,.0f} MiB, scored {scored.stat().st_size / 2**20:,.0f}"
+            )
             found: dict[str, list] = {way: [] for way in LIMITS}
             for _ in range(repeats):
-                for way, command in commands(path, folder).items():
+                for way, command in commands(generated, scored, folder).items():
                     found[way].append(measured(command))
-                    say(f"{way}: {found[way][-1][0]:.1f} s, {found[way][-1][1]:,.0f} MiB")
+                    say("{}: {:.1f} s, {:.1f} s of a processor, {:,.0f} MiB".format(way, *found[way][-1][:3]))
             selected = sum(1 for _ in read_records(folder / "feedback.jsonl"))
-            counted = [found[way][0][2].split() for way in ("resume", "shown")]
+            counted = [found[way][0][-1].split() for way in ("resume", "shown")]
             if counted[0] != counted[1] or int(counted[0][0]) != n or abs(selected - 0.3 * n) > 2:
                 fail(f"{n:,} records: {counted} read and {selected:,} selected; run the ways by hand")
             for way, measurements in found.items():
-                seconds, memory = ([m[k] for m in measurements] for k in (0, 1))
-                rows.append({
-                    "way": way, "records": n, "bytes": path.stat().st_size,
-                    "seconds": [round(f(seconds), 2) for f in (statistics.median, min, max)],
-                    "peak_mib": [round(f(memory), 1) for f in (statistics.median, min, max)],
-                })  # fmt: skip
-            path.unlink()
+                row = {"way": way, "records": n, "bytes": (scored if way == "select" else generated).stat().st_size}
+                for k, name in enumerate(("seconds", "cpu_seconds", "peak_mib")):
+                    values = [m[k] for m in measurements]
+                    row[name] = [round(f(values), 2) for f in (statistics.median, min, max)]
+                rows.append(row)
     above = []
-    print(f"{'way':<8} {'records':>10} {'seconds':>24} {'peak MiB':>28} {'us a further record':>20}")
+    print(
+        f"{'way':<8} {'records':>10} {'seconds':>24} {'of a processor':>14} {'peak MiB':>28} {'us a further record':>20}"
+    )
     for row in sorted(rows, key=lambda row: (list(LIMITS).index(row["way"]), row["records"])):
         fewer = [r for r in rows if r["way"] == row["way"] and r["records"] < row["records"]]
         before = max(fewer, key=lambda r: r["records"], default={"seconds": [0.0], "records": 0})
         further = (row["seconds"][0] - before["seconds"][0]) / (row["records"] - before["records"])
         row["microseconds_a_further_record"] = round(1e6 * further, 2)
         times, sizes = (f"{m:,.2f} [{low:,.2f}, {high:,.2f}]" for m, low, high in (row["seconds"], row["peak_mib"]))
-        print(f"{row['way']:<8} {row['records']:>10,} {times:>24} {sizes:>28} {1e6 * further:>20.1f}")
+        cpu = row["cpu_seconds"][0]
+        print(f"{row['way']:<8} {row['records']:>10,} {times:>24} {cpu:>14.2f} {sizes:>28} {1e6 * further:>20.1f}")
         for value, limit, unit in zip(
             (row["seconds"][0], row["peak_mib"][0]), LIMITS[row["way"]], ("s", "MiB"), strict=True
         ):
