@@ -49,7 +49,7 @@ from records import (
     write_json,
     write_records,
 )
-from score_ood import score_examples
+from score_ood import EXAMPLES_HELP, score_examples
 from task import Task, golds_of, is_correct, load_task
 from train_student import targets_of
 
@@ -147,7 +147,7 @@ def main(
         typer.Option(metavar="I/N", help="Predict only every N-th record: predictions-0000I-of-0000N.jsonl."),
     ] = None,
     num_resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the 95 % interval.")] = 10_000,
-    per_device_eval_batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch. Not compared.")] = 64,
+    per_device_eval_batch_size: Annotated[int, typer.Option(min=1, help=EXAMPLES_HELP)] = 64,
     max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.")] = 512,
     max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.")] = 128,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",

@@ -310,6 +310,40 @@ def cut_off(path: Path, size: int) -> None:
             file.write(b"\n")
 
 
+def read_progress(
+    accepted_path: Path, rejected_path: Path, task: Task, stream: str, shards: int
+) -> tuple[list[int], list[int], Counter, set[str]]:
+    """What a split has so far: attempts and accepted examples by label, rejects by reason, keys of the accepted texts.
+
+    stream: how the ids of this split begin; a hand edit may have taken lines away or added some.
+    """
+    names = list(task.labels) or [None]
+    slots = {name: slot for slot, name in enumerate(names)}
+    attempted, accepted, reasons, seen = [0] * len(names), [0] * len(names), Counter(), set()
+    own = re.compile(rf"{stream}-(\d+)")
+    for path in (accepted_path, rejected_path):
+        for number, record in read_records(path):
+            if match := own.fullmatch(str(record.get("id"))):
+                turn, slot = divmod(int(match[1]), len(names))
+                attempted[slot] = max(attempted[slot], turn // shards + 1)
+            if path == rejected_path:
+                reasons[record.get("reason")] += 1
+                continue
+            if any(not isinstance(record.get(name), str) for name in task.fields):
+                fail(f"{path}:{number}: lacks {' or '.join(task.fields)}; mend or delete the line")
+            label = record.get(task.answer_field) if task.labels else None
+            if label in names:
+                accepted[slots[label]] += 1
+            seen.add(text_key(task, record))
+    return attempted, accepted, reasons, seen
+
+
+def read_texts(paths: Path | list[Path], task: Task) -> tuple[list[dict], set[str]]:
+    """(what a prompt shows of each example, the keys of their texts) of files that may hold a million."""
+    examples = read_examples(paths, task, keep=["id", *task.fields, task.answer_field])
+    return examples, {text_key(task, example) for example in examples}
+
+
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
@@ -332,29 +366,16 @@ def sample_split(
         cut_off(path, size)
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
-    attempted, accepted, reasons = [0] * len(names), [0] * len(names), Counter()
     tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion", "verify")})
     # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop strings
     stops = None if tokenizer.chat_template else task.parse.get("stop")
     forms: dict[str | None, Any] = dict.fromkeys(names)
     if options.get("structured"):
         forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
-    seen = set(excluded)
-    own = re.compile(rf"{task.name}-{iteration:02d}-{split}-(\d+)")
-    for path in (accepted_path, rejected_path):
-        for number, record in read_records(path):
-            if match := own.fullmatch(str(record.get("id"))):  # a hand edit may have taken lines away or added some
-                stream, slot = divmod(int(match[1]), len(names))
-                attempted[slot] = max(attempted[slot], stream // shard[1] + 1)
-            if path == rejected_path:
-                reasons[record.get("reason")] += 1
-                continue
-            if any(not isinstance(record.get(name), str) for name in task.fields):
-                fail(f"{path}:{number}: lacks {' or '.join(task.fields)}; mend or delete the line")
-            label = record.get(task.answer_field) if task.labels else None
-            if label in names:
-                accepted[names.index(label)] += 1
-            seen.add(text_key(task, record))
+    attempted, accepted, reasons, seen = read_progress(
+        accepted_path, rejected_path, task, f"{task.name}-{iteration:02d}-{split}", shard[1]
+    )
+    seen |= excluded
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
@@ -559,8 +580,7 @@ def sample(
     report = read_report(report_file, task) if report_file else ""
     if report and not pools["feedback"]:
         say(f"--report-file {report_file}: no prompt shows it, for there is no feedback")
-    earlier = read_examples(exclude_file, task)
-    excluded = {text_key(task, record) for record in earlier}
+    _, excluded = read_texts(exclude_file, task)
     match = re.fullmatch(r"iter-(\d+)", output_dir.resolve().name)
     iteration = int(match[1]) if match else 0
     wanted = {"train": num_examples, "validation": num_validation}
@@ -648,8 +668,8 @@ def sample(
                     f"warning: {outputs['train']} has changed since {run.output} was begun: the rest is made from it as it is"
                 )
             run.notes["train_file"] = shown
-            pools["train"] = read_examples(outputs["train"], task)
-            excluded |= {text_key(task, record) for record in pools["train"]}
+            pools["train"], keys = read_texts(outputs["train"], task)
+            excluded |= keys
         sample_split(
             run, task, split, iteration, options[split],
             max_attempts or 5 * sum(shares_of(wanted[split], max(len(task.labels), 1), part or (0, 1))),

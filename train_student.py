@@ -20,7 +20,6 @@ The best epoch is chosen on a tenth of the training examples, picked by a hash o
 stand in held_out.jsonl of the student.
 """
 
-import hashlib
 import math
 import os
 import string
@@ -235,6 +234,8 @@ def encode(
 
 def is_held_out(identifier: str) -> bool:
     """A tenth of all ids, by hash: the same examples in every iteration, however the files are ordered or split."""
+    import hashlib
+
     return hashlib.sha256(identifier.encode()).digest()[0] < 26  # 26 / 256 = 10.2 %
 
 
