@@ -67,7 +67,7 @@ if [[ ! $PATIENCE =~ ^(0|[1-9][0-9]*)$ ]]; then refuse "PATIENCE=$PATIENCE is no
 if [[ $FEEDBACK_POOL != validation && $FEEDBACK_POOL != train && ! -e $FEEDBACK_POOL ]]; then
   refuse "no FEEDBACK_POOL $FEEDBACK_POOL: validation, train, or the path of a file"
 fi
-if [[ $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
+if [[ $FEEDBACK == score && $FEEDBACK_POOL != validation && $FEEDBACK_ROUNDS == all ]]; then
   refuse "FEEDBACK_ROUNDS=all would repeat examples of FEEDBACK_POOL=$FEEDBACK_POOL"
 fi
 if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBACK=score"; fi
@@ -170,5 +170,5 @@ Look into   $RUN/iter-00/train.jsonl           what the teacher wrote
             $RUN/iter-00/train.rejected.jsonl  what was turned down, and why
             $RUN/iter-01/feedback.jsonl        what is far from all the rest, and the teacher was shown next
             $RUN/final/predictions.jsonl       the final student on the test set
-Try next    (with the variables of this run) FEEDBACK=none bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
+Try next    (with the variables of this run) FEEDBACK=none TRAIN_ON_VALIDATION=0 REPORT=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
 END

@@ -649,6 +649,12 @@ def _lock(path: Path, output: Path) -> IO[bytes]:
         file.close()
 
 
+def drop_run(run: Run) -> None:
+    """Take back what start_run began, when its input turns out to be bad: nothing stays of it."""
+    _remove(*(beside(path, ".partial") for path in [run.output, *run.also]))
+    _release(run, keep=False)
+
+
 def _release(run: Run, keep: bool) -> None:
     if not keep:
         _remove(beside(run.output, ".partial.json"))

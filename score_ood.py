@@ -35,6 +35,7 @@ import typer
 from labelling import agrees
 from records import (
     beside,
+    drop_run,
     expand,
     fail,
     finish_run,
@@ -302,8 +303,11 @@ def score_pass(
                     columns.pop("energy_padded")
                 columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
                 predictions = [examples[i]["target"] for i in chosen]
-                wrong = (~correct).nonzero().flatten()
-                if len(wrong) and predict:
+                # What is decoded freely may be longer than the target, by which the batch was made
+                room = max(1, batch_size * EXAMPLE_TOKENS // (len(batch[0]["input_ids"]) + max_new_tokens))
+                for wrong in (~correct).nonzero().flatten().split(room) if predict else []:
+                    if not len(wrong):
+                        continue
                     if decoder:
                         prompts = [batch[row]["input_ids"] for row in wrong.tolist()]
                         begun = {
@@ -663,12 +667,19 @@ def main(
                     totals.pop(name, None)
             yield {k: e[k] for k in shown if k in e} | s | {k: v for k, v in e.items() if k not in known}
 
-    with run.partial.open("w", encoding="utf-8") as file:
-        write_records(file, with_scores(pairs, totals))
+    selected = []
+    try:
+        with run.partial.open("w", encoding="utf-8") as file:
+            write_records(file, with_scores(pairs, totals))
+        if feedback_file:
+            scored = examples if streamed else [e | {score: s[score]} for e, s in zip(examples, scores, strict=True)]
+            selected = select_feedback(scored, task, score, low, high, confirmed, max_overlap, counts, group_size)
+    except SystemExit:
+        if streamed:  # bad input, which is read no sooner than this
+            drop_run(run)
+        raise
     counts |= {"scored": len(examples)} | ({"correct": totals.pop("correct")} if "correct" in totals else {})
     if feedback_file:
-        scored = examples if streamed else [e | {score: s[score]} for e, s in zip(examples, scores, strict=True)]
-        selected = select_feedback(scored, task, score, low, high, confirmed, max_overlap, counts, group_size)
         counts["selected"] = len(selected)
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")

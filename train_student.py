@@ -313,7 +313,10 @@ Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
 
 def processes() -> tuple[int, int]:
     """(rank of this process, number of processes) of a training; (0, 1) when it was not started by torchrun."""
-    number = int(os.environ.get("WORLD_SIZE", "1"))
+    found = os.environ.get("WORLD_SIZE", "1")
+    if not found.isdecimal():
+        fail(f"WORLD_SIZE {found!r} in the environment is no number; start with torchrun, or unset it")
+    number = int(found)
     missing = [k for k in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if number > 1 and missing:
         fail(f"WORLD_SIZE {number} in the environment without {', '.join(missing)}; start with torchrun, or unset it")
@@ -356,7 +359,8 @@ def run_together(app: Callable[[], Any]) -> None:
         code = end.code or 0
     finally:
         sys.stdout, sys.stderr = out, err
-    if isinstance(code, str):
+    told = isinstance(code, str)
+    if told:
         if store.add("told", 1) == 1:
             print(code, file=sys.stderr, flush=True)
             store.set("printed", "")
@@ -366,7 +370,7 @@ def run_together(app: Callable[[], Any]) -> None:
         if code:
             store.set("begin", "stop")  # whoever waits for it
         store.set("end", str(code))
-    elif not code:
+    elif not told:  # a wrong option (exit code 2) is printed by the first process, which must not be ended before
         code = int(store.get("end"))
     if "torch" in sys.modules and (distributed := sys.modules["torch"].distributed).is_initialized() and not code:
         distributed.destroy_process_group()

@@ -17,6 +17,7 @@ Prints medians and ranges; writes bench/results/generation-<model>.json. On a GP
 import contextlib
 import gc
 import io
+import itertools
 import json
 import shutil
 import statistics
@@ -85,27 +86,31 @@ class Recorder:
 
 
 def sample(
-    llm: Any, task_file: Path, model: str, num_prompts: int, max_tokens: int, folder: Path
+    llm: Any, task_file: Path, model: str, num_prompts: int, max_tokens: int, folder: Path, accepts: bool
 ) -> tuple[float, Recorder]:
-    """Wall seconds of the whole stage on an engine that is up, and what it asked the engine for."""
+    """Wall seconds of the whole stage on an engine that is up, and what it asked the engine for.
+
+    accepts: random weights write nothing that is accepted; the stage then ends when `num_prompts` attempts are made.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     recorder = Recorder(llm)
     generate.engine_for = lambda *args, **kwargs: (recorder, llm.llm_engine.model_config.max_model_len)
     began = time.perf_counter()
-    # Random weights write nothing that is accepted: the stage then ends when max_attempts are made
-    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        generate.sample(
-            task_file, model, folder / "iter-00", num_examples=num_prompts, num_validation=0, max_tokens=max_tokens,
-            max_attempts=None if model.startswith("data/") else num_prompts,
-        )  # fmt: skip
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            generate.sample(
+                task_file, model, folder / "iter-00", num_examples=num_prompts, num_validation=0, max_tokens=max_tokens,
+                max_attempts=2 * num_prompts if accepts else num_prompts,
+            )  # fmt: skip
+    except SystemExit as end:
+        if accepts or "attempts gave" not in str(end):
+            raise
     return time.perf_counter() - began, recorder
 
 
-def part_sample(
-    llm: Any, task_file: Path, model: str, num_prompts: int, max_tokens: int, repeats: int, folder: Path
-) -> dict:
-    """Bare / sample wall time of the same requests."""
-    _, recorder = sample(llm, task_file, model, num_prompts, max_tokens, folder)  # warms up, and tells the requests
+def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
+    """Bare / sample wall time of the same requests; how: what `sample` gets beside the engine."""
+    _, recorder = sample(llm, *how)  # warms up, and tells the requests
     ratios, shares, rates = [], [], []
     for repeat in range(repeats):
         for way in ("bare", "sample") if repeat % 2 else ("sample", "bare"):
@@ -115,7 +120,7 @@ def part_sample(
                 outputs = llm.generate(recorder.sent, recorder.params)
                 bare = time.perf_counter() - began
             else:
-                seconds, own = sample(llm, task_file, model, num_prompts, max_tokens, folder)
+                seconds, own = sample(llm, *how)
                 assert own.sent == recorder.sent
         ratios.append(bare / seconds)
         shares.append(1 - own.seconds / seconds)
@@ -146,14 +151,19 @@ def part_pipeline(llm: Any, recorder: Recorder, model: str, calls: int, repeats:
         began = time.perf_counter()
         llm.generate(recorder.sent, recorder.params, use_tqdm=False)
         ours = len(recorder.sent) / (time.perf_counter() - began)
-        for way, more in (("no_stop_strings", {}), ("stop_strings", {"stop_strings": stop, "tokenizer": tokenizer})):
+        ways = {"no_stop_strings": {}} | (
+            {"stop_strings": {"stop_strings": stop, "tokenizer": tokenizer}} if stop else {}
+        )
+        for way, more in ways.items():
             began = time.perf_counter()
-            for text in texts[repeat * calls : (repeat + 1) * calls]:
+            for text in itertools.islice(itertools.cycle(texts), repeat * calls, (repeat + 1) * calls):
                 write(text, do_sample=True, temperature=1.0, max_new_tokens=limit, return_full_text=False, **more)
             theirs = calls / (time.perf_counter() - began)
             ratios[way].append(ours / theirs)
-        say(f"vLLM {ours:.1f} prompts/s, one a call {theirs:.2f} prompts/s with stop strings")
+        say(f"vLLM {ours:.1f} prompts/s, one a call {theirs:.2f} prompts/s ({way})")
     for way, values in ratios.items():
+        if not values:  # a chat model has no stop strings
+            continue
         found[f"vllm_over_pipeline_{way}"] = spread(values, 1)
     return found | {"calls_a_repeat": calls, "max_new_tokens": limit}
 
@@ -237,9 +247,13 @@ def main(
                 llm.llm_engine.vllm_config.cache_config.block_size
             )
             if "sample" in chosen:
-                found["sample"] = part_sample(llm, task_file, path, num_prompts, max_tokens, repeats, folder)
+                found["sample"] = part_sample(
+                    llm, repeats, task_file, path, num_prompts, max_tokens, folder / "run", model not in SHAPES
+                )
             if "pipeline" in chosen:
-                _, recorder = sample(llm, task_file, path, min(num_prompts, 1000), max_tokens, folder)
+                _, recorder = sample(
+                    llm, task_file, path, min(num_prompts, 1000), max_tokens, folder / "run", model not in SHAPES
+                )
                 found["pipeline"] = part_pipeline(llm, recorder, path, calls, repeats)
             del llm
             gc.collect()

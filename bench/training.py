@@ -349,7 +349,7 @@ def main(
     test = read_examples(TASK_FILE.parent.parent / "data" / "reviews" / "test.jsonl", task)
     steps = steps or (50 if torch.cuda.is_available() else 1)
     here = machine()
-    print(f"{here['gpu'] or here['cpu']}, {here['threads']} threads; authors' seconds / ours, median [min, max]")
+    print(f"{here.get('gpu') or here['cpu']}, {here['threads']} threads; authors' seconds / ours, median [min, max]")
     models = {name: str(build(name, folder)) for name in shape}
     found: dict[str, Any] = {"machine": here, "speed": []}
     for name in shape:

@@ -933,3 +933,17 @@ def test_a_label_that_is_unknown_is_refused_in_the_input(home, trained, tmp_path
         "--output-file", tmp_path / "scored.jsonl",
     )  # fmt: skip
     assert done.returncode == 1 and "no such label: 'oos'" in done.stderr
+
+
+def test_bad_input_that_is_found_late_leaves_nothing(home, tmp_path):
+    """Where the scores are there, records are read while they are written: the last one has none."""
+    rows = [pair(n) | {"id": str(n), "energy": float(n)} for n in range(40)]
+    del rows[-1]["energy"]
+    write_lines(tmp_path / "in.jsonl", rows)
+    words = ["--task-file", home / "pairs.toml", "--input-file", tmp_path / "in.jsonl"]
+    words += ["--output-file", tmp_path / "out.jsonl", "--feedback-file", tmp_path / "feedback.jsonl"]
+    done = call("score_ood.py", *words)
+    assert done.returncode == 1 and "39 has no energy" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+    write_lines(tmp_path / "in.jsonl", [row | {"energy": 1.5} if "energy" not in row else row for row in rows])
+    assert call("score_ood.py", *words).returncode == 0
