@@ -334,7 +334,7 @@ def test_stages_by_hand_one_after_another(home, models, tmp_path, command):
     row = read_lines(tmp_path / "run" / "metrics.jsonl")[0]
     assert row["accuracy"] == json.loads((iteration / "metrics.json").read_text())["overall"]["accuracy"]["value"]
     record = json.loads((iteration / "scored.jsonl.run.json").read_text())
-    assert row["energy"] == record["means"]["energy"] and record["command"].startswith(str(ROOT / "score_ood.py"))
+    assert row["mean_score"] == record["means"]["energy"] and record["command"].startswith(str(ROOT / "score_ood.py"))
 
 
 def test_what_nobody_expected_is_one_line_too_and_all_of_it_with_TRACEBACK(monkeypatch):
