@@ -92,8 +92,8 @@ def signed(found: tuple[float, float, float]) -> str:
 
 
 def by_mean(arms: Iterable[str], values: Callable[[str], list[float]]) -> list[str]:
-    """The arms in ascending order of the mean of their values; those without values first."""
-    return sorted(arms, key=lambda arm: (bool(values(arm)), statistics.mean(values(arm) or [0])))
+    """The arms in ascending order of the mean of their values, ties by name; those without values first."""
+    return sorted(arms, key=lambda arm: (bool(values(arm)), statistics.mean(values(arm) or [0]), arm))
 
 
 def within(runs: dict, setting: tuple, budget: str) -> set[str]:
