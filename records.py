@@ -145,14 +145,17 @@ def _finite(digits: str) -> float:
     return number if math.isfinite(number := float(digits)) else _refuse(digits)
 
 
-# Made once: json.loads and json.dumps with options make one for every call, a third of the time of a record
-DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+# Made once: json.loads and json.dumps with options make one for every call, a third of the time of a record. Only a number
+# with an exponent or with hundreds of digits can be too large for a float: only a line with one is read with a call for each
+DECODER = json.JSONDecoder(parse_constant=_refuse)
+CAREFUL = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+PERHAPS_INFINITE = re.compile(r"[0-9][eE][+0-9]|[0-9]{300}")
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def _loads(line: str) -> Any:
     try:
-        value = DECODER.decode(line)
+        value = (CAREFUL if PERHAPS_INFINITE.search(line) else DECODER).decode(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if "\\u" in line:
