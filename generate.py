@@ -88,15 +88,27 @@ REASONS = (  # why an attempt was rejected: a closed list, in the order of the c
 
 
 def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> list[int]:
-    """Token ids of a prompt: by the tokenizer's chat template when it has one, else `system`, blank line, `user`.
+    """encode_prompts of a single one."""
+    return encode_prompts(tokenizer, [(system, user)], chat_template_kwargs)[0]
 
-    A template without a system role gets the system text at the top of the user turn.
+
+def encode_prompts(tokenizer: Any, texts: list[tuple[str, str]], chat_template_kwargs: dict) -> list[list[int]]:
+    """Token ids of prompts, each (system, user): all in one call of the tokenizer, which one by one is most of our own time.
+
+    By the tokenizer's chat template when it has one, else `system`, blank line, `user`.
     """
+    framed = bool(tokenizer.chat_template)
+    shown = [
+        in_chat(tokenizer, *text, chat_template_kwargs) if framed else "\n\n".join(filter(None, text)) for text in texts
+    ]
+    return tokenizer(shown, add_special_tokens=not framed)["input_ids"]
+
+
+def in_chat(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> str:
+    """The prompt in the chat template; one without a system role gets the system text at the top of the user turn."""
     from jinja2 import TemplateError
 
     plain = f"{system}\n\n{user}" if system else user
-    if not tokenizer.chat_template:
-        return tokenizer(plain)["input_ids"]
     both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     for messages in ([both] if system else []) + [[{"role": "user", "content": plain}]]:
         try:
@@ -106,7 +118,7 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
         except TemplateError:
             continue
         if system.strip() in text:  # some templates drop a system turn without a word
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
+            return text
     fail(
         "--model: its chat template takes neither a system turn nor a user turn alone; use a base model or another one"
     )
@@ -386,7 +398,7 @@ def sample_split(
         # Render
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
-        prompts = [encode_prompt(tokenizer, *text, chat_template_kwargs) for text in texts]
+        prompts = encode_prompts(tokenizer, texts, chat_template_kwargs)
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
         if not any(fits) and not sum(attempted):  # later on, those that do not fit are rejects
             fail(

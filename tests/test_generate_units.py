@@ -689,8 +689,10 @@ def metrics_file(fed_home, pairs, tmp_path):
 
 def test_the_report_is_shown_beside_feedback(command, fed_home, metrics_file, tmp_path, monkeypatch):
     sent = []
-    encode = generate.encode_prompt
-    monkeypatch.setattr(generate, "encode_prompt", lambda t, *texts: sent.append(texts[1]) or encode(t, *texts))
+    encode = generate.encode_prompts
+    monkeypatch.setattr(
+        generate, "encode_prompts", lambda t, texts, how: sent.extend(u for _, u in texts) or encode(t, texts, how)
+    )
     feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
     how = ("--task-file", fed_home / "pairs.toml", "--feedback-file", feedback, "--report-file", metrics_file)
     done = command(*how)
