@@ -29,8 +29,8 @@ fi
 is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_REMATCH[1]}_grammar.py ]]; }
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
-# What is fed back. The default is what did best in bench/strategies.py: in all prompts, of each label the fifth of the training
-# examples whose words are farthest from all others
+# What is fed back. The default did best in bench/strategies.py among what ran on five seeds or more: in all prompts, of each
+# label the fifth of the training examples whose words are farthest from all others
 FEEDBACK=${FEEDBACK:-score}                      # what a score selects, or none
 SCORE=${SCORE:-tfidf} LOW=${LOW:-0.8} HIGH=${HIGH:-1} # score: the band of this score within each label
 if [[ $SCORE == tfidf ]]; then pool=train; else pool=validation; fi # a student is sure of what it was trained on
@@ -74,7 +74,9 @@ if [[ $REPORT == 1 && $FEEDBACK != score ]]; then refuse "REPORT=1 needs FEEDBAC
 if [[ $REPORT == 1 && $FEEDBACK_POOL == train && $SCORE =~ ^(random|tfidf)$ ]]; then
   refuse "REPORT=1 tells of predictions, which SCORE=$SCORE of FEEDBACK_POOL=train has none of; source profiles/paper.sh, say"
 fi
-if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0 has nothing to add; source profiles/paper.sh, say"; fi
+if [[ $TRAIN_ON_VALIDATION == 1 && $NUM_VALIDATION == 0 ]]; then
+  refuse "TRAIN_ON_VALIDATION=1 with NUM_VALIDATION=0 has nothing to add; source profiles/paper.sh, say"
+fi
 if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation ]]; then
   refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
 fi
