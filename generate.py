@@ -76,7 +76,6 @@ CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so t
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
-REPORT_LABELS, REPORT_CONFUSIONS = 5, 3  # most lines of each in a report: it stands in every prompt with feedback
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
     "prompt_too_long", "truncated", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
@@ -124,51 +123,12 @@ def in_chat(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) 
     )
 
 
-def report_text(metrics: dict, task: Task) -> str:
-    """The student's results as the teacher reads them, at most 9 lines, from what evaluate.py writes (PGKD, arXiv 2411.05045).
-
-    The task's metric over all; precision, recall and F1 of each label (of many, the 5 with the lowest F1); the most frequent
-    confusions. text2text: the metric alone. Raises ValueError, LookupError, TypeError or AttributeError where `metrics` is not
-    of this task, or not of evaluate.py.
-    """
-
-    def share(number: dict) -> str:
-        if not 0 <= number["value"] <= 1:
-            raise ValueError(f"{number['value']} is no share")
-        return f"{number['value']:.2f}"
-
-    if metrics["task"] != task.name:
-        raise ValueError(f"it is of the task {metrics['task']!r}, not of {task.name!r}")
-    name = metrics["metric"]
-    lines = [f"Results of the small model on {metrics['n']:,d} examples: {name} {share(metrics['overall'][name])}"]
-    if not task.labels:
-        return lines[0]
-    by_label, confusion = metrics["by_label"], metrics["confusion"]
-    known = set(task.labels)
-    if set(confusion["labels"]) != known or not {*by_label, *confusion["columns"]} <= {*known, "no label"}:
-        raise ValueError(f"its labels are not those of {task.path}")
-    shown = list(by_label)
-    if len(shown) > REPORT_LABELS:
-        shown = sorted(shown, key=lambda label: by_label[label]["f1"]["value"])[:REPORT_LABELS]
-        lines[0] += f"; the {REPORT_LABELS} labels with the lowest F1:"
-    for label in shown:
-        precision, recall, f1 = (share(by_label[label][key]) for key in ("precision", "recall", "f1"))
-        lines.append(f"{label}: precision {precision}, recall {recall}, F1 {f1}")
-    cells = [
-        (count, asked, answered)
-        for i, (asked, row) in enumerate(zip(confusion["labels"], confusion["matrix"], strict=True))
-        for j, (answered, count) in enumerate(zip(confusion["columns"], row, strict=True))
-        if count and i != j
-    ]
-    for count, asked, answered in sorted(cells, key=lambda cell: -cell[0])[:REPORT_CONFUSIONS]:
-        lines.append(f"asked for {asked}, answered {answered}: {count:d} time{'s' * (count > 1)}")
-    return "\n".join(lines)
-
-
 def read_report(path: Path, task: Task) -> str:
     """report_text of --report-file; ends the stage (exit 1) where there is none, or no prompt would show it."""
     if "report" not in string.Template(task.prompt.get("feedback", "")).get_identifiers():
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
+    from metrics import report_text
+
     try:
         return report_text(json.loads(path.read_text(encoding="utf-8")), task)
     except OSError as error:

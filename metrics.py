@@ -11,7 +11,10 @@ Each function takes texts as they were written: what a metric forgives (capitals
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from task import Task
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One example
@@ -157,3 +160,50 @@ def chrf_interval(counts: Sequence[Sequence[int]], seed: int, resamples: int) ->
 
     table = np.array(counts, float)  # (n, 18)
     return bootstrap([1] * len(counts), lambda c: chrf_of(c @ table), seed, resamples)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of it, as a text
+
+REPORT_LABELS, REPORT_CONFUSIONS = 5, 3  # most lines of each in a report: it stands in every prompt with feedback
+
+
+def report_text(metrics: dict, task: "Task") -> str:
+    """The student's results as the teacher reads them, at most 9 lines, from what evaluate.py writes (PGKD, arXiv 2411.05045).
+
+    The task's metric over all; precision, recall and F1 of each label (of many, the 5 with the lowest F1); the most frequent
+    confusions. text2text: the metric alone. Raises ValueError, LookupError, TypeError or AttributeError where `metrics` is not
+    of this task, or not of evaluate.py.
+    """
+
+    def share(number: dict) -> str:
+        if not 0 <= number["value"] <= 1:
+            raise ValueError(f"{number['value']} is no share")
+        return f"{number['value']:.2f}"
+
+    if metrics["task"] != task.name:
+        raise ValueError(f"it is of the task {metrics['task']!r}, not of {task.name!r}")
+    name = metrics["metric"]
+    lines = [f"Results of the small model on {metrics['n']:,d} examples: {name} {share(metrics['overall'][name])}"]
+    if not task.labels:
+        return lines[0]
+    by_label, confusion = metrics["by_label"], metrics["confusion"]
+    known = set(task.labels)
+    if set(confusion["labels"]) != known or not {*by_label, *confusion["columns"]} <= {*known, "no label"}:
+        raise ValueError(f"its labels are not those of {task.path}")
+    shown = list(by_label)
+    if len(shown) > REPORT_LABELS:
+        shown = sorted(shown, key=lambda label: by_label[label]["f1"]["value"])[:REPORT_LABELS]
+        lines[0] += f"; the {REPORT_LABELS} labels with the lowest F1:"
+    for label in shown:
+        precision, recall, f1 = (share(by_label[label][key]) for key in ("precision", "recall", "f1"))
+        lines.append(f"{label}: precision {precision}, recall {recall}, F1 {f1}")
+    cells = [
+        (count, asked, answered)
+        for i, (asked, row) in enumerate(zip(confusion["labels"], confusion["matrix"], strict=True))
+        for j, (answered, count) in enumerate(zip(confusion["columns"], row, strict=True))
+        if count and i != j
+    ]
+    for count, asked, answered in sorted(cells, key=lambda cell: -cell[0])[:REPORT_CONFUSIONS]:
+        lines.append(f"asked for {asked}, answered {answered}: {count:d} time{'s' * (count > 1)}")
+    return "\n".join(lines)

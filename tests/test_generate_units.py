@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import generate
 from evaluate import confusion_cells, measure, of_example
-from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, report_text, sample_split
-from metrics import class_intervals
+from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, sample_split
+from metrics import class_intervals, report_text
 from records import read_examples, start_run
 from task import load_task, render_prompt, text_key
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import generate
 import score_ood
-from bench import strategies, strategies_report
+from bench import strategies, strategies_report, truth
 from task import load_task
 
 
@@ -64,12 +64,12 @@ def test_truth_of_clean_and_of_corrupted_examples(name):
     grammar, rng = importlib.import_module(f"data.{name}_grammar"), random.Random(1)
     topics = rng.choices(list(grammar.WEIGHTS), k=200)
     clean = [grammar.make_example(rng, topic) for topic in topics]
-    assert strategies.noise_of(clean, task, grammar) == {"wrong": 0.0, "unreadable": 0.0}
+    assert truth.noise_of(clean, task, grammar) == {"wrong": 0.0, "unreadable": 0.0}
     wrong = [grammar.corrupt(r) if i % 4 == 0 else r for i, r in enumerate(clean)]
-    assert strategies.noise_of(wrong, task, grammar) == {"wrong": 0.25, "unreadable": 0.0}
-    even = strategies.coverage([grammar.make_example(rng, t) for t in grammar.WEIGHTS], task, grammar)
+    assert truth.noise_of(wrong, task, grammar) == {"wrong": 0.25, "unreadable": 0.0}
+    even = truth.coverage([grammar.make_example(rng, t) for t in grammar.WEIGHTS], task, grammar)
     assert even["topics"] == len(grammar.WEIGHTS) and even["effective_topics"] == pytest.approx(len(grammar.WEIGHTS))
-    assert strategies.coverage([], task, grammar)["tail_share"] == 0
+    assert truth.coverage([], task, grammar)["tail_share"] == 0
 
 
 @pytest.mark.parametrize("name", ["reviews", "word_problems"])
@@ -83,7 +83,7 @@ def test_label_noise_of_a_teacher(name):
     grammar, rng = importlib.import_module(f"data.{name}_grammar"), random.Random(2)
     topics = list(grammar.WEIGHTS)
     made = [build_models.make_noisy(rng, grammar, topics[i % len(topics)], 0.25) for i in range(2000)]
-    assert strategies.noise_of(made, task, grammar)["wrong"] == pytest.approx(0.25, abs=0.03)  # 3 standard errors
+    assert truth.noise_of(made, task, grammar)["wrong"] == pytest.approx(0.25, abs=0.03)  # 3 standard errors
     plain, clean = random.Random(3), random.Random(3)
     assert [build_models.make_noisy(plain, grammar, t, 0.0) for t in topics] == [
         grammar.make_example(clean, t) for t in topics
