@@ -6,7 +6,7 @@
 
 Bad data ends a stage with one line on stderr and exit code 1 (SystemExit), never with a traceback; so does a disk that
 is full or may not be written (run_command).
-Only the standard library and, where a file is read or written, jsonlines are imported, so that `--help` is quick.
+Only the standard library and, where a file is read or written, jsonlines and msgspec are imported, so that `--help` is quick.
 """
 
 import contextlib
@@ -141,26 +141,19 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _finite(digits: str) -> float:
-    return number if math.isfinite(number := float(digits)) else _refuse(digits)
+def _loads(line: str | bytes) -> Any:
+    """The value of a line, by msgspec: several times as fast as json, and strict where json is not (1e999, half a surrogate)."""
+    import msgspec
 
-
-# Made once: json.loads and json.dumps with options make one for every call, a third of the time of a record. Only a number
-# with an exponent or with hundreds of digits can be too large for a float: only a line with one is read with a call for each
-DECODER = json.JSONDecoder(parse_constant=_refuse)
-CAREFUL = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
-PERHAPS_INFINITE = re.compile(r"[0-9][eE][+0-9]|[0-9]{300}")
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-
-
-def _loads(line: str) -> Any:
     try:
-        value = (CAREFUL if PERHAPS_INFINITE.search(line) else DECODER).decode(line)
+        return msgspec.json.decode(line)
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    try:  # json says better what is wrong with it
+        json.loads(line, parse_constant=_refuse)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if "\\u" in line:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError, a ValueError, on a lone surrogate
-    return value
+        problem = "nested too deeply"
+    raise ValueError(problem)
 
 
 def read_examples(
@@ -350,13 +343,21 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
     """Append records as JSON Lines, down to the disk; NaN and infinity are errors, never written."""
 
     import jsonlines
+    import msgspec
+
+    encoder = msgspec.json.Encoder()
 
     def dumps(record: dict) -> str:
-        try:
-            return ENCODER.encode(record)
-        except ValueError:
-            bad = [f"{k} is {v}" for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
-            fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
+        line = encoder.encode(record)
+        if b"null" in line:  # what msgspec writes for NaN and infinity too
+            try:
+                json.dumps(record, allow_nan=False)
+            except ValueError:
+                bad = [f"{k} is {v}" for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+                fail(
+                    f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?"
+                )
+        return msgspec.json.format(line, indent=0).decode()  # with a blank after each comma and colon, for reading
 
     with _naming(file.name):
         jsonlines.Writer(file, dumps=dumps).write_all(records)
@@ -407,7 +408,7 @@ def records_at(path: Path, places: Iterable[int]) -> Iterator[dict]:
         begins = array("Q", itertools.accumulate(map(len, file), initial=0))
         for place in places:
             file.seek(begins[place])
-            yield DECODER.decode(file.readline().decode())
+            yield _loads(file.readline())
 
 
 def beside(path: Path, suffix: str) -> Path:
