@@ -142,7 +142,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _loads(line: str | bytes) -> Any:
-    """The value of a line, by msgspec: several times as fast as json, and strict where json is not (1e999, half a surrogate)."""
+    """The value of a line, by msgspec: several times as fast as json, and strict where json is not (1e999)."""
     import msgspec
 
     try:
