@@ -22,7 +22,9 @@ Kill it at any time and run the same command again: it goes on after the last wh
 systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
+import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -30,8 +32,8 @@ import signal
 import string
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -72,7 +74,7 @@ from task import (
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 FeedbackLabel = Literal["any", "same", "other"]
-CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it idles only at the end of a chunk
+CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it seldom runs dry
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
@@ -156,23 +158,27 @@ def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1
 
 
 def plan_chunk(
-    num_examples: int, limit: int, attempted: list[int], accepted: list[int], shard: tuple[int, int] = (0, 1)
-) -> list[int]:
+    num_examples: int, limit: int, attempted: list[int], accepted: list[int], shard: tuple[int, int] = (0, 1),
+    sent: Sequence[int] | None = None,
+) -> list[int]:  # fmt: skip
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
     Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
     all labels (a mod n would leave shards with one label only where n and L have a common factor).
-    attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far.
-    limit: how many attempts are left.
+    attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far; sent: those
+    that the engine is still at. limit: how many attempts are left. Where only a part is expected to be accepted, one
+    standard deviation of that number more are asked for: a further round of a handful takes as long as one of hundreds.
     """
     num_labels, (index, size) = len(attempted), shard
     chunk = []
     for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
-        missing = share - accepted[i]
+        ahead = sent[i] if sent else 0
+        expected_yield = max((accepted[i] + 1) / (attempted[i] + 1), 0.05)
+        missing = (share - accepted[i]) / expected_yield - ahead
         if missing > 0:
-            expected_yield = (accepted[i] + 1) / (attempted[i] + 1)
-            count = min(-int(-missing // max(expected_yield, 0.05)), max(1, CHUNK // num_labels))
-            chunk += [i + num_labels * (index + size * (attempted[i] + k)) for k in range(count)]
+            spare = math.sqrt(missing * (1 - expected_yield) / expected_yield)
+            count = min(math.ceil(missing + spare), max(1, CHUNK // num_labels))
+            chunk += [i + num_labels * (index + size * (attempted[i] + ahead + k)) for k in range(count)]
     return sorted(chunk)[: max(limit, 0)]
 
 
@@ -217,12 +223,16 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
 # Engine
 
 
-def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
+def start_engine(
+    model: str, max_model_len: int, dtype: str = "auto", enforce_eager: bool | None = None, **engine_options: Any
+) -> Any:
     """vLLM's offline engine. Settings that only the CPU build needs are chosen here, and never over the user's own."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
+    if enforce_eager is None:  # on a CPU torch.compile takes 15 to 35 s at every start, and gains a tenth of the rest
+        enforce_eager = not torch.cuda.is_available()
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
@@ -238,10 +248,28 @@ def start_engine(model: str, max_model_len: int, dtype: str = "auto", **engine_o
 
     try:
         return LLM(
-            model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0, **engine_options
-        )
+            model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
+            enforce_eager=enforce_eager, **engine_options,
+        )  # fmt: skip
     except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
         fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
+
+
+def enqueue(llm: Any, prompts: list[dict], params: list[Any]) -> list[int]:
+    """Hand requests to the engine, which goes on with those it has; their numbers, under which wait_for finds the outputs."""
+    ids = llm.enqueue(prompts, params, use_tqdm=False) if prompts else []
+    return [int(request.partition("-")[0]) for request in ids]  # vLLM's ids are such numbers, and random letters
+
+
+def wait_for(llm: Any, numbers: list[int], done: dict[int, Any], bar: Any) -> list[Any]:
+    """The outputs of these requests, taken out of `done`, where those of others stay that are finished sooner."""
+    missing = set(numbers) - done.keys()
+    while missing:
+        for output in llm.llm_engine.step():
+            done[int(output.request_id)] = output
+            missing.discard(int(output.request_id))
+            bar.update()
+    return [done.pop(number) for number in numbers]
 
 
 def _first_line(error: Exception) -> str:
@@ -265,6 +293,17 @@ def stop(signals: Sequence[int], output: Path) -> NoReturn:
     """End the stage after a signal: one line, exit code 75."""
     say(f"{output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
     raise SystemExit(STOPPED)
+
+
+@contextlib.contextmanager
+def engine_errors(output: Path, signals: Sequence[int]) -> Iterator[None]:
+    """What vLLM raises ends the stage: in one line, or as a stop where a signal to all processes has ended the engine's own."""
+    try:
+        yield
+    except Exception as error:
+        if signals:
+            stop(signals, output)
+        fail(f"{output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,7 +370,7 @@ def sample_split(
     """
     from tqdm import tqdm
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     accepted_path, rejected_path = run.partial, beside(run.also[0], ".partial")
     for path, size in zip((accepted_path, rejected_path), run.state.get("progress") or [0, 0], strict=True):
@@ -351,11 +390,8 @@ def sample_split(
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
-    generating = run.notes.get("generate_seconds", 0.0)
-    while chunk := plan_chunk(options["num_examples"], max_attempts - sum(attempted), attempted, accepted, shard):
-        if signals:
-            stop(signals, run.output)
-        # Render
+    def send(chunk: list[int]) -> tuple[list[dict], list[int | None]]:
+        """Render the prompts of these attempts and hand them to the engine: (attempts, numbers of their requests)."""
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
         prompts = encode_prompts(tokenizer, texts, chat_template_kwargs)
@@ -365,92 +401,103 @@ def sample_split(
                 f"{run.output}: the prompt has {min(map(len, prompts)):,} tokens and --max-tokens {options['max_tokens']} come "
                 f"on top, the context holds {max_model_len:,}; show fewer or shorter examples, or lower --max-tokens"
             )
-        # Generate; the prefix cache starts empty so that a chunk that is sent again gives the same text
-        llm.reset_prefix_cache()
         params = [
             SamplingParams(
                 temperature=a.get("temperature", options["temperature"]), top_p=options["top_p"], top_k=options["top_k"],
                 min_p=options["min_p"], max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
-                structured_outputs=forms[a["label"]],
+                structured_outputs=forms[a["label"]], output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
-        sent = [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit]
-        name = f"{run.output.parent.name} {split}"
+        with engine_errors(run.output, signals):
+            numbers = iter(
+                enqueue(llm, [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit], params)
+            )
+        return attempts, [next(numbers) if fit else None for fit in fits]
 
-        def bar(
-            *queue: Any, name: str = name, **kw: Any
-        ) -> Any:  # vLLM asks for two: one for queueing, which is instant
-            return queue[0] if queue else tqdm(**kw | {"desc": name})
+    def read(a: dict, output: Any, spent: Counter) -> tuple[dict, dict, str | None, dict]:
+        """(attempt, example, why it is rejected by itself or None, lineage) of an output, None where the prompt did not fit."""
+        fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
+        shown = [*a["shots"], *a["feedback"]]
+        if output:
+            completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
+            spent["prompt"] += len(output.prompt_token_ids)
+            spent["completion"] += len(output.outputs[0].token_ids)
+            fields, reason = parse_completion(task, completion, a["label"])
+            if finish_reason == "length":
+                reason = "truncated"
+            elif reason is None and copies(task, fields, shown):
+                reason = "copied_shot"
+        example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
+        lineage = {
+            "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
+            "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
+            **({"temperature": a["temperature"]} if "temperature" in a else {}),
+            "finish_reason": finish_reason, "completion": completion,
+        }  # fmt: skip
+        return a, example, reason, lineage
 
-        began = time.perf_counter()
-        try:
-            outputs = iter(llm.generate(sent, params, use_tqdm=bar) if sent else [])
-        except Exception as error:
-            if not signals:
-                fail(f"{run.output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
-            continue  # a batch system signals all processes: the engine's own is gone, and with it the chunk
-        generating += time.perf_counter() - began
-        # Parse and check, in the order of the attempts
-        rows, spent = [], Counter()
-        for a, fit in zip(attempts, fits, strict=True):
-            fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
-            shown = [*a["shots"], *a["feedback"]]
-            if fit:
-                output = next(outputs)
-                completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
-                spent["prompt"] += len(output.prompt_token_ids)
-                spent["completion"] += len(output.outputs[0].token_ids)
-                fields, reason = parse_completion(task, completion, a["label"])
-                if finish_reason == "length":
-                    reason = "truncated"
-                elif reason is None and copies(task, fields, shown):
-                    reason = "copied_shot"
-            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
-            lineage = {
-                "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
-                "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
-                **({"temperature": a["temperature"]} if "temperature" in a else {}),
-                "finish_reason": finish_reason, "completion": completion,
-            }  # fmt: skip
-            rows.append((a, example, reason, lineage))
-        asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
-        began, judging = time.perf_counter(), Counter()
-        try:
-            own = judge([example for _, example, *_ in asked], judging) if asked else []
-        except Exception as error:
-            if not signals:
-                fail(f"{run.output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
-            continue
-        generating += time.perf_counter() - began
-        tokens += spent + Counter(verify=judging["computed"])
-        judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
-        kept, rejects = [], []
-        for a, example, reason, lineage in rows:
-            slot, answer = names.index(a["label"]), judged.get(a["id"], {})
-            attempted[slot] += 1
-            if reason is None and (key := text_key(task, example)) in seen:
-                reason = "duplicate"
-            elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
-                reason = "label_disagrees"
-            elif reason is None and accepted[slot] >= shares[slot]:
-                reason = "surplus"
-            if reason is None:
-                seen.add(key)
-                accepted[slot] += 1
-                rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
-                kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
-            else:
-                reasons[reason] += 1
-                rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
-        # Append the chunk, then note that it is there
-        for path, records in ((accepted_path, kept), (rejected_path, rejects)):
-            with path.open("a", encoding="utf-8") as file:
-                write_records(file, records)
-        run.notes.update(
-            {f"{kind}_tokens": number for kind, number in tokens.items()}, generate_seconds=round(generating, 2)
-        )
-        save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
+    # While vLLM's own process is at one chunk, the one before it is read. In one process that gains nothing, and there a chunk
+    # that is sent again gives the same text: it is alone, and the prefix cache empty. judge needs the engine to itself
+    alone = bool(judge) or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+    flying: deque[tuple[list[dict], list[int | None]]] = deque()  # the chunks that the engine is at
+    done: dict[int, Any] = {}
+    earlier, began = run.notes.get("generate_seconds", 0.0), time.perf_counter()
+    with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0) as bar:
+        while True:
+            if signals:
+                stop(signals, run.output)
+            while len(flying) < (1 if alone else 2):
+                sent = [sum(a["label"] == name for attempts, _ in flying for a in attempts) for name in names]
+                left = max_attempts - sum(attempted) - sum(sent)
+                if not (chunk := plan_chunk(options["num_examples"], left, attempted, accepted, shard, sent)):
+                    break
+                if not flying:
+                    llm.reset_prefix_cache()
+                flying.append(send(chunk))
+                bar.total += sum(number is not None for number in flying[-1][1])
+            if not flying:
+                break
+            # Read and check, in the order of the attempts
+            attempts, numbers = flying.popleft()
+            with engine_errors(run.output, signals):
+                outputs = iter(wait_for(llm, [n for n in numbers if n is not None], done, bar))
+            spent, judging = Counter(), Counter()
+            rows = [
+                read(a, None if n is None else next(outputs), spent) for a, n in zip(attempts, numbers, strict=True)
+            ]
+            asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
+            with engine_errors(run.output, signals):
+                own = judge([example for _, example, *_ in asked], judging) if asked else []
+            tokens += spent + Counter(verify=judging["computed"])
+            judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
+            kept, rejects = [], []
+            for a, example, reason, lineage in rows:
+                slot, answer = names.index(a["label"]), judged.get(a["id"], {})
+                attempted[slot] += 1
+                if reason is None and (key := text_key(task, example)) in seen:
+                    reason = "duplicate"
+                elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
+                    reason = "label_disagrees"
+                elif reason is None and accepted[slot] >= shares[slot]:
+                    reason = "surplus"
+                if reason is None:
+                    seen.add(key)
+                    accepted[slot] += 1
+                    rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
+                    kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
+                else:
+                    reasons[reason] += 1
+                    rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
+            # Append the chunk, then note that it is there
+            for path, records in ((accepted_path, kept), (rejected_path, rejects)):
+                with path.open("a", encoding="utf-8") as file:
+                    write_records(file, records)
+            seconds = earlier + time.perf_counter() - began
+            rate = tokens["completion"] / seconds
+            bar.set_postfix_str(f"{sum(accepted):,} of {sum(shares):,} accepted, {rate:,.0f} tokens/s")
+            run.notes.update({f"{kind}_tokens": n for kind, n in tokens.items()}, generate_seconds=round(seconds, 2))
+            save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
 
     counts = {
         "attempted": sum(accepted) + sum(reasons.values()),
@@ -465,10 +512,12 @@ def sample_split(
             f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {sum(shares):,}; rejected: "
             f"{summary}. Read {rejected_path}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
         )
-    rate = tokens["completion"] / generating if generating else 0.0
+    seconds = max(run.notes.get("generate_seconds", 0.0), 0.01)
     counts |= {"prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"]}
     counts |= {"verify_tokens": tokens["verify"]} if judge else {}  # computed ones: the prompts share most of theirs
-    finish_run(run, counts, generate_seconds=round(generating, 2), completion_tokens_per_second=round(rate, 1))
+    finish_run(
+        run, counts, generate_seconds=seconds, completion_tokens_per_second=round(tokens["completion"] / seconds, 1)
+    )
     return counts
 
 
@@ -490,7 +539,9 @@ EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the mo
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
 TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]
-EnforceEager = Annotated[bool, engine(help="No torch.compile or CUDA graphs: starts sooner, runs slower.")]
+EnforceEager = Annotated[
+    bool | None, engine(help="No torch.compile or CUDA graphs: starts sooner, runs slower (left out: only on a CPU).")
+]
 
 
 @app.callback()
@@ -530,7 +581,7 @@ def sample(
     max_model_len: MaxModelLen = None,
     gpu_memory_utilization: GpuMemoryUtilization = 0.9,
     tensor_parallel_size: TensorParallelSize = 1,
-    enforce_eager: EnforceEager = False,
+    enforce_eager: EnforceEager = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: at most so many examples a split.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the first prompts of each kind; no engine.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Make anew what is there already.")] = False,
@@ -671,7 +722,7 @@ def label(
     max_model_len: MaxModelLen = None,
     gpu_memory_utilization: GpuMemoryUtilization = 0.9,
     tensor_parallel_size: TensorParallelSize = 1,
-    enforce_eager: EnforceEager = False,
+    enforce_eager: EnforceEager = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the first prompts; no engine.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Label anew.")] = False,

@@ -264,7 +264,7 @@ def prepare(home: Path, scripts: list[str]) -> Any:
     if "generate.py" in scripts:
         import generate
 
-        llm = generate.start_engine(str(MODELS / "teacher"), 1024, enforce_eager=True)
+        llm = generate.start_engine(str(MODELS / "teacher"), 1024)
         patches.enter_context(mock.patch.object(generate, "start_engine", lambda *a, **k: llm))
         _, args = case("generate.py", random.Random(0), home)
         args[args.index("--output-dir") + 1] = str(home / "done")

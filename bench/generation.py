@@ -2,11 +2,13 @@
 
     python -m bench.generation --model data/reviews/models/teacher --num-prompts 10000
     python -m bench.generation --parts sample --model random --num-prompts 1000           # a larger Llama of random weights
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 python -m bench.generation --parts sample --model data/reviews/models/teacher
     python -m bench.generation --parts pipeline,prefix --model data/reviews/models/teacher
 
 1. sample: `generate.py sample` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
    that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
-   two changing; also the share of the stage's wall time that is not spent in vLLM.
+   two changing; also the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
+   vLLM has a process of its own, as with a GPU, and the stage reads a chunk while the next one is made.
 2. pipeline: prompts a second, bare `LLM.generate` over one prompt a call through a transformers pipeline, as the authors do:
    without stop strings, and with them.
 3. prefix: prompts of prompts/rte.toml, some 600 tokens, with the prefix cache and without: hit rate, ratio of wall times.
@@ -19,11 +21,15 @@ import gc
 import io
 import itertools
 import json
+import os
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -68,19 +74,23 @@ def random_teacher(name: str, tokenizer_of: str, folder: Path) -> str:
 
 
 class Recorder:
-    """An engine that notes what it is asked for, and how long it takes; else the engine itself."""
+    """An engine that notes what it is asked for, and how long it is waited for; else the engine itself."""
 
     def __init__(self, llm: Any) -> None:
         self.llm, self.sent, self.params, self.seconds = llm, [], [], 0.0
+        self.llm_engine = SimpleNamespace(step=partial(self.timed, llm.llm_engine.step))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.llm, name)
 
-    def generate(self, sent: list, params: list, **how: Any) -> list:
+    def enqueue(self, sent: list, params: list, **how: Any) -> list:
         self.sent, self.params = [*self.sent, *sent], [*self.params, *params]
+        return self.timed(self.llm.enqueue, sent, params, **how)
+
+    def timed(self, call: Callable, *args: Any, **how: Any) -> Any:
         began = time.perf_counter()
         try:
-            return self.llm.generate(sent, params, **how)
+            return call(*args, **how)
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -194,7 +204,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
             hits = sum(o.num_cached_tokens or 0 for o in outputs) / sum(len(o.prompt_token_ids) for o in outputs)
         return found, hits
 
-    llm = start(model, longest + max_tokens, enforce_eager=True)
+    llm = start(model, longest + max_tokens)
     with_cache, hits = seconds_of(llm)
     del llm
     gc.collect()
@@ -207,7 +217,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
 
     LLM.__init__ = without
     try:
-        llm = start(model, longest + max_tokens, enforce_eager=True)
+        llm = start(model, longest + max_tokens)
     finally:
         LLM.__init__ = plain
     no_cache, none = seconds_of(llm)
@@ -257,10 +267,12 @@ def main(
                 found["pipeline"] = part_pipeline(llm, recorder, path, calls, repeats)
             del llm
             gc.collect()
+        found["engine_in_own_process"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0"
         if "prefix" in chosen:
             found["prefix"] = part_prefix(path, prefix_prompts, 32, repeats)
     print(json.dumps(found, indent=1))
-    out = Path(__file__).parent / "results" / f"generation-{model.strip('/').replace('/', '-')}.json"
+    apart = "-own-process" if found["engine_in_own_process"] else ""
+    out = Path(__file__).parent / "results" / f"generation-{model.strip('/').replace('/', '-')}{apart}.json"
     out.write_text(json.dumps(found | git_state() | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
 
 

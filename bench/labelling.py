@@ -45,7 +45,7 @@ def cost(model: str, num_labels: int, num_prompts: int, length: int, repeats: in
     """Computed tokens and seconds of both ways on the same prompts; ratio = whole prompts / trie."""
     from vllm import SamplingParams
 
-    llm = start_engine(model, length + 64, enforce_eager=True)
+    llm = start_engine(model, length + 64)
     tokenizer, rng = llm.get_tokenizer(), random.Random(0)
     sequences = [tokenizer(f" {name}\n", add_special_tokens=False)["input_ids"] for name in intents(num_labels)]
     words = load_task(TASK_FILE).seed_examples.read_text().split()

@@ -465,7 +465,7 @@ def main(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with alone(WORK / "lock"):
         models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
-    llm = generate.start_engine(str(models["teacher"]), 1024, enforce_eager=True)
+    llm = generate.start_engine(str(models["teacher"]), 1024)
     generate.engine_for = lambda *args, **kwargs: (llm, 1024)  # every call of sample gets this one
     where = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions()}
     for place, run in enumerate(todo):

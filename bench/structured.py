@@ -41,7 +41,7 @@ def main(
     pools = {"seed": read_examples(task.seed_examples, task), "feedback": []}
     how = {"num_fewshot": 3, "feedback_rate": 0.0, "num_feedback_shots": 1}
     tokenizer, context = load_tokenizer(model)
-    llm = start_engine(model, min(1024, context or 1024), enforce_eager=True)
+    llm = start_engine(model, min(1024, context or 1024))
     results = []
     for degree in temperature:
         ratios, yields, reasons = [], {False: [], True: []}, {False: Counter(), True: Counter()}

@@ -103,7 +103,7 @@ def teacher(tmp_path_factory, pools):
 
 @pytest.fixture(scope="module")
 def engine(teacher):
-    return start_engine(str(teacher[0]), 512, enforce_eager=True)
+    return start_engine(str(teacher[0]), 512)
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """generate.py on a real vLLM engine: one small teacher, trained for seconds, and one engine for the whole file."""
 
 import json
+import os
 import string
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def engine(small_teacher):
-    return generate.start_engine(str(small_teacher), 512, enforce_eager=True)
+    return generate.start_engine(str(small_teacher), 512)
 
 
 @pytest.fixture
@@ -103,6 +106,38 @@ def test_a_chunk_that_is_cut_off_is_sent_again_and_gives_the_same_files(sample, 
     monkeypatch.setattr(generate, "write_records", write)
     resumed, resumed_rejected, _ = sample("cut")
     assert resumed == whole and resumed_rejected == whole_rejected  # float32, one CPU: the same text too
+
+
+def test_an_engine_in_a_process_of_its_own_has_two_chunks_at_a_time(small_teacher, tmp_path):
+    """As with a GPU: the next chunk is sent before the last is read, and what comes out is the same kind of file."""
+    command = "import generate, records; generate.CHUNK = 16; records.run_command(generate.app)"
+    how = [
+        "--task-file",
+        "prompts/reviews.toml",
+        "--model",
+        small_teacher,
+        "--output-dir",
+        tmp_path,
+        "--num-examples",
+        60,
+    ]
+    how += ["--num-validation", 20, "--max-tokens", 64]
+    done = subprocess.run(
+        [sys.executable, "-c", command, "sample", *map(str, how)], capture_output=True, text=True, check=False,
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = set()
+    for split, number in (("train", 60), ("validation", 20)):
+        accepted, rejected = (
+            [r for _, r in read_records(tmp_path / f"{split}{rest}.jsonl")] for rest in ("", ".rejected")
+        )
+        assert Counter(r["label"] for r in accepted) == {"positive": number / 2, "negative": number / 2}
+        attempts = sorted(int(r["id"].rsplit("-", 1)[1]) for r in accepted + rejected)
+        assert [a for a in attempts if a % 2] == list(range(1, 2 * len([a for a in attempts if a % 2]), 2))
+        keys = {text_key(TASK, r) for r in accepted}
+        assert len(keys) == number and not seen & keys
+        seen |= keys
 
 
 def test_raising_num_examples_extends_a_finished_file(sample):

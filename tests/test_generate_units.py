@@ -5,6 +5,7 @@ to give one completion of every kind of fault, or to be killed at every step. te
 """
 
 import collections
+import itertools
 import json
 import math
 import random
@@ -38,12 +39,16 @@ def shares_of(num_examples: int, num_labels: int) -> list[int]:
     [
         # nothing done yet: a yield of 1 is hoped for; 5 examples of 2 labels are 3 + 2
         ((5, 99, [0, 0], [0, 0]), [0, 1, 2, 3, 4]),
-        # label 1 has its share; of label 0 one is missing, yield (2 + 1) / (5 + 1) = 1/2: two attempts, its 6th and 7th
-        ((5, 99, [5, 2], [2, 2]), [10, 12]),
+        # label 1 has its share; of label 0 one is missing, yield (2 + 1) / (5 + 1) = 1/2: two attempts, and as of four 2 +- 1
+        # are accepted, sqrt(2) more: from its 6th on
+        ((5, 99, [5, 2], [2, 2]), [10, 12, 14, 16]),
         # 4 missing at a yield of (0 + 1) / (9 + 1) = 0.1: 40 attempts, of which 3 are left
         ((4, 3, [9], [0]), [9, 10, 11]),
-        # the yield is never taken to be below 0.05: 1 / 0.05 = 20
-        ((1, 99, [60], [0]), list(range(60, 80))),
+        # the yield is never taken to be below 0.05: 1 / 0.05 = 20, and sqrt(20 * 0.95 / 0.05) = 19.5 more
+        ((1, 99, [60], [0]), list(range(60, 100))),
+        # the engine is at 4 of the 6 that a missing 3 take at a yield of (2 + 1) / (5 + 1): 2 + sqrt(2) more, the 10th on
+        ((5, 99, [5], [2], (0, 1), [4]), [9, 10, 11, 12]),
+        ((5, 99, [5], [2], (0, 1), [6]), []),
         ((5, 99, [7, 9], [3, 2]), []),
         ((5, 0, [0, 0], [0, 0]), []),
         ((5, -3, [0, 0], [0, 0]), []),
@@ -345,15 +350,23 @@ OPTIONS = HOW | {
 
 
 def engine(answer):
-    """A stand-in for vLLM's offline engine: answer(seed) -> (text, finish reason)."""
+    """A stand-in for vLLM's offline engine: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
+    counter, unfinished = itertools.count(), []
 
-    def generate_texts(prompts, params, use_tqdm):
+    def enqueue(prompts, params, use_tqdm):
+        ids = []
         for prompt, param in zip(prompts, params, strict=True):
             text, finish_reason = answer(param.seed)
             completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
-            yield SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[completion])
+            output = {"prompt_token_ids": prompt["prompt_token_ids"], "outputs": [completion]}
+            unfinished.append(SimpleNamespace(request_id=str(next(counter)), **output))
+            ids.append(f"{unfinished[-1].request_id}-ab12")
+        return ids
 
-    return SimpleNamespace(generate=generate_texts, reset_prefix_cache=lambda: None)
+    def step():
+        return [unfinished.pop()]
+
+    return SimpleNamespace(enqueue=enqueue, llm_engine=SimpleNamespace(step=step), reset_prefix_cache=lambda: None)
 
 
 def by_seed(seed: int) -> tuple[str, str]:
@@ -365,10 +378,11 @@ def by_seed(seed: int) -> tuple[str, str]:
 
 
 @pytest.fixture
-def split(pairs, pools, models, tmp_path):
+def split(pairs, pools, models, tmp_path, monkeypatch):
     """Sample a split with a scripted engine; returns the counts."""
     from transformers import AutoTokenizer
 
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as start_engine does without a GPU
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
 
     def sample(folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, **changed):
@@ -414,21 +428,20 @@ def test_one_attempt_of_every_kind(split, pairs, pools, tmp_path):
     script = {seed_and_shots(a)[0]: text for a, text in script.items()}
     counts = split(answer=lambda seed: script.get(seed, (f" the {seed}\nSecond: frost", "stop")))
     # By hand. Chunk 1: 2 + 2 missing, a yield of 1 hoped for: attempts 0 to 3; one is accepted, of label 0.
-    # Chunk 2: label 0: 1 missing at (1 + 1) / (2 + 1): 2 attempts, 4 and 6; label 1: 2 at (0 + 1) / (2 + 1), which as a
-    # float is less than a third: 7 attempts, 5 to 17; accepted: 5 and 11, the three after it are surplus.
-    # Chunk 3: label 0: 1 at (1 + 1) / (4 + 1) = 0.4: 3 attempts, 8, 10 and 12, of which the last two are surplus.
+    # Chunk 2: label 0: 1 missing at (1 + 1) / (2 + 1): 1.5 + sqrt(0.75), 3 attempts, 4 to 8, of which the last is accepted;
+    # label 1: 2 at (0 + 1) / (2 + 1): 6 + sqrt(12), 10 attempts, 5 to 23; accepted: 5 and 11, the six after it are surplus.
     rejected = {
         "truncated": 1, "no_match": 1, "empty_field": 1, "too_short": 1, "too_long": 1, "copied_shot": 1, "duplicate": 1,
-        "surplus": 5,
+        "surplus": 6,
     }  # fmt: skip
-    assert counts["attempted"] == 16 and counts["accepted"] == 4 and counts["rejected"] == rejected
-    assert counts["accepted_by_label"] == {"Warm": 2, "not warm": 2} and counts["completion_tokens"] == 3 * 16
+    assert counts["attempted"] == 17 and counts["accepted"] == 4 and counts["rejected"] == rejected
+    assert counts["accepted_by_label"] == {"Warm": 2, "not warm": 2} and counts["completion_tokens"] == 3 * 17
     accepted, rejects = both(tmp_path / "a")
-    assert [r["id"][-2:] for r in accepted] == ["00", "05", "11", "08"]
+    assert [r["id"][-2:] for r in accepted] == ["00", "05", "08", "11"]
     assert {r["id"][-2:]: r["reason"] for r in rejects} == {
         "01": "truncated", "02": "copied_shot", "03": "duplicate", "04": "no_match", "06": "empty_field",
-        "07": "too_short", "09": "too_long", "13": "surplus", "15": "surplus", "17": "surplus",
-        "10": "surplus", "12": "surplus",
+        "07": "too_short", "09": "too_long", "13": "surplus", "15": "surplus", "17": "surplus", "19": "surplus",
+        "21": "surplus", "23": "surplus",
     }  # fmt: skip
     first = accepted[0]
     assert set(first) == {
@@ -447,6 +460,29 @@ def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pool
     too_long = [r for r in rejects if r["reason"] == "prompt_too_long"]
     assert counts["rejected"]["prompt_too_long"] == len(too_long) > 0
     assert all(pairs_of_words["id"] in r["shots"] and r["completion"] is None for r in too_long)
+
+
+def test_an_engine_of_its_own_process_is_at_the_next_chunk_while_one_is_read(split, tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
+    monkeypatch.setattr(generate, "CHUNK", 8)
+    parse, sent, ahead = generate.parse_completion, [], []
+
+    def parse_and_note(*args):
+        ahead.append(len(sent))
+        return parse(*args)
+
+    monkeypatch.setattr(generate, "parse_completion", parse_and_note)
+    counts = split(num_examples=30, answer=lambda seed: sent.append(seed) or by_seed(seed))
+    accepted, rejects = both(tmp_path / "a")
+    assert (
+        ahead[:16] == [16] * 8 + [24] * 8
+    )  # two chunks are sent before the first is read, the third before the second
+    assert counts["accepted"] == len(accepted) == 30 and counts["accepted_by_label"] == {"Warm": 15, "not warm": 15}
+    assert len({(r["first"].lower(), r["second"].lower()) for r in accepted}) == 30
+    for label in (0, 1):  # each attempt once, in turn
+        mine = sorted(n for r in accepted + rejects if (n := int(r["id"][-6:])) % 2 == label)
+        assert mine == list(range(label, 2 * len(mine), 2))
+    assert len(sent) == counts["attempted"] == len(accepted) + len(rejects)
 
 
 def test_killed_at_any_write_and_run_again(split, tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def test_verify_needs_a_label_prompt(home, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine(small_teacher):
-    return generate.start_engine(str(small_teacher), 1024, enforce_eager=True)
+    return generate.start_engine(str(small_teacher), 1024)
 
 
 @pytest.fixture
