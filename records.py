@@ -12,6 +12,7 @@ Only the standard library and, where a file is read or written, jsonlines and ms
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import itertools
 import json
@@ -365,6 +366,7 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
         os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
 
 
+@functools.lru_cache(maxsize=10_000)  # examples that prompts show come again and again
 def normalise(text: str) -> str:
     """Lower-case letters and digits only: two texts that are equal after this count as duplicates."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))

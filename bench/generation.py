@@ -103,7 +103,7 @@ def sample(
     accepts: random weights write nothing that is accepted; the stage then ends when `num_prompts` attempts are made.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    recorder = Recorder(llm)
+    recorder, plain = Recorder(llm), generate.engine_for
     generate.engine_for = lambda *args, **kwargs: (recorder, llm.llm_engine.model_config.max_model_len)
     began = time.perf_counter()
     try:
@@ -115,6 +115,8 @@ def sample(
     except SystemExit as end:
         if accepts or "attempts gave" not in str(end):
             raise
+    finally:
+        generate.engine_for = plain  # with it the engine would stay, and with the engine its process
     return time.perf_counter() - began, recorder
 
 
