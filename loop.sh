@@ -93,6 +93,7 @@ run() {
 for model in "$TEACHER" "$STUDENT"; do
   if is_embedded "$model"; then run -m data.build_models "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; fi
 done
+if is_embedded "$STUDENT"; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi # two wait longer for each other than they work
 
 # The loop -------------------------------------------------------------------------------------------------------------
 measure() { # model, folder, test file
