@@ -40,7 +40,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from labelling import agrees, draw_label_shots, label_records, label_tokens
+from labelling import agrees, completed, draw_label_shots, label_records, label_tokens
 from records import (
     Run,
     beside,
@@ -166,17 +166,17 @@ def plan_chunk(
     Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
     all labels (a mod n would leave shards with one label only where n and L have a common factor).
     attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far; sent: those
-    that the engine is still at. limit: how many attempts are left. Where only a part is expected to be accepted, one
-    standard deviation of that number more are asked for: a further round of a handful takes as long as one of hundreds.
+    that the engine is still at. limit: how many attempts are left. Where only a part is expected to be accepted, and nothing
+    is on its way, one standard deviation of it more are asked for: a round of a handful takes as long as one of hundreds.
     """
     num_labels, (index, size) = len(attempted), shard
     chunk = []
     for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
         ahead = sent[i] if sent else 0
-        expected_yield = max((accepted[i] + 1) / (attempted[i] + 1), 0.05)
+        expected_yield = min(max((accepted[i] + 1) / (attempted[i] + 1), 0.05), 1)  # above 1: lines were added by hand
         missing = (share - accepted[i]) / expected_yield - ahead
         if missing > 0:
-            spare = math.sqrt(missing * (1 - expected_yield) / expected_yield)
+            spare = 0 if any(sent or []) else math.sqrt(missing * (1 - expected_yield) / expected_yield)
             count = min(math.ceil(missing + spare), max(1, CHUNK // num_labels))
             chunk += [i + num_labels * (index + size * (attempted[i] + ahead + k)) for k in range(count)]
     return sorted(chunk)[: max(limit, 0)]
@@ -265,7 +265,7 @@ def wait_for(llm: Any, numbers: list[int], done: dict[int, Any], bar: Any) -> li
     """The outputs of these requests, taken out of `done`, where those of others stay that are finished sooner."""
     missing = set(numbers) - done.keys()
     while missing:
-        for output in llm.llm_engine.step():
+        for output in completed(llm.llm_engine.step()):
             done[int(output.request_id)] = output
             missing.discard(int(output.request_id))
             bar.update()
@@ -291,7 +291,7 @@ def note_signals() -> list[int]:
 
 def stop(signals: Sequence[int], output: Path) -> NoReturn:
     """End the stage after a signal: one line, exit code 75."""
-    say(f"{output}: stopped by {signal.Signals(signals[0]).name}, all is saved; run it again to go on")
+    say(f"{output}: stopped by {signal.Signals(signals[0]).name}, what is read is saved; run it again to go on")
     raise SystemExit(STOPPED)
 
 
@@ -390,13 +390,15 @@ def sample_split(
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
 
+    flying: deque[tuple[list[dict], list[int | None]]] = deque()  # the chunks that the engine is at
+
     def send(chunk: list[int]) -> tuple[list[dict], list[int | None]]:
         """Render the prompts of these attempts and hand them to the engine: (attempts, numbers of their requests)."""
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
         prompts = encode_prompts(tokenizer, texts, chat_template_kwargs)
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
-        if not any(fits) and not sum(attempted):  # later on, those that do not fit are rejects
+        if not any(fits) and not sum(attempted) and not flying:  # later on, those that do not fit are rejects
             fail(
                 f"{run.output}: the prompt has {min(map(len, prompts)):,} tokens and --max-tokens {options['max_tokens']} come "
                 f"on top, the context holds {max_model_len:,}; show fewer or shorter examples, or lower --max-tokens"
@@ -410,6 +412,8 @@ def sample_split(
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
         with engine_errors(run.output, signals):
+            if not flying:
+                llm.reset_prefix_cache()
             numbers = iter(
                 enqueue(llm, [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit], params)
             )
@@ -419,7 +423,7 @@ def sample_split(
         """(attempt, example, why it is rejected by itself or None, lineage) of an output, None where the prompt did not fit."""
         fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
         shown = [*a["shots"], *a["feedback"]]
-        if output:
+        if output is not None:
             completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
             spent["prompt"] += len(output.prompt_token_ids)
             spent["completion"] += len(output.outputs[0].token_ids)
@@ -437,23 +441,49 @@ def sample_split(
         }  # fmt: skip
         return a, example, reason, lineage
 
-    # While vLLM's own process is at one chunk, the one before it is read. In one process that gains nothing, and there a chunk
-    # that is sent again gives the same text: it is alone, and the prefix cache empty. judge needs the engine to itself
+    def settle(rows: list[tuple[dict, dict, str | None, dict]], spent: Counter) -> tuple[list[dict], list[dict]]:
+        """Accept or reject what `read` made of a chunk, in the order of the attempts: the records of both."""
+        asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
+        judging: Counter = Counter()
+        with engine_errors(run.output, signals):
+            own = judge([example for _, example, *_ in asked], judging) if asked else []
+        tokens.update(spent + Counter(verify=judging["computed"]))
+        judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
+        kept, rejects = [], []
+        for a, example, reason, lineage in rows:
+            slot, answer = names.index(a["label"]), judged.get(a["id"], {})
+            attempted[slot] += 1
+            if reason is None and (key := text_key(task, example)) in seen:
+                reason = "duplicate"
+            elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
+                reason = "label_disagrees"
+            elif reason is None and accepted[slot] >= shares[slot]:
+                reason = "surplus"
+            if reason is None:
+                seen.add(key)
+                accepted[slot] += 1
+                rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
+                kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
+            else:
+                reasons[reason] += 1
+                rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
+        return kept, rejects
+
+    # While vLLM's own process is at one chunk, the one before it is read; judge needs the engine to itself. In one process
+    # nothing is gained by two, and a chunk that is alone, with an empty prefix cache, gives the same text when sent again
     alone = bool(judge) or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
-    flying: deque[tuple[list[dict], list[int | None]]] = deque()  # the chunks that the engine is at
     done: dict[int, Any] = {}
     earlier, began = run.notes.get("generate_seconds", 0.0), time.perf_counter()
-    with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0) as bar:
+    with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar:
         while True:
             if signals:
+                bar.close()
                 stop(signals, run.output)
             while len(flying) < (1 if alone else 2):
-                sent = [sum(a["label"] == name for attempts, _ in flying for a in attempts) for name in names]
-                left = max_attempts - sum(attempted) - sum(sent)
-                if not (chunk := plan_chunk(options["num_examples"], left, attempted, accepted, shard, sent)):
+                ahead = [sum(a["label"] == name for attempts, _ in flying for a in attempts) for name in names]
+                left = max_attempts - sum(attempted) - sum(ahead)
+                if not (chunk := plan_chunk(options["num_examples"], left, attempted, accepted, shard, ahead)):
                     break
-                if not flying:
-                    llm.reset_prefix_cache()
                 flying.append(send(chunk))
                 bar.total += sum(number is not None for number in flying[-1][1])
             if not flying:
@@ -462,33 +492,11 @@ def sample_split(
             attempts, numbers = flying.popleft()
             with engine_errors(run.output, signals):
                 outputs = iter(wait_for(llm, [n for n in numbers if n is not None], done, bar))
-            spent, judging = Counter(), Counter()
+            spent: Counter = Counter()
             rows = [
                 read(a, None if n is None else next(outputs), spent) for a, n in zip(attempts, numbers, strict=True)
             ]
-            asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
-            with engine_errors(run.output, signals):
-                own = judge([example for _, example, *_ in asked], judging) if asked else []
-            tokens += spent + Counter(verify=judging["computed"])
-            judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
-            kept, rejects = [], []
-            for a, example, reason, lineage in rows:
-                slot, answer = names.index(a["label"]), judged.get(a["id"], {})
-                attempted[slot] += 1
-                if reason is None and (key := text_key(task, example)) in seen:
-                    reason = "duplicate"
-                elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
-                    reason = "label_disagrees"
-                elif reason is None and accepted[slot] >= shares[slot]:
-                    reason = "surplus"
-                if reason is None:
-                    seen.add(key)
-                    accepted[slot] += 1
-                    rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
-                    kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
-                else:
-                    reasons[reason] += 1
-                    rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
+            kept, rejects = settle(rows, spent)
             # Append the chunk, then note that it is there
             for path, records in ((accepted_path, kept), (rejected_path, rejects)):
                 with path.open("a", encoding="utf-8") as file:

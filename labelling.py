@@ -115,7 +115,7 @@ def label_log_probs(
         sent = [{"prompt_token_ids": [*prompts[i], *path]} for i, path, _ in asked]
         one = {"max_tokens": 1, "temperature": 0, "detokenize": False}
         params = [SamplingParams(**one, logprob_token_ids=following) for *_, following in asked]
-        outputs = llm.generate(sent, params, use_tqdm=False) if sent else []
+        outputs = completed(llm.generate(sent, params, use_tqdm=False)) if sent else []
         for (i, path, following), output in zip(asked, outputs, strict=True):
             tokens["prompt"] += len(output.prompt_token_ids)
             tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
@@ -157,6 +157,13 @@ def read_answer(task: Task, record: dict, text: str) -> str:
     return text.strip()
 
 
+def completed(outputs: list[Any]) -> list[Any]:
+    """The outputs; RuntimeError where the engine gave a request up, as vLLM's own process does at a SIGTERM: half a text."""
+    if any(one.finish_reason in ("abort", "error") for output in outputs for one in output.outputs):
+        raise RuntimeError("the engine has given up its requests")
+    return outputs
+
+
 def label_records(
     llm: Any, tokenizer: Any, task: Task, records: list[dict], shots: list[dict], encode: Any,
     num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0, tokens: Counter | None = None,
@@ -190,7 +197,7 @@ def label_records(
         for record in records
     ]  # fmt: skip
     results = []
-    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    outputs = completed(llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False))
     for record, output in zip(records, outputs, strict=True):
         tokens["prompt"] += len(output.prompt_token_ids)
         tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)

@@ -93,7 +93,9 @@ run() {
 for model in "$TEACHER" "$STUDENT"; do
   if is_embedded "$model"; then run -m data.build_models "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; fi
 done
-if is_embedded "$STUDENT"; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi # two wait longer for each other than they work
+if is_embedded "$TEACHER" && is_embedded "$STUDENT"; then # two threads would wait longer for each other than they work
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
 
 # The loop -------------------------------------------------------------------------------------------------------------
 measure() { # model, folder, test file

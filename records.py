@@ -150,8 +150,8 @@ def _loads(line: str | bytes) -> Any:
         return msgspec.json.decode(line)
     except (ValueError, RecursionError) as error:
         problem = str(error)
-    try:  # json says better what is wrong with it
-        json.loads(line, parse_constant=_refuse)
+    try:  # json says better what is wrong with it; what it takes, it may not be able to write
+        json.dumps(json.loads(line, parse_constant=_refuse), ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         problem = "nested too deeply"
     raise ValueError(problem)
@@ -366,7 +366,7 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
         os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
 
 
-@functools.lru_cache(maxsize=10_000)  # examples that prompts show come again and again
+@functools.lru_cache(maxsize=1_000)  # examples that prompts show come again and again
 def normalise(text: str) -> str:
     """Lower-case letters and digits only: two texts that are equal after this count as duplicates."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))

@@ -269,9 +269,9 @@ def main(
                 found["pipeline"] = part_pipeline(llm, recorder, path, calls, repeats)
             del llm
             gc.collect()
-        found["engine_in_own_process"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0"
         if "prefix" in chosen:
             found["prefix"] = part_prefix(path, prefix_prompts, 32, repeats)
+        found["engine_in_own_process"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0"
     print(json.dumps(found, indent=1))
     apart = "-own-process" if found["engine_in_own_process"] else ""
     out = Path(__file__).parent / "results" / f"generation-{model.strip('/').replace('/', '-')}{apart}.json"

@@ -115,19 +115,19 @@ def sample(engine, teacher, pools, tmp_path):
         options = OPTIONS | changed
         run = start_run("generate.py sample", output, options, {}, also=[output.with_suffix(".rejected.jsonl")])
         prompts = []
-        generate = engine.generate
+        enqueue = engine.enqueue
 
         def noting(sent, params, use_tqdm):
-            outputs = generate(sent, params, use_tqdm=use_tqdm)
-            prompts.extend(list(o.prompt_token_ids) for o in outputs)
-            return outputs
+            prompts.extend(s["prompt_token_ids"] for s in sent)
+            return enqueue(sent, params, use_tqdm=use_tqdm)
 
-        engine.generate = noting
+        engine.enqueue = noting
         try:
             sample_split(run, TASK, "train", 0, options, 40, pools, set(), engine, teacher[1][template], 512, kwargs)
         finally:
-            engine.generate = generate
+            engine.enqueue = enqueue
             run.lock.close()
+        assert prompts
         return *(read_lines(output.with_suffix(s)) for s in (".jsonl", ".rejected.jsonl")), prompts
 
     return sample

@@ -46,8 +46,10 @@ def shares_of(num_examples: int, num_labels: int) -> list[int]:
         ((4, 3, [9], [0]), [9, 10, 11]),
         # the yield is never taken to be below 0.05: 1 / 0.05 = 20, and sqrt(20 * 0.95 / 0.05) = 19.5 more
         ((1, 99, [60], [0]), list(range(60, 100))),
-        # the engine is at 4 of the 6 that a missing 3 take at a yield of (2 + 1) / (5 + 1): 2 + sqrt(2) more, the 10th on
-        ((5, 99, [5], [2], (0, 1), [4]), [9, 10, 11, 12]),
+        # the engine is at 4 of the 6 that a missing 3 take at a yield of (2 + 1) / (5 + 1): 2 more, its 10th and 11th
+        ((5, 99, [5], [2], (0, 1), [4]), [9, 10]),
+        # one was added by hand: 3 of 2 attempts, and none are more than the yield of 1 asks for
+        ((5, 99, [2], [3]), [2, 3]),
         ((5, 99, [5], [2], (0, 1), [6]), []),
         ((5, 99, [7, 9], [3, 2]), []),
         ((5, 0, [0, 0], [0, 0]), []),
@@ -483,6 +485,14 @@ def test_an_engine_of_its_own_process_is_at_the_next_chunk_while_one_is_read(spl
         mine = sorted(n for r in accepted + rejects if (n := int(r["id"][-6:])) % 2 == label)
         assert mine == list(range(label, 2 * len(mine), 2))
     assert len(sent) == counts["attempted"] == len(accepted) + len(rejects)
+
+
+def test_a_second_chunk_that_does_not_fit_is_rejected_where_the_first_one_did(split, pools, tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
+    monkeypatch.setattr(generate, "CHUNK", 4)
+    long = {"seed": [*pools["seed"], pair(7) | {"id": "long", "second": "sun " * 300}]}
+    counts = split(num_examples=40, context=300, shown=long, num_fewshot=1)
+    assert counts["accepted"] == 40 and counts["rejected"]["prompt_too_long"] > 0
 
 
 def test_killed_at_any_write_and_run_again(split, tmp_path, monkeypatch):

@@ -86,7 +86,11 @@ class FakeEngine:
         self.sent.append(sent)
         outputs = []
         for prompt, param in zip(sent, params, strict=True):
-            one = type("One", (), {"logprobs": [{t: self.LogProb for t in param.logprob_token_ids or []}]})
+            one = type(
+                "One",
+                (),
+                {"logprobs": [{t: self.LogProb for t in param.logprob_token_ids or []}], "finish_reason": "length"},
+            )
             ones = [type("One", (), {"text": t, "finish_reason": "stop"}) for t in self.texts] or [one]
             many = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": None, "outputs": ones}
             outputs.append(type("Output", (), many))

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, call, pair, read_lines, write_lines
@@ -331,24 +330,39 @@ def test_a_signal_ends_the_chunk_and_the_next_start_goes_on(sample_shard, tmp_pa
     with pytest.raises(SystemExit) as end:
         sample_shard((0, 1), signalled, signals)
     assert end.value.code == STOPPED == 75 and len(asked) == 24  # the whole chunk
-    assert f"stopped by {number.name}, all is saved; run it again to go on" in capsys.readouterr().err
+    assert f"stopped by {number.name}, what is read is saved; run it again to go on" in capsys.readouterr().err
     state = json.loads((tmp_path / "train-00000-of-00001.jsonl.partial.json").read_text())
     assert state["progress"][0] == (tmp_path / "train-00000-of-00001.jsonl.partial").stat().st_size > 0
     sample_shard((0, 1))
     assert (tmp_path / "train-00000-of-00001.jsonl").read_bytes() == whole
 
 
-def test_an_engine_that_dies_of_the_same_signal_costs_only_its_chunk(sample_shard, monkeypatch):
-    def dies(prompts, params, use_tqdm):
+@pytest.mark.parametrize("way", ["enqueue", "step", "abort"])
+def test_an_engine_that_dies_of_the_same_signal_costs_only_its_chunk(sample_shard, monkeypatch, tmp_path, way):
+    """It may raise, or, as vLLM 0.32 does at a SIGTERM, give back what it has of each text."""
+    plain = engine
+
+    def dies(*args, **how):
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("EngineDeadError")
 
-    dying = SimpleNamespace(generate=dies, reset_prefix_cache=lambda: None)
-    monkeypatch.setattr(sys.modules[__name__], "engine", lambda answer: dying)
+    def dying(answer):
+        if way == "abort":
+            return plain(lambda seed: (by_seed(seed)[0], os.kill(os.getpid(), signal.SIGTERM) or "abort"))
+        whole = plain(answer)
+        setattr(whole if way == "enqueue" else whole.llm_engine, way, dies)
+        return whole
+
+    monkeypatch.setattr(sys.modules[__name__], "engine", dying)
     signals = note_signals()
     with pytest.raises(SystemExit) as end:
         sample_shard((0, 1), signals=signals)
     assert end.value.code == STOPPED
+    monkeypatch.undo()
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    sample_shard((0, 1))
+    train, rejected = (read_lines(tmp_path / f"train-00000-of-00001{rest}.jsonl") for rest in ("", ".rejected"))
+    assert len(train) == 24 and {r["finish_reason"] for r in train + rejected} == {"stop"}
 
 
 @pytest.mark.engine
