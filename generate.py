@@ -243,6 +243,7 @@ def start_engine(
             "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
             "enable_chunked_prefill": False,  # a seeded request whose prompt is split over two steps kills the engine
             "max_num_batched_tokens": max(4096, max_model_len),
+            "max_num_seqs": 1024,  # with the default of 256 a tiny model writes the same text at 0.6 of the speed
         }
     from vllm import LLM
 
