@@ -74,7 +74,7 @@ from task import (
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 FeedbackLabel = Literal["any", "same", "other"]
-CHUNK = 4096  # prompts handed to the engine at once: many times its batch, so that it seldom runs dry
+CHUNK = 4096  # prompts handed to the engine at once: four of its batches or more; what a kill costs at most
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
