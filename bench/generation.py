@@ -274,6 +274,8 @@ def main(
         found["engine_in_own_process"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0"
     print(json.dumps(found, indent=1))
     apart = "-own-process" if found["engine_in_own_process"] else ""
+    # A record without the first part does not take the place of the one with it
+    apart += "" if "sample" in chosen else f"-{'-'.join(chosen)}"
     out = Path(__file__).parent / "results" / f"generation-{model.strip('/').replace('/', '-')}{apart}.json"
     out.write_text(json.dumps(found | git_state() | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
 
