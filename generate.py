@@ -34,6 +34,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -74,7 +75,8 @@ from task import (
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 FeedbackLabel = Literal["any", "same", "other"]
-CHUNK = 4096  # prompts handed to the engine at once: four of its batches or more; what a kill costs at most
+CHUNK = 512  # attempts that are read, checked and saved together
+WINDOW = 8192  # attempts under way: so many that the engine is never short of work while a chunk waits for its longest text
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
@@ -159,27 +161,64 @@ def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1
 
 def plan_chunk(
     num_examples: int, limit: int, attempted: list[int], accepted: list[int], shard: tuple[int, int] = (0, 1),
-    sent: Sequence[int] | None = None,
+    under_way: Sequence[int] | None = None, size: int | None = None,
 ) -> list[int]:  # fmt: skip
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
     Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
     all labels (a mod n would leave shards with one label only where n and L have a common factor).
-    attempted, accepted: counts by label so far, from which alone the size follows, through the yield seen so far; sent: those
-    that the engine is still at. limit: how many attempts are left. Where only a part is expected to be accepted, and nothing
-    is on its way, one standard deviation of it more are asked for: a round of a handful takes as long as one of hundreds.
+    attempted, accepted: counts by label of what is settled, and under_way of what was planned after it. How many are asked
+    follows from the yield seen so far: two standard deviations more than are expected to be needed, since a round of a
+    handful at the end takes as long as one of hundreds. limit: how many attempts are left; size: of a chunk (CHUNK).
     """
-    num_labels, (index, size) = len(attempted), shard
+    num_labels, (index, shards) = len(attempted), shard
     chunk = []
     for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
-        ahead = sent[i] if sent else 0
+        ahead = under_way[i] if under_way else 0
         expected_yield = min(max((accepted[i] + 1) / (attempted[i] + 1), 0.05), 1)  # above 1: lines were added by hand
-        missing = (share - accepted[i]) / expected_yield - ahead
-        if missing > 0:
-            spare = 0 if any(sent or []) else math.sqrt(missing * (1 - expected_yield) / expected_yield)
-            count = min(math.ceil(missing + spare), max(1, CHUNK // num_labels))
-            chunk += [i + num_labels * (index + size * (attempted[i] + ahead + k)) for k in range(count)]
+        missing = max(share - accepted[i], 0) / expected_yield
+        missing += 2 * math.sqrt(missing * (1 - expected_yield) / expected_yield) - ahead
+        count = min(math.ceil(missing), max(1, (size or CHUNK) // num_labels))
+        chunk += [i + num_labels * (index + shards * (attempted[i] + ahead + k)) for k in range(count)]
     return sorted(chunk)[: max(limit, 0)]
+
+
+def plan_ahead(
+    num_examples: int, limit: int, attempted: list[int], accepted: list[int], planned: deque[list[int]],
+    shard: tuple[int, int] = (0, 1), size: int | None = None, window: int | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """Append chunks to `planned`, those under way, until it holds `window` attempts (WINDOW); returns the new ones.
+
+    To be called at the beginning and after each chunk that is settled: the plan then depends on what came of the
+    attempts, never on how quickly. limit: how many attempts may be made in all.
+    """
+    new = []
+    while sum(map(len, planned)) < (window or WINDOW):
+        under_way = Counter(a % len(attempted) for chunk in planned for a in chunk)
+        ahead, left = [under_way[i] for i in range(len(attempted))], limit - sum(attempted) - under_way.total()
+        chunk = plan_chunk(num_examples, left, attempted, accepted, shard, ahead, size)
+        if not chunk:
+            break
+        planned.append(chunk)
+        new.append(chunk)
+    return new
+
+
+def plan_again(made: dict[int, bool], num_labels: int, plan: Callable[..., list[list[int]]]) -> list[list[int]] | None:
+    """The chunks that were under way when a split was cut off, whose attempts `made` (number: accepted?) are settled.
+
+    plan: plan_ahead of (attempted, accepted, planned). None: these attempts did not come about by this plan, because the
+    file was edited or extended, or the limit of attempts raised.
+    """
+    attempted, accepted, planned, settled = [0] * num_labels, [0] * num_labels, deque(), 0
+    plan(attempted, accepted, planned)
+    while planned and all(a in made for a in planned[0]):
+        for a in planned.popleft():
+            attempted[a % num_labels] += 1
+            accepted[a % num_labels] += made[a]
+            settled += 1
+        plan(attempted, accepted, planned)
+    return list(planned) if settled == len(made) else None
 
 
 def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int, pools: dict, options: dict) -> dict:
@@ -257,20 +296,14 @@ def start_engine(
 
 
 def enqueue(llm: Any, prompts: list[dict], params: list[Any]) -> list[int]:
-    """Hand requests to the engine, which goes on with those it has; their numbers, under which wait_for finds the outputs."""
+    """Hand requests to the engine, which goes on with those it has; their numbers, as `number_of` reads them from outputs."""
     ids = llm.enqueue(prompts, params, use_tqdm=False) if prompts else []
-    return [int(request.partition("-")[0]) for request in ids]  # vLLM's ids are such numbers, and random letters
+    return list(map(number_of, ids))
 
 
-def wait_for(llm: Any, numbers: list[int], done: dict[int, Any], bar: Any) -> list[Any]:
-    """The outputs of these requests, taken out of `done`, where those of others stay that are finished sooner."""
-    missing = set(numbers) - done.keys()
-    while missing:
-        for output in completed(llm.llm_engine.step()):
-            done[int(output.request_id)] = output
-            missing.discard(int(output.request_id))
-            bar.update()
-    return [done.pop(number) for number in numbers]
+def number_of(request_id: str) -> int:
+    """vLLM's ids are numbers; what it gives back when a request is made ends in random letters."""
+    return int(request_id.partition("-")[0])
 
 
 def _first_line(error: Exception) -> str:
@@ -324,20 +357,22 @@ def cut_off(path: Path, size: int) -> None:
 
 def read_progress(
     accepted_path: Path, rejected_path: Path, task: Task, stream: str, shards: int
-) -> tuple[list[int], list[int], Counter, set[str]]:
-    """What a split has so far: attempts and accepted examples by label, rejects by reason, keys of the accepted texts.
+) -> tuple[list[int], list[int], Counter, set[str], dict[int, bool]]:
+    """What a split has so far: attempts and accepted examples by label, rejects by reason, keys of the accepted texts, and
+    of every attempt's number whether it was accepted.
 
     stream: how the ids of this split begin; a hand edit may have taken lines away or added some.
     """
     names = list(task.labels) or [None]
     slots = {name: slot for slot, name in enumerate(names)}
-    attempted, accepted, reasons, seen = [0] * len(names), [0] * len(names), Counter(), set()
+    attempted, accepted, reasons, seen, made = [0] * len(names), [0] * len(names), Counter(), set(), {}
     own = re.compile(rf"{stream}-(\d+)")
     for path in (accepted_path, rejected_path):
         for number, record in read_records(path):
             if match := own.fullmatch(str(record.get("id"))):
                 turn, slot = divmod(int(match[1]), len(names))
                 attempted[slot] = max(attempted[slot], turn // shards + 1)
+                made[int(match[1])] = path == accepted_path
             if path == rejected_path:
                 reasons[record.get("reason")] += 1
                 continue
@@ -347,7 +382,7 @@ def read_progress(
             if label in names:
                 accepted[slots[label]] += 1
             seen.add(text_key(task, record))
-    return attempted, accepted, reasons, seen
+    return attempted, accepted, reasons, seen, made
 
 
 def read_texts(paths: Path | list[Path], task: Task) -> tuple[list[dict], set[str]]:
@@ -384,22 +419,29 @@ def sample_split(
     forms: dict[str | None, Any] = dict.fromkeys(names)
     if options.get("structured"):
         forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
-    attempted, accepted, reasons, seen = read_progress(
+    attempted, accepted, reasons, seen, made = read_progress(
         accepted_path, rejected_path, task, f"{task.name}-{iteration:02d}-{split}", shard[1]
     )
     seen |= excluded
+    # judge needs the engine to itself: then one large chunk is all that is under way
+    size, window = (WINDOW // 2, 1) if judge else (CHUNK, WINDOW)
+    plan = partial(plan_ahead, options["num_examples"], max_attempts, shard=shard, size=size, window=window)
+    planned: deque[list[int]] = deque()  # the attempts of the chunks under way
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
+        planned.extend(plan_again(made, len(names), plan) or [])
+    del made
 
-    flying: deque[tuple[list[dict], list[int | None]]] = deque()  # the chunks that the engine is at
-
-    def send(chunk: list[int]) -> tuple[list[dict], list[int | None]]:
-        """Render the prompts of these attempts and hand them to the engine: (attempts, numbers of their requests)."""
+    def draw(chunk: list[int]) -> tuple[list[dict], list[list[int]]]:
+        """The attempts of these numbers, and their prompts as token ids."""
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
-        prompts = encode_prompts(tokenizer, texts, chat_template_kwargs)
+        return attempts, encode_prompts(tokenizer, texts, chat_template_kwargs)
+
+    def send(attempts: list[dict], prompts: list[list[int]]) -> list[int | None]:
+        """Hand prompts to the engine: the numbers of their requests, None for a prompt that does not fit."""
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
-        if not any(fits) and not sum(attempted) and not flying:  # later on, those that do not fit are rejects
+        if not any(fits) and not sum(attempted) and not sent:  # later on, those that do not fit are rejects
             fail(
                 f"{run.output}: the prompt has {min(map(len, prompts)):,} tokens and --max-tokens {options['max_tokens']} come "
                 f"on top, the context holds {max_model_len:,}; show fewer or shorter examples, or lower --max-tokens"
@@ -413,34 +455,35 @@ def sample_split(
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
         with engine_errors(run.output, signals):
-            if not flying:
-                llm.reset_prefix_cache()
             numbers = iter(
                 enqueue(llm, [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit], params)
             )
-        return attempts, [next(numbers) if fit else None for fit in fits]
+        return [next(numbers) if fit else None for fit in fits]
 
-    def read(a: dict, output: Any, spent: Counter) -> tuple[dict, dict, str | None, dict]:
-        """(attempt, example, why it is rejected by itself or None, lineage) of an output, None where the prompt did not fit."""
-        fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
-        shown = [*a["shots"], *a["feedback"]]
-        if output is not None:
-            completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
-            spent["prompt"] += len(output.prompt_token_ids)
-            spent["completion"] += len(output.outputs[0].token_ids)
-            fields, reason = parse_completion(task, completion, a["label"])
-            if finish_reason == "length":
-                reason = "truncated"
-            elif reason is None and copies(task, fields, shown):
-                reason = "copied_shot"
-        example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
-        lineage = {
-            "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
-            "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
-            **({"temperature": a["temperature"]} if "temperature" in a else {}),
-            "finish_reason": finish_reason, "completion": completion,
-        }  # fmt: skip
-        return a, example, reason, lineage
+    def read(attempts: list[dict], outputs: list[Any]) -> tuple[list[tuple[dict, dict, str | None, dict]], Counter]:
+        """([(attempt, example, why it is rejected by itself or None, lineage)], tokens) of outputs, None where no prompt fit."""
+        rows, spent = [], Counter()
+        for a, output in zip(attempts, outputs, strict=True):
+            fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
+            shown = [*a["shots"], *a["feedback"]]
+            if output is not None:
+                completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
+                spent["prompt"] += len(output.prompt_token_ids)
+                spent["completion"] += len(output.outputs[0].token_ids)
+                fields, reason = parse_completion(task, completion, a["label"])
+                if finish_reason == "length":
+                    reason = "truncated"
+                elif reason is None and copies(task, fields, shown):
+                    reason = "copied_shot"
+            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
+            lineage = {
+                "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
+                "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
+                **({"temperature": a["temperature"]} if "temperature" in a else {}),
+                "finish_reason": finish_reason, "completion": completion,
+            }  # fmt: skip
+            rows.append((a, example, reason, lineage))
+        return rows, spent
 
     def settle(rows: list[tuple[dict, dict, str | None, dict]], spent: Counter) -> tuple[list[dict], list[dict]]:
         """Accept or reject what `read` made of a chunk, in the order of the attempts: the records of both."""
@@ -470,43 +513,56 @@ def sample_split(
                 rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
         return kept, rejects
 
-    # While vLLM's own process is at one chunk, the one before it is read; judge needs the engine to itself. In one process
-    # nothing is gained by two, and a chunk that is alone, with an empty prefix cache, gives the same text when sent again
-    alone = bool(judge) or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
-    done: dict[int, Any] = {}
-    earlier, began = run.notes.get("generate_seconds", 0.0), time.perf_counter()
-    with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar:
-        while True:
-            if signals:
-                bar.close()
-                stop(signals, run.output)
-            while len(flying) < (1 if alone else 2):
-                ahead = [sum(a["label"] == name for attempts, _ in flying for a in attempts) for name in names]
-                left = max_attempts - sum(attempted) - sum(ahead)
-                if not (chunk := plan_chunk(options["num_examples"], left, attempted, accepted, shard, ahead)):
-                    break
-                flying.append(send(chunk))
-                bar.total += sum(number is not None for number in flying[-1][1])
-            if not flying:
-                break
-            # Read and check, in the order of the attempts
-            attempts, numbers = flying.popleft()
-            with engine_errors(run.output, signals):
-                outputs = iter(wait_for(llm, [n for n in numbers if n is not None], done, bar))
-            spent: Counter = Counter()
-            rows = [
-                read(a, None if n is None else next(outputs), spent) for a, n in zip(attempts, numbers, strict=True)
-            ]
-            kept, rejects = settle(rows, spent)
-            # Append the chunk, then note that it is there
-            for path, records in ((accepted_path, kept), (rejected_path, rejects)):
-                with path.open("a", encoding="utf-8") as file:
-                    write_records(file, records)
-            seconds = earlier + time.perf_counter() - began
-            rate = tokens["completion"] / seconds
-            bar.set_postfix_str(f"{sum(accepted):,} of {sum(shares):,} accepted, {rate:,.0f} tokens/s")
-            run.notes.update({f"{kind}_tokens": n for kind, n in tokens.items()}, generate_seconds=round(seconds, 2))
-            save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
+    # Of the chunks under way the oldest are being read, then come those that the engine has, then those being drawn. A
+    # second thread draws and reads while the engine computes
+    reading: deque[Future] = deque()
+    sent: deque[tuple[list[dict], list[int | None]]] = deque()
+    outputs: dict[int, Any] = {}  # by the number of the request
+    earlier, began, settled = run.notes.get("generate_seconds", 0.0), time.perf_counter(), False
+    with (
+        ThreadPoolExecutor(1) as helper,
+        tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar,
+    ):
+        llm.reset_prefix_cache()
+        plan(attempted, accepted, planned)
+        drawing: deque[Future] = deque(helper.submit(draw, chunk) for chunk in planned)
+        try:
+            while planned:
+                if signals and not reading and (settled or not sent):
+                    bar.close()
+                    stop(signals, run.output)
+                if drawing and not signals and (not sent or drawing[0].done()):
+                    attempts, prompts = drawing.popleft().result()
+                    sent.append((attempts, send(attempts, prompts)))
+                    bar.total += len(prompts)
+                    settled = False
+                elif reading and (not sent or reading[0].done()):
+                    kept, rejects = settle(*reading.popleft().result())
+                    # Append the chunk, then note that it is there
+                    for path, records in ((accepted_path, kept), (rejected_path, rejects)):
+                        with path.open("a", encoding="utf-8") as file:
+                            write_records(file, records)
+                    seconds = earlier + time.perf_counter() - began
+                    rate = tokens["completion"] / seconds
+                    bar.set_postfix_str(f"{sum(accepted):,} of {sum(shares):,} accepted, {rate:,.0f} tokens/s")
+                    notes = {f"{kind}_tokens": n for kind, n in tokens.items()}
+                    run.notes.update(notes, generate_seconds=round(seconds, 2))
+                    save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
+                    planned.popleft()
+                    drawing += [helper.submit(draw, chunk) for chunk in plan(attempted, accepted, planned)]
+                    settled = True
+                else:
+                    with engine_errors(run.output, signals):
+                        for output in completed(llm.llm_engine.step()) if sent else ():
+                            outputs[number_of(output.request_id)] = output
+                            bar.update()
+                    settled = False
+                while sent and all(number is None or number in outputs for number in sent[0][1]):
+                    attempts, numbers = sent.popleft()
+                    given = [None if number is None else outputs.pop(number) for number in numbers]
+                    reading.append(helper.submit(read, attempts, given))
+        finally:
+            helper.shutdown(cancel_futures=True)
 
     counts = {
         "attempted": sum(accepted) + sum(reasons.values()),

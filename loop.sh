@@ -95,6 +95,12 @@ for model in "$TEACHER" "$STUDENT"; do
 done
 if is_embedded "$TEACHER" && is_embedded "$STUDENT"; then # two threads would wait longer for each other than they work
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  if ! nvidia-smi > /dev/null 2>&1; then WARM=${WARM:-1}; fi
+fi
+if [[ ${WARM:-0} == 1 && ${#LAUNCH[@]} == 0 ]]; then # stages are forks of one process, and import nothing anew
+  socket=$(mktemp -d)/socket
+  "$PYTHON" warm.py serve "$socket" < /dev/null > /dev/null &
+  LAUNCH=("$PYTHON" -I warm.py run "$socket")
 fi
 
 # The loop -------------------------------------------------------------------------------------------------------------

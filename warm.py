@@ -1,0 +1,136 @@
+"""Start stages quickly: one process imports torch, transformers and vLLM, and every stage is a fork of it.
+
+    python warm.py serve /tmp/place/socket &                                    until the process that started it has ended
+    python -I warm.py run /tmp/place/socket python generate.py sample ...       as `python generate.py sample ...`
+
+loop.sh does so for the embedded models, whose stages would import for longer than they work. What runs is the same script
+with the same arguments, environment, folder and streams; signals and the exit code are passed on. Environment variables
+that a library reads while it is imported (OMP_NUM_THREADS) must be those of the server. Only the standard library is
+imported at the top: the second command takes 0.03 s.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def run(path: str, argv: list[str]) -> int:
+    """Have the server at `path` run argv = [python, script or -m module, arguments ...]; returns its exit code."""
+    server = socket.socket(socket.AF_UNIX)
+    for attempt in range(200):
+        try:
+            server.connect(path)
+            break
+        except (FileNotFoundError, ConnectionRefusedError):  # it has not begun to listen yet
+            if attempt == 199:
+                sys.exit(f"error: {path}: no server of warm.py listens there; start it, or run the stage without it")
+            time.sleep(0.05)
+    socket.send_fds(server, [b"\0"], [0, 1, 2])
+    server.sendall(json.dumps([argv[1:], os.getcwd(), dict(os.environ)]).encode())
+    server.shutdown(socket.SHUT_WR)
+    told = server.makefile("r")
+    pid = int(told.readline() or 0)
+    for number in PASSED_ON:
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the stage has it too
+    return int(told.readline() or 1)
+
+
+def serve(path: str) -> None:
+    """Listen at `path` until the parent process is gone; a stage at work then is not waited for."""
+    parent, listener = os.getppid(), socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    listener.settimeout(0.3)
+    defaults = {number: signal.getsignal(number) for number in (*PASSED_ON, signal.SIGINT, signal.SIGCHLD)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload("torch", "transformers.trainer", "transformers.trainer_seq2seq", "sklearn.feature_extraction.text")
+    complete = False
+    while os.getppid() == parent:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers below
+        try:
+            connection = listener.accept()[0]
+        except TimeoutError:
+            continue
+        fds = socket.recv_fds(connection, 1, 3)[1]
+        argv, folder, environment = json.load(connection.makefile("r"))
+        if os.fork():
+            connection.close()
+            for fd in fds:
+                os.close(fd)
+            if not complete:  # while the first stage works
+                preload("torchmetrics", "vllm", "vllm.v1.engine.llm_engine")
+                complete = True
+            continue
+        # The keeper: starts the stage, waits for it, tells its exit code
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)
+        if pid := os.fork():
+            for fd in (0, 1, 2, *fds):
+                os.close(fd)
+            connection.sendall(f"{pid}\n".encode())
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+            os._exit(0)
+        # The stage
+        connection.close()
+        for number, handler in defaults.items():
+            signal.signal(number, handler)
+        stage(argv, folder, environment, fds)
+        return
+    os.unlink(path)
+    os.rmdir(os.path.dirname(path))
+
+
+def preload(*names: str) -> None:
+    """Import modules; what cannot be imported is left to the stage that needs it, which says so."""
+    import contextlib
+    import gc
+    import importlib
+    import warnings
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # as generate.py
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    gc.disable()  # it would look for garbage among thousands of new modules
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.enable()
+    gc.freeze()
+
+
+def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[int]) -> None:
+    """Be `python ARGV` in that folder, with that environment and these three streams."""
+    import io
+    import runpy
+
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (as the interpreter does)
+    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8", line_buffering=os.isatty(1))
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if argv[0] == "-m":
+        sys.argv, sys.path[0] = argv[1:], folder
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = argv, os.path.dirname(os.path.abspath(argv[0]))
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2])
+    else:
+        sys.exit(run(sys.argv[2], sys.argv[3:]))
