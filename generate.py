@@ -23,6 +23,7 @@ systems send before a time limit, let it finish its chunk and end with exit code
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -287,12 +288,15 @@ def start_engine(
     from vllm import LLM
 
     try:
-        return LLM(
+        llm = LLM(
             model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
             enforce_eager=enforce_eager, **engine_options,
         )  # fmt: skip
     except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
         fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
+    gc.collect()
+    gc.freeze()  # what all the modules hold is not looked through again; vLLM does so in a process of its own
+    return llm
 
 
 def enqueue(llm: Any, prompts: list[dict], params: list[Any]) -> list[int]:
@@ -432,11 +436,18 @@ def sample_split(
         planned.extend(plan_again(made, len(names), plan) or [])
     del made
 
+    encoded: dict[tuple[str, str], list[int]] = {}  # prompts that were shown already: without feedback they come again
+
     def draw(chunk: list[int]) -> tuple[list[dict], list[list[int]]]:
         """The attempts of these numbers, and their prompts as token ids."""
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
-        return attempts, encode_prompts(tokenizer, texts, chat_template_kwargs)
+        if new := [text for text in dict.fromkeys(texts) if text not in encoded]:
+            encoded.update(zip(new, encode_prompts(tokenizer, new, chat_template_kwargs), strict=True))
+        prompts = [encoded[text] for text in texts]
+        if len(encoded) > WINDOW // 2:
+            encoded.clear()
+        return attempts, prompts
 
     def send(attempts: list[dict], prompts: list[list[int]]) -> list[int | None]:
         """Hand prompts to the engine: the numbers of their requests, None for a prompt that does not fit."""

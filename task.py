@@ -240,8 +240,14 @@ def load_task(path: Path) -> Task:
 
 def split_example(task: Task, known: dict[str, str], template: str = "example") -> tuple[str, list[tuple[str, str]]]:
     """Cut an example template at what the teacher writes: (start, [(field, literal text after it), ...])."""
+    return _split(task.prompt[template], tuple(known.items()))
+
+
+@functools.lru_cache(maxsize=1_000)  # one for each label, of every prompt and every completion
+def _split(text: str, values: tuple[tuple[str, str], ...]) -> tuple[str, list[tuple[str, str]]]:
+    known = dict(values)
     pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
-    text, end = task.prompt[template], 0
+    end = 0
     for match in string.Template.pattern.finditer(text):
         pieces[-1][1] += text[end : match.start()]
         end = match.end()
@@ -266,13 +272,13 @@ def render_prompt(
     """
 
     def joined(examples: Sequence[dict]) -> str:
-        return "\n\n".join(string.Template(task.prompt["example"]).substitute(example) for example in examples)
+        return "\n\n".join(render(task.prompt["example"], example) for example in examples)
 
     template = task.prompt[split]
     if feedback and "feedback" in task.prompt:
         template = task.prompt["feedback"]
         if not report:
-            template = re.sub(r"(?m)^\$(report|\{report\})\n+", "", template)
+            template = _without_report(template)
     else:
         shots = [*shots, *feedback]
     known = {task.answer_field: label} if label is not None else {}
@@ -281,7 +287,12 @@ def render_prompt(
     if label is not None:
         values["labels"] = "\n".join(f"{name}: {definition}" for name, definition in task.labels.items())
         values |= {"label": label, "definition": task.labels[label]}
-    return task.prompt["system"], string.Template(template).substitute(values)
+    return task.prompt["system"], render(template, values)
+
+
+@functools.cache
+def _without_report(template: str) -> str:
+    return re.sub(r"(?m)^\$(report|\{report\})\n+", "", template)
 
 
 def label_template(task: Task) -> str:
@@ -299,11 +310,11 @@ def render_label_prompt(task: Task, record: dict, shots: list[dict]) -> str:
     template = label_template(task)
     known = {name: record[name] for name in task.fields}
     values = {
-        "shots": "\n\n".join(string.Template(task.prompt[template]).substitute(shot) for shot in shots),
+        "shots": "\n\n".join(render(task.prompt[template], shot) for shot in shots),
         "start": split_example(task, known, template)[0],
         "labels": "\n".join(f"{name}: {definition}" for name, definition in task.labels.items()),
     }
-    return string.Template(task.prompt["label"]).substitute(values)
+    return render(task.prompt["label"], values)
 
 
 def structured_pattern(task: Task, label: str | None) -> str:
@@ -395,7 +406,7 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
         return "empty_field"
     # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either:
     # as `example` writes it anywhere, or however it is written at the beginning of a line
-    names = [mark.strip() for mark in re.findall(r"[\w ]+:", task.prompt["example"]) if mark.strip(" :")]
+    names = field_marks(task.prompt["example"])
     for value in fields.values():
         lines = [line.strip().lower() for line in value.splitlines()]
         if value.endswith(":") or any(m in value or line.startswith(m.lower()) for m in names for line in lines):
@@ -417,6 +428,12 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
 
         holds += [optimum(fields[name]) is not None for name in task.parse["solves"]]
     return None if all(holds) else "check_failed"
+
+
+@functools.cache
+def field_marks(example: str) -> list[str]:
+    """What stands before the fields in an example template: "Review:", ..."""
+    return [mark.strip() for mark in re.findall(r"[\w ]+:", example) if mark.strip(" :")]
 
 
 def overlap(text: str, other: str) -> float:
