@@ -35,7 +35,6 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -66,6 +65,7 @@ from task import (
     copies,
     load_task,
     parse_completion,
+    render,
     render_label_prompt,
     render_prompt,
     structured_pattern,
@@ -77,7 +77,9 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 FeedbackLabel = Literal["any", "same", "other"]
 CHUNK = 512  # attempts that are read, checked and saved together
-WINDOW = 8192  # attempts under way: so many that the engine is never short of work while a chunk waits for its longest text
+WINDOW = (
+    8192  # attempts under way: so many that the engine is not short of work while a chunk waits for its longest text
+)
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
@@ -300,7 +302,7 @@ def start_engine(
 
 
 def enqueue(llm: Any, prompts: list[dict], params: list[Any]) -> list[int]:
-    """Hand requests to the engine, which goes on with those it has; their numbers, as `number_of` reads them from outputs."""
+    """Hand requests to the engine, which goes on with those it has; their numbers, under which wait_for finds the outputs."""
     ids = llm.enqueue(prompts, params, use_tqdm=False) if prompts else []
     return list(map(number_of, ids))
 
@@ -308,6 +310,17 @@ def enqueue(llm: Any, prompts: list[dict], params: list[Any]) -> list[int]:
 def number_of(request_id: str) -> int:
     """vLLM's ids are numbers; what it gives back when a request is made ends in random letters."""
     return int(request_id.partition("-")[0])
+
+
+def wait_for(llm: Any, numbers: list[int], done: dict[int, Any], bar: Any) -> list[Any]:
+    """The outputs of these requests, taken out of `done`, where those of others stay that are finished sooner."""
+    missing = set(numbers) - done.keys()
+    while missing:
+        for output in completed(llm.llm_engine.step()):
+            done[number_of(output.request_id)] = output
+            missing.discard(number_of(output.request_id))
+            bar.update()
+    return [done.pop(number) for number in numbers]
 
 
 def _first_line(error: Exception) -> str:
@@ -427,6 +440,8 @@ def sample_split(
         accepted_path, rejected_path, task, f"{task.name}-{iteration:02d}-{split}", shard[1]
     )
     seen |= excluded
+    # Each request has parameters of its own, which vLLM need not copy
+    own = {"skip_clone": True} if hasattr(SamplingParams, "skip_clone") else {}
     # judge needs the engine to itself: then one large chunk is all that is under way
     size, window = (WINDOW // 2, 1) if judge else (CHUNK, WINDOW)
     plan = partial(plan_ahead, options["num_examples"], max_attempts, shard=shard, size=size, window=window)
@@ -438,19 +453,15 @@ def sample_split(
 
     encoded: dict[tuple[str, str], list[int]] = {}  # prompts that were shown already: without feedback they come again
 
-    def draw(chunk: list[int]) -> tuple[list[dict], list[list[int]]]:
-        """The attempts of these numbers, and their prompts as token ids."""
+    def send(chunk: list[int]) -> tuple[list[dict], list[int | None]]:
+        """Render the prompts of these attempts and hand them to the engine: (attempts, numbers of their requests)."""
         attempts = [draw_attempt(task, options["seed"], iteration, split, a, pools, options) for a in chunk]
         texts = [render_prompt(task, split, a["shots"], a["label"], a["feedback"], report) for a in attempts]
-        if new := [text for text in dict.fromkeys(texts) if text not in encoded]:
-            encoded.update(zip(new, encode_prompts(tokenizer, new, chat_template_kwargs), strict=True))
-        prompts = [encoded[text] for text in texts]
-        if len(encoded) > WINDOW // 2:
+        if len(encoded) > WINDOW:
             encoded.clear()
-        return attempts, prompts
-
-    def send(attempts: list[dict], prompts: list[list[int]]) -> list[int | None]:
-        """Hand prompts to the engine: the numbers of their requests, None for a prompt that does not fit."""
+        if unseen := [text for text in dict.fromkeys(texts) if text not in encoded]:
+            encoded.update(zip(unseen, encode_prompts(tokenizer, unseen, chat_template_kwargs), strict=True))
+        prompts = [encoded[text] for text in texts]
         fits = [len(p) + options["max_tokens"] <= max_model_len for p in prompts]
         if not any(fits) and not sum(attempted) and not sent:  # later on, those that do not fit are rejects
             fail(
@@ -461,7 +472,7 @@ def sample_split(
             SamplingParams(
                 temperature=a.get("temperature", options["temperature"]), top_p=options["top_p"], top_k=options["top_k"],
                 min_p=options["min_p"], max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
-                structured_outputs=forms[a["label"]], output_kind=RequestOutputKind.FINAL_ONLY,
+                structured_outputs=forms[a["label"]], output_kind=RequestOutputKind.FINAL_ONLY, **own,
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
@@ -469,41 +480,38 @@ def sample_split(
             numbers = iter(
                 enqueue(llm, [{"prompt_token_ids": p} for p, fit in zip(prompts, fits, strict=True) if fit], params)
             )
-        return [next(numbers) if fit else None for fit in fits]
+        return attempts, [next(numbers) if fit else None for fit in fits]
 
-    def read(attempts: list[dict], outputs: list[Any]) -> tuple[list[tuple[dict, dict, str | None, dict]], Counter]:
-        """([(attempt, example, why it is rejected by itself or None, lineage)], tokens) of outputs, None where no prompt fit."""
-        rows, spent = [], Counter()
-        for a, output in zip(attempts, outputs, strict=True):
-            fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
-            shown = [*a["shots"], *a["feedback"]]
-            if output is not None:
-                completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
-                spent["prompt"] += len(output.prompt_token_ids)
-                spent["completion"] += len(output.outputs[0].token_ids)
-                fields, reason = parse_completion(task, completion, a["label"])
-                if finish_reason == "length":
-                    reason = "truncated"
-                elif reason is None and copies(task, fields, shown):
-                    reason = "copied_shot"
-            example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
-            lineage = {
-                "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
-                "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
-                **({"temperature": a["temperature"]} if "temperature" in a else {}),
-                "finish_reason": finish_reason, "completion": completion,
-            }  # fmt: skip
-            rows.append((a, example, reason, lineage))
-        return rows, spent
+    def read(a: dict, output: Any, spent: Counter) -> tuple[dict, dict, str | None, dict]:
+        """(attempt, example, why it is rejected by itself or None, lineage) of an output, None where the prompt did not fit."""
+        fields, reason, completion, finish_reason = {}, "prompt_too_long", None, None
+        shown = [*a["shots"], *a["feedback"]]
+        if output is not None:
+            completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
+            spent["prompt"] += len(output.prompt_token_ids)
+            spent["completion"] += len(output.outputs[0].token_ids)
+            fields, reason = parse_completion(task, completion, a["label"])
+            if finish_reason == "length":
+                reason = "truncated"
+            elif reason is None and copies(task, fields, shown):
+                reason = "copied_shot"
+        example = fields | ({task.answer_field: a["label"]} if a["label"] is not None else {})
+        lineage = {
+            "task": task.name, "iteration": iteration, "split": split, "feedback": bool(a["feedback"]),
+            "shots": [shot["id"] for shot in shown], "sampling_seed": a["sampling_seed"],
+            **({"temperature": a["temperature"]} if "temperature" in a else {}),
+            "finish_reason": finish_reason, "completion": completion,
+        }  # fmt: skip
+        return a, example, reason, lineage
 
     def settle(rows: list[tuple[dict, dict, str | None, dict]], spent: Counter) -> tuple[list[dict], list[dict]]:
         """Accept or reject what `read` made of a chunk, in the order of the attempts: the records of both."""
         asked = [r for r in rows if judge and r[2] is None and text_key(task, r[1]) not in seen]
         judging: Counter = Counter()
         with engine_errors(run.output, signals):
-            own = judge([example for _, example, *_ in asked], judging) if asked else []
+            answers = judge([example for _, example, *_ in asked], judging) if asked else []
         tokens.update(spent + Counter(verify=judging["computed"]))
-        judged = {a["id"]: answer for (a, *_), answer in zip(asked, own, strict=True)}
+        judged = {a["id"]: answer for (a, *_), answer in zip(asked, answers, strict=True)}
         kept, rejects = [], []
         for a, example, reason, lineage in rows:
             slot, answer = names.index(a["label"]), judged.get(a["id"], {})
@@ -517,63 +525,47 @@ def sample_split(
             if reason is None:
                 seen.add(key)
                 accepted[slot] += 1
-                rendered = {k: string.Template(task.student[k]).substitute(example) for k in ("source", "target")}
+                rendered = {k: render(task.student[k], example) for k in ("source", "target")}
                 kept.append({"id": a["id"], **example, **rendered, **answer, **lineage})
             else:
                 reasons[reason] += 1
                 rejects.append({"id": a["id"], "reason": reason, **example, **answer, **lineage})
         return kept, rejects
 
-    # Of the chunks under way the oldest are being read, then come those that the engine has, then those being drawn. A
-    # second thread draws and reads while the engine computes
-    reading: deque[Future] = deque()
-    sent: deque[tuple[list[dict], list[int | None]]] = deque()
-    outputs: dict[int, Any] = {}  # by the number of the request
-    earlier, began, settled = run.notes.get("generate_seconds", 0.0), time.perf_counter(), False
-    with (
-        ThreadPoolExecutor(1) as helper,
-        tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar,
-    ):
-        llm.reset_prefix_cache()
-        plan(attempted, accepted, planned)
-        drawing: deque[Future] = deque(helper.submit(draw, chunk) for chunk in planned)
-        try:
-            while planned:
-                if signals and not reading and (settled or not sent):
-                    bar.close()
-                    stop(signals, run.output)
-                if drawing and not signals and (not sent or drawing[0].done()):
-                    attempts, prompts = drawing.popleft().result()
-                    sent.append((attempts, send(attempts, prompts)))
-                    bar.total += len(prompts)
-                    settled = False
-                elif reading and (not sent or reading[0].done()):
-                    kept, rejects = settle(*reading.popleft().result())
-                    # Append the chunk, then note that it is there
-                    for path, records in ((accepted_path, kept), (rejected_path, rejects)):
-                        with path.open("a", encoding="utf-8") as file:
-                            write_records(file, records)
-                    seconds = earlier + time.perf_counter() - began
-                    rate = tokens["completion"] / seconds
-                    bar.set_postfix_str(f"{sum(accepted):,} of {sum(shares):,} accepted, {rate:,.0f} tokens/s")
-                    notes = {f"{kind}_tokens": n for kind, n in tokens.items()}
-                    run.notes.update(notes, generate_seconds=round(seconds, 2))
-                    save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
-                    planned.popleft()
-                    drawing += [helper.submit(draw, chunk) for chunk in plan(attempted, accepted, planned)]
-                    settled = True
-                else:
-                    with engine_errors(run.output, signals):
-                        for output in completed(llm.llm_engine.step()) if sent else ():
-                            outputs[number_of(output.request_id)] = output
-                            bar.update()
-                    settled = False
-                while sent and all(number is None or number in outputs for number in sent[0][1]):
-                    attempts, numbers = sent.popleft()
-                    given = [None if number is None else outputs.pop(number) for number in numbers]
-                    reading.append(helper.submit(read, attempts, given))
-        finally:
-            helper.shutdown(cancel_futures=True)
+    sent: deque[tuple[list[dict], list[int | None]]] = deque()  # of `planned`, with the numbers of their requests
+    done: dict[int, Any] = {}
+    earlier, began = run.notes.get("generate_seconds", 0.0), time.perf_counter()
+    llm.reset_prefix_cache()
+    plan(attempted, accepted, planned)
+    new = list(planned)
+    with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar:
+        while planned:
+            if signals:
+                bar.close()
+                stop(signals, run.output)
+            for chunk in new:
+                sent.append(send(chunk))
+                bar.total += len(chunk)
+            # Read and check the oldest chunk, in the order of the attempts, while the engine has the others
+            attempts, numbers = sent.popleft()
+            with engine_errors(run.output, signals):
+                outputs = iter(wait_for(llm, [n for n in numbers if n is not None], done, bar))
+            spent: Counter = Counter()
+            rows = [
+                read(a, None if n is None else next(outputs), spent) for a, n in zip(attempts, numbers, strict=True)
+            ]
+            kept, rejects = settle(rows, spent)
+            # Append it, then note that it is there
+            for path, records in ((accepted_path, kept), (rejected_path, rejects)):
+                with path.open("a", encoding="utf-8") as file:
+                    write_records(file, records)
+            seconds = earlier + time.perf_counter() - began
+            rate = tokens["completion"] / seconds
+            bar.set_postfix_str(f"{sum(accepted):,} of {sum(shares):,} accepted, {rate:,.0f} tokens/s")
+            run.notes.update({f"{kind}_tokens": n for kind, n in tokens.items()}, generate_seconds=round(seconds, 2))
+            save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
+            planned.popleft()
+            new = plan(attempted, accepted, planned)
 
     counts = {
         "attempted": sum(accepted) + sum(reasons.values()),

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -31,7 +32,7 @@ def run(path: str, argv: list[str]) -> int:
                 sys.exit(f"error: {path}: no server of warm.py listens there; start it, or run the stage without it")
             time.sleep(0.05)
     socket.send_fds(server, [b"\0"], [0, 1, 2])
-    server.sendall(json.dumps([argv[1:], os.getcwd(), dict(os.environ)]).encode())
+    server.sendall(json.dumps([argv[1:], str(Path.cwd()), dict(os.environ)]).encode())
     server.shutdown(socket.SHUT_WR)
     told = server.makefile("r")
     pid = int(told.readline() or 0)
@@ -85,8 +86,8 @@ def serve(path: str) -> None:
             signal.signal(number, handler)
         stage(argv, folder, environment, fds)
         return
-    os.unlink(path)
-    os.rmdir(os.path.dirname(path))
+    Path(path).unlink()
+    Path(path).parent.rmdir()
 
 
 def preload(*names: str) -> None:
@@ -115,9 +116,11 @@ def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[i
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (as the interpreter does)
-    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8", line_buffering=os.isatty(1))
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
+    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        buffer = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+        by_line = number == 2 or os.isatty(number)
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, line_buffering=by_line))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -125,7 +128,7 @@ def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[i
         sys.argv, sys.path[0] = argv[1:], folder
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[0] = argv, os.path.dirname(os.path.abspath(argv[0]))
+        sys.argv, sys.path[0] = argv, str(Path(argv[0]).absolute().parent)
         runpy.run_path(argv[0], run_name="__main__")
 
 
