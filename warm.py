@@ -9,13 +9,16 @@ that a library reads while it is imported (OMP_NUM_THREADS) must be those of the
 imported at the top: the second command takes 0.03 s.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -84,15 +87,14 @@ def serve(path: str) -> None:
         connection.close()
         for number, handler in defaults.items():
             signal.signal(number, handler)
-        stage(argv, folder, environment, fds)
-        return
+        leave(stage, argv, folder, environment, fds)
     Path(path).unlink()
     Path(path).parent.rmdir()
+    os._exit(0)
 
 
 def preload(*names: str) -> None:
     """Import modules; what cannot be imported is left to the stage that needs it, which says so."""
-    import contextlib
     import gc
     import importlib
     import warnings
@@ -130,6 +132,29 @@ def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[i
     else:
         sys.argv, sys.path[0] = argv, str(Path(argv[0]).absolute().parent)
         runpy.run_path(argv[0], run_name="__main__")
+
+
+def leave(function: Callable, *args: Any) -> NoReturn:
+    """Call a function and end the process as the interpreter does, less taking all modules apart, at which triton complains."""
+    import atexit
+    import traceback
+
+    code: Any = 0
+    try:
+        function(*args)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

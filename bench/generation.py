@@ -8,7 +8,7 @@
 1. sample: `generate.py sample` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
    that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
    two changing; also the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
-   vLLM has a process of its own, as with a GPU, and the stage reads a chunk while the next one is made.
+   vLLM has a process of its own, as with a GPU, and is at other chunks while one is read.
 2. pipeline: prompts a second, bare `LLM.generate` over one prompt a call through a transformers pipeline, as the authors do:
    without stop strings, and with them.
 3. prefix: prompts of prompts/rte.toml, some 600 tokens, with the prefix cache and without: hit rate, ratio of wall times.
@@ -17,6 +17,7 @@ Prints medians and ranges; writes bench/results/generation-<model>.json. On a GP
 """
 
 import contextlib
+import copy
 import gc
 import io
 import itertools
@@ -123,13 +124,16 @@ def sample(
 def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
     """Bare / sample wall time of the same requests; how: what `sample` gets beside the engine."""
     _, recorder = sample(llm, *how)  # warms up, and tells the requests
+    params = [copy.deepcopy(p) for p in recorder.params]
+    for p in params:
+        p.skip_clone = False  # as SamplingParams(...) has it: that vLLM need not copy them is known to the stage only
     ratios, shares, rates = [], [], []
     for repeat in range(repeats):
         for way in ("bare", "sample") if repeat % 2 else ("sample", "bare"):
             if way == "bare":
                 llm.reset_prefix_cache()
                 began = time.perf_counter()
-                outputs = llm.generate(recorder.sent, recorder.params)
+                outputs = llm.generate(recorder.sent, params, use_tqdm=False)
                 bare = time.perf_counter() - began
             else:
                 seconds, own = sample(llm, *how)
