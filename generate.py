@@ -278,7 +278,9 @@ def start_engine(
     if enforce_eager and not torch.cuda.is_available():
         import torch._dynamo
 
-        torch._dynamo.config.disable = True  # vLLM compiles the ranks of log-probabilities, in 10 s, for a label stage of 1 s
+        torch._dynamo.config.disable = (
+            True  # vLLM compiles the ranks of log-probabilities, in 10 s, for a label stage of 1 s
+        )
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB

@@ -31,7 +31,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
     "ITERATIONS": "2", "NUM_EXAMPLES": "80", "NUM_VALIDATION": "60", "EPOCHS": "2", "GENERATE_ARGS": "--enforce-eager",
-    "MEASURE_TEACHER": "0", "SCORE": "energy", "LOW": "0.5", "HIGH": "0.8", "FEEDBACK_RATE": "0.5",
+    "WARM": "1", "MEASURE_TEACHER": "0", "SCORE": "energy", "LOW": "0.5", "HIGH": "0.8", "FEEDBACK_RATE": "0.5",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder
     "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",
@@ -42,7 +42,7 @@ PLACES = [  # (stage, folder) in the order of the loop
     *((stage, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for stage in OUTPUT),
     ("train", "final"), ("evaluate", "final"), ("evaluate", "final/test_zipf"), ("report", ""),
 ]  # fmt: skip
-LINGER = {"train": 0.5, "score": 1.0, "evaluate": 1.0, "report": 0.2}  # at most so many seconds into it
+LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "report": 0.02}  # at most so many seconds into it
 PER_RUN = re.compile(
     r"seconds|runtime|per_second|finished_at|^command$|^git_"
 )  # fields that differ between any two runs

@@ -104,7 +104,7 @@ def child(way: str, path: Path) -> None:
 
         nothing = path.with_name("none.jsonl")
         nothing.touch()
-        _, accepted, _, texts = read_progress(path, nothing, task, f"{task.name}-00-train", 1)
+        _, accepted, _, texts, _ = read_progress(path, nothing, task, f"{task.name}-00-train", 1)
         print(sum(accepted), len(texts))
     else:
         from generate import read_texts

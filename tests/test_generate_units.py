@@ -11,6 +11,8 @@ import math
 import random
 import re
 import string
+from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +22,16 @@ from hypothesis import strategies as st
 
 import generate
 from evaluate import confusion_cells, measure, of_example
-from generate import REASONS, draw_attempt, encode_prompt, longest_prompt, plan_chunk, sample_split
+from generate import (
+    REASONS,
+    draw_attempt,
+    encode_prompt,
+    longest_prompt,
+    plan_again,
+    plan_ahead,
+    plan_chunk,
+    sample_split,
+)
 from metrics import class_intervals, report_text
 from records import read_examples, start_run
 from task import load_task, render_prompt, text_key
@@ -93,6 +104,40 @@ def test_planning_under_any_yields(num_examples, yields, limit, seed):
         pytest.fail("no end")
     assert len(asked) == len(set(asked)) == sum(attempted) <= limit
     assert accepted == shares or sum(attempted) == limit
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_examples=st.integers(1, 120),
+    percents=st.lists(st.sampled_from([2, 30, 90, 100]), min_size=1, max_size=4),
+    limit=st.integers(1, 600),
+    size=st.integers(1, 30),
+    window=st.integers(1, 90),
+    seed=st.integers(0, 10**6),
+)
+def test_what_was_under_way_is_planned_again(num_examples, percents, limit, size, window, seed):
+    """Cut off after any chunk, the plan made again from what came of the attempts is the one that was cut off."""
+    num_labels = len(percents)
+    shares, settled, made = shares_of(num_examples, num_labels), [0] * num_labels, {}
+    plan = partial(plan_ahead, num_examples, limit, size=size, window=window)
+    attempted, accepted, planned = [0] * num_labels, [0] * num_labels, deque()
+    plan(attempted, accepted, planned)
+    while planned:
+        assert plan_again(made, num_labels, plan) == list(planned)
+        assert sum(map(len, planned)) < window + max(size, num_labels)
+        for a in planned.popleft():
+            label = a % num_labels
+            good = random.Random(f"{seed}/{a}").random() * 100 < percents[label] and settled[label] < shares[label]
+            settled[label] += good
+            attempted[label] += 1
+            accepted[label] += good
+            made[a] = good
+        plan(attempted, accepted, planned)
+    assert plan_again(made, num_labels, plan) == []
+    assert accepted == shares or len(made) == limit
+    if len(made) > 1:  # a line less: not what this plan has made
+        del made[max(made)]
+        assert plan_again(made, num_labels, plan) != []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

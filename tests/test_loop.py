@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import call, copy_of, loop
+
+from bench.kill import differences
 
 
 @pytest.mark.engine
@@ -66,6 +69,17 @@ def test_run_again_everything_is_up_to_date(finished, embedded, tmp_path):
     # two splits and three stages twice; final, two tests, untrained
     assert again.stdout.count("up to date") == 4 + 2 * 3 + 4
     assert {p: p.read_bytes() for p in files} == before
+
+
+@pytest.mark.engine
+def test_stages_that_are_processes_of_their_own_make_the_same_files(finished, embedded, tmp_path):
+    """The run was made by forks of warm.py; here a part of it is made anew without."""
+    run = copy_of(finished, tmp_path)
+    shutil.rmtree(run / "iter-01")
+    shutil.rmtree(run / "final")
+    done = loop(run, embedded, WARM="0")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differences(run, finished[0]) == []
 
 
 def dry_loop(*args: object, **env: str) -> subprocess.CompletedProcess:
