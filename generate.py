@@ -18,8 +18,8 @@ teacher's own answer, teacher_label, and label_probs.
         --input-file data/reviews/test.jsonl --output-file runs/b/teacher/labelled.jsonl
     python generate.py label ... --num-samples 5                      # text2text: the answer that most of five samples give
 
-Kill it at any time and run the same command again: it goes on after the last whole chunk of 512 attempts. SIGUSR1 or SIGTERM, as batch
-systems send before a time limit, let it finish its chunk and end with exit code 75.
+Kill it at any time and run the same command again: it goes on after the last whole chunk of 512 attempts. SIGUSR1 or
+SIGTERM, as batch systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
 import contextlib

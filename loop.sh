@@ -53,7 +53,7 @@ GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to m
 SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
 SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-} LABEL_ARGS=${LABEL_ARGS:-}
-read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
+read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"; none: WARM=1 forks stages
 
 # Knobs that do not go together --------------------------------------------------------------------------------------
 refuse() { echo "error: $1" >&2; exit 1; }
