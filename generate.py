@@ -77,9 +77,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 FeedbackLabel = Literal["any", "same", "other"]
 CHUNK = 512  # attempts that are read, checked and saved together
-WINDOW = (
-    8192  # attempts under way: so many that the engine is not short of work while a chunk waits for its longest text
-)
+WINDOW = 8192  # attempts under way: so that the engine is not short of work while a chunk waits for its longest text
+NEWEST = 1024  # attempts at a label that tell its yield, which falls as the texts repeat themselves
 VALIDATION_OPTION = {"num_examples": "num_validation", "temperature": "validation_temperature"}  # as the user gave it
 LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that all prompts share, so they cost little
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
@@ -164,21 +163,23 @@ def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1
 
 def plan_chunk(
     num_examples: int, limit: int, attempted: list[int], accepted: list[int], shard: tuple[int, int] = (0, 1),
-    under_way: Sequence[int] | None = None, size: int | None = None,
+    under_way: Sequence[int] | None = None, size: int | None = None, newest: Sequence[Sequence[bool]] = (),
 ) -> list[int]:  # fmt: skip
     """The next attempts, ascending. Attempt a asks for label a mod L; a label that has its share is asked no more.
 
     Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
     all labels (a mod n would leave shards with one label only where n and L have a common factor).
-    attempted, accepted: counts by label of what is settled, and under_way of what was planned after it. How many are asked
-    follows from the yield seen so far: two standard deviations more than are expected to be needed, since a round of a
-    handful at the end takes as long as one of hundreds. limit: how many attempts are left; size: of a chunk (CHUNK).
+    attempted, accepted: counts by label of what is settled, and under_way of what was planned after it. newest: by label,
+    which of the NEWEST settled attempts were accepted. How many are asked follows from their yield: two standard deviations
+    more than are expected to be needed, since a round of a handful at the end takes as long as one of hundreds.
+    limit: how many attempts are left; size: of a chunk (CHUNK).
     """
     num_labels, (index, shards) = len(attempted), shard
     chunk = []
     for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
         ahead = under_way[i] if under_way else 0
-        expected_yield = min(max((accepted[i] + 1) / (attempted[i] + 1), 0.05), 1)  # above 1: lines were added by hand
+        good, all_made = (sum(newest[i]), len(newest[i])) if newest else (accepted[i], attempted[i])
+        expected_yield = min(max((good + 1) / (all_made + 1), 0.05), 1)  # above 1: lines were added by hand
         missing = max(share - accepted[i], 0) / expected_yield
         missing += 2 * math.sqrt(missing * (1 - expected_yield) / expected_yield) - ahead
         count = min(math.ceil(missing), max(1, (size or CHUNK) // num_labels))
@@ -187,8 +188,8 @@ def plan_chunk(
 
 
 def plan_ahead(
-    num_examples: int, limit: int, attempted: list[int], accepted: list[int], planned: deque[list[int]],
-    shard: tuple[int, int] = (0, 1), size: int | None = None, window: int | None = None,
+    num_examples: int, limit: int, attempted: list[int], accepted: list[int], newest: list[deque[bool]],
+    planned: deque[list[int]], shard: tuple[int, int] = (0, 1), size: int | None = None, window: int | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Append chunks to `planned`, those under way, until it holds `window` attempts (WINDOW); returns the new ones.
 
@@ -199,7 +200,7 @@ def plan_ahead(
     while sum(map(len, planned)) < (window or WINDOW):
         under_way = Counter(a % len(attempted) for chunk in planned for a in chunk)
         ahead, left = [under_way[i] for i in range(len(attempted))], limit - sum(attempted) - under_way.total()
-        chunk = plan_chunk(num_examples, left, attempted, accepted, shard, ahead, size)
+        chunk = plan_chunk(num_examples, left, attempted, accepted, shard, ahead, size, newest)
         if not chunk:
             break
         planned.append(chunk)
@@ -207,20 +208,31 @@ def plan_ahead(
     return new
 
 
+def newest_outcomes(made: dict[int, bool], num_labels: int) -> list[deque[bool]]:
+    """By label, which of the newest of the attempts `made` (number: accepted?) were accepted."""
+    newest: list[deque[bool]] = [deque(maxlen=NEWEST) for _ in range(num_labels)]
+    for a in sorted(made):
+        newest[a % num_labels].append(made[a])
+    return newest
+
+
 def plan_again(made: dict[int, bool], num_labels: int, plan: Callable[..., list[list[int]]]) -> list[list[int]] | None:
     """The chunks that were under way when a split was cut off, whose attempts `made` (number: accepted?) are settled.
 
-    plan: plan_ahead of (attempted, accepted, planned). None: these attempts did not come about by this plan, because the
-    file was edited or extended, or the limit of attempts raised.
+    plan: plan_ahead of (attempted, accepted, newest, planned). None: these attempts did not come about by this plan, because
+    the file was edited or extended, or the limit of attempts raised.
     """
     attempted, accepted, planned, settled = [0] * num_labels, [0] * num_labels, deque(), 0
-    plan(attempted, accepted, planned)
+    newest = newest_outcomes({}, num_labels)
+    plan(attempted, accepted, newest, planned)
     while planned and all(a in made for a in planned[0]):
         for a in planned.popleft():
-            attempted[a % num_labels] += 1
-            accepted[a % num_labels] += made[a]
+            slot = a % num_labels
+            attempted[slot] += 1
+            accepted[slot] += made[a]
+            newest[slot].append(made[a])
             settled += 1
-        plan(attempted, accepted, planned)
+        plan(attempted, accepted, newest, planned)
     return list(planned) if settled == len(made) else None
 
 
@@ -455,6 +467,7 @@ def sample_split(
     if any(attempted):
         say(f"{run.output}: going on after {sum(attempted):,} attempts")
         planned.extend(plan_again(made, len(names), plan) or [])
+    newest = newest_outcomes(made, len(names))
     del made
 
     encoded: dict[tuple[str, str], list[int]] = {}  # prompts that were shown already: without feedback they come again
@@ -528,6 +541,7 @@ def sample_split(
                 reason = "label_disagrees"
             elif reason is None and accepted[slot] >= shares[slot]:
                 reason = "surplus"
+            newest[slot].append(reason is None)
             if reason is None:
                 seen.add(key)
                 accepted[slot] += 1
@@ -542,7 +556,7 @@ def sample_split(
     done: dict[int, Any] = {}
     earlier, began = run.notes.get("generate_seconds", 0.0), time.perf_counter()
     llm.reset_prefix_cache()
-    plan(attempted, accepted, planned)
+    plan(attempted, accepted, newest, planned)
     new = list(planned)
     with tqdm(desc=f"{run.output.parent.name} {split}", unit=" prompts", total=0, delay=0.2) as bar:
         while planned:
@@ -571,7 +585,7 @@ def sample_split(
             run.notes.update({f"{kind}_tokens": n for kind, n in tokens.items()}, generate_seconds=round(seconds, 2))
             save_progress(run, [accepted_path.stat().st_size, rejected_path.stat().st_size])
             planned.popleft()
-            new = plan(attempted, accepted, planned)
+            new = plan(attempted, accepted, newest, planned)
 
     counts = {
         "attempted": sum(accepted) + sum(reasons.values()),

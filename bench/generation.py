@@ -9,8 +9,8 @@
    that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
    two changing; also the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
    vLLM has a process of its own, as with a GPU, and is at other chunks while one is read.
-2. pipeline: prompts a second, bare `LLM.generate` over one prompt a call through a transformers pipeline, as the authors do:
-   without stop strings, and with them.
+2. pipeline: prompts a second, `generate.py sample` whole over one prompt a call through a transformers pipeline, as the
+   authors do: without stop strings, and with them.
 3. prefix: prompts of prompts/rte.toml, some 600 tokens, with the prefix cache and without: hit rate, ratio of wall times.
 
 Prints medians and ranges; writes bench/results/generation-<model>.json. On a GPU the same commands, with a model of any size.
@@ -148,8 +148,11 @@ def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
     }  # fmt: skip
 
 
-def part_pipeline(llm: Any, recorder: Recorder, model: str, calls: int, repeats: int) -> dict:
-    """Prompts a second: all in one LLM.generate, over one a call through a transformers pipeline."""
+def part_pipeline(llm: Any, model: str, calls: int, repeats: int, *how: Any) -> dict:
+    """Prompts a second: the whole stage on an engine that is up, over one a call through a transformers pipeline.
+
+    how: what `sample` gets beside the engine.
+    """
     import torch
     from transformers import logging, pipeline
 
@@ -159,29 +162,28 @@ def part_pipeline(llm: Any, recorder: Recorder, model: str, calls: int, repeats:
         "text-generation", model=model, device=device, dtype=torch.bfloat16 if device == 0 else torch.float32
     )
     tokenizer, found = write.tokenizer, {}
-    texts = [tokenizer.decode(sent["prompt_token_ids"]) for sent in recorder.sent]
-    limit, stop = recorder.params[0].max_tokens, recorder.params[0].stop
     ratios: dict[str, list[float]] = {"no_stop_strings": [], "stop_strings": []}
     for repeat in range(repeats):
-        llm.reset_prefix_cache()
-        began = time.perf_counter()
-        llm.generate(recorder.sent, recorder.params, use_tqdm=False)
-        ours = len(recorder.sent) / (time.perf_counter() - began)
+        seconds, recorder = sample(llm, *how)
+        ours = len(recorder.sent) / seconds
+        limit, stop = recorder.params[0].max_tokens, recorder.params[0].stop
+        asked = itertools.islice(itertools.cycle(recorder.sent), repeat * calls, (repeat + 1) * calls)
+        texts = [tokenizer.decode(sent["prompt_token_ids"]) for sent in asked]
         ways = {"no_stop_strings": {}} | (
             {"stop_strings": {"stop_strings": stop, "tokenizer": tokenizer}} if stop else {}
         )
         for way, more in ways.items():
             began = time.perf_counter()
-            for text in itertools.islice(itertools.cycle(texts), repeat * calls, (repeat + 1) * calls):
+            for text in texts:
                 write(text, do_sample=True, temperature=1.0, max_new_tokens=limit, return_full_text=False, **more)
             theirs = calls / (time.perf_counter() - began)
             ratios[way].append(ours / theirs)
-        say(f"vLLM {ours:.1f} prompts/s, one a call {theirs:.2f} prompts/s ({way})")
+            say(f"sample {ours:.1f} prompts/s, one a call {theirs:.2f} prompts/s ({way})")
     for way, values in ratios.items():
         if not values:  # a chat model has no stop strings
             continue
-        found[f"vllm_over_pipeline_{way}"] = spread(values, 1)
-    return found | {"calls_a_repeat": calls, "max_new_tokens": limit}
+        found[f"sample_over_pipeline_{way}"] = spread(values, 1)
+    return found | {"requests": len(recorder.sent), "calls_a_repeat": calls, "max_new_tokens": limit}
 
 
 def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> dict:
@@ -240,7 +242,7 @@ def main(
     model: Annotated[str, typer.Option(help=f"Teacher, or one of random weights: {', '.join(SHAPES)}.")],
     task_file: Annotated[Path, typer.Option(help="Task of parts 1 and 2.")] = Path("prompts/reviews.toml"),
     tokenizer: Annotated[str, typer.Option(help="Of random weights.")] = "data/reviews/models/teacher",
-    num_prompts: Annotated[int, typer.Option(min=1, help="Of part 1.")] = 10_000,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Of parts 1 and 2.")] = 10_000,
     calls: Annotated[int, typer.Option(min=1, help="Of the pipeline in a repeat.")] = 10,
     prefix_prompts: Annotated[int, typer.Option(min=8, help="Of part 3.")] = 200,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
@@ -262,15 +264,11 @@ def main(
             found["kv_cache_tokens"] = (llm.llm_engine.vllm_config.cache_config.num_gpu_blocks or 0) * (
                 llm.llm_engine.vllm_config.cache_config.block_size
             )
+            how = (task_file, path, num_prompts, max_tokens, folder / "run", model not in SHAPES)
             if "sample" in chosen:
-                found["sample"] = part_sample(
-                    llm, repeats, task_file, path, num_prompts, max_tokens, folder / "run", model not in SHAPES
-                )
+                found["sample"] = part_sample(llm, repeats, *how)
             if "pipeline" in chosen:
-                _, recorder = sample(
-                    llm, task_file, path, min(num_prompts, 1000), max_tokens, folder / "run", model not in SHAPES
-                )
-                found["pipeline"] = part_pipeline(llm, recorder, path, calls, repeats)
+                found["pipeline"] = part_pipeline(llm, path, calls, repeats, *how)
             del llm
             gc.collect()
         if "prefix" in chosen:

@@ -14,6 +14,7 @@ import string
 from collections import deque
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
@@ -27,6 +28,7 @@ from generate import (
     draw_attempt,
     encode_prompt,
     longest_prompt,
+    newest_outcomes,
     plan_again,
     plan_ahead,
     plan_chunk,
@@ -106,6 +108,13 @@ def test_planning_under_any_yields(num_examples, yields, limit, seed):
     assert accepted == shares or sum(attempted) == limit
 
 
+def test_the_newest_attempts_tell_the_yield():
+    """2 of 10 examples are missing. By all ten attempts the yield is (8 + 1) / (10 + 1): 2.4 attempts, and 2 sqrt(2.4 * 2 / 9)
+    more. By the newest four, one accepted, it is 2 / 5: 5 attempts, and 2 sqrt(5 * 0.6 / 0.4) = 5.5 more."""
+    assert len(plan_chunk(10, 99, [10], [8])) == 4
+    assert len(plan_chunk(10, 99, [10], [8], newest=[[True, False, False, False]])) == 11
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     num_examples=st.integers(1, 120),
@@ -113,15 +122,21 @@ def test_planning_under_any_yields(num_examples, yields, limit, seed):
     limit=st.integers(1, 600),
     size=st.integers(1, 30),
     window=st.integers(1, 90),
+    newest=st.integers(1, 30),
     seed=st.integers(0, 10**6),
 )
-def test_what_was_under_way_is_planned_again(num_examples, percents, limit, size, window, seed):
+def test_what_was_under_way_is_planned_again(num_examples, percents, limit, size, window, newest, seed):
     """Cut off after any chunk, the plan made again from what came of the attempts is the one that was cut off."""
+    with mock.patch.object(generate, "NEWEST", newest):
+        plan_and_plan_again(num_examples, percents, limit, size, window, seed)
+
+
+def plan_and_plan_again(num_examples, percents, limit, size, window, seed):
     num_labels = len(percents)
     shares, settled, made = shares_of(num_examples, num_labels), [0] * num_labels, {}
     plan = partial(plan_ahead, num_examples, limit, size=size, window=window)
     attempted, accepted, planned = [0] * num_labels, [0] * num_labels, deque()
-    plan(attempted, accepted, planned)
+    plan(attempted, accepted, newest_outcomes({}, num_labels), planned)
     while planned:
         assert plan_again(made, num_labels, plan) == list(planned)
         assert sum(map(len, planned)) < window + max(size, num_labels)
@@ -132,7 +147,7 @@ def test_what_was_under_way_is_planned_again(num_examples, percents, limit, size
             attempted[label] += 1
             accepted[label] += good
             made[a] = good
-        plan(attempted, accepted, planned)
+        plan(attempted, accepted, newest_outcomes(made, num_labels), planned)
     assert plan_again(made, num_labels, plan) == []
     assert accepted == shares or len(made) == limit
     if len(made) > 1:  # a line less: not what this plan has made
