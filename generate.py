@@ -316,6 +316,9 @@ def start_engine(
         fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
     gc.collect()
     gc.freeze()  # what all the modules hold is not looked through again; vLLM does so in a process of its own
+    gc.set_threshold(
+        20_000, 10, 10
+    )  # thousands of requests under way, looked through time and again: a tenth of all time
     return llm
 
 

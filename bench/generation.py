@@ -7,7 +7,8 @@
 
 1. sample: `generate.py sample` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
    that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
-   two changing; also the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
+   two changing; the same with bare vLLM under the stage's settings of Python's garbage collector, which save it time too;
+   and the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
    vLLM has a process of its own, as with a GPU, and is at other chunks while one is read.
 2. pipeline: prompts a second, `generate.py sample` whole over one prompt a call through a transformers pipeline, as the
    authors do: without stop strings, and with them.
@@ -41,6 +42,7 @@ from records import git_state, read_examples, say, versions
 from task import load_task, render_prompt
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+PYTHONS_GC = gc.get_threshold()  # as Python begins
 SHAPES = {  # of random weights: hidden, intermediate, layers, heads
     "random": (512, 1536, 8, 8),
     "random-1b": (2048, 8192, 16, 32),
@@ -122,29 +124,40 @@ def sample(
 
 
 def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
-    """Bare / sample wall time of the same requests; how: what `sample` gets beside the engine."""
+    """Bare / sample wall time of the same requests; how: what `sample` gets beside the engine.
+
+    generate.py has Python look for garbage less often than it does by itself. Bare vLLM is timed both ways.
+    """
     _, recorder = sample(llm, *how)  # warms up, and tells the requests
     params = [copy.deepcopy(p) for p in recorder.params]
     for p in params:
         p.skip_clone = False  # as SamplingParams(...) has it: that vLLM need not copy them is known to the stage only
-    ratios, shares, rates = [], [], []
+    ours = gc.get_threshold()
+    ratios, same_gc, shares, rates = [], [], [], []
     for repeat in range(repeats):
-        for way in ("bare", "sample") if repeat % 2 else ("sample", "bare"):
-            if way == "bare":
-                llm.reset_prefix_cache()
-                began = time.perf_counter()
-                outputs = llm.generate(recorder.sent, params, use_tqdm=False)
-                bare = time.perf_counter() - began
-            else:
-                seconds, own = sample(llm, *how)
+        seconds: dict[str, float] = {}
+        ways = ["bare", "sample", "bare with our gc"]
+        for way in ways if repeat % 2 else reversed(ways):
+            if way == "sample":
+                seconds[way], own = sample(llm, *how)
                 assert own.sent == recorder.sent
-        ratios.append(bare / seconds)
-        shares.append(1 - own.seconds / seconds)
-        rates.append(sum(len(o.outputs[0].token_ids) for o in outputs) / seconds)
-        say(f"bare {bare:.2f} s, sample {seconds:.2f} s, of it in vLLM {own.seconds:.2f} s")
+                continue
+            gc.set_threshold(*(PYTHONS_GC if way == "bare" else ours))
+            llm.reset_prefix_cache()
+            began = time.perf_counter()
+            outputs = llm.generate(recorder.sent, params, use_tqdm=False)
+            seconds[way] = time.perf_counter() - began
+            gc.set_threshold(*ours)
+        ratios.append(seconds["bare"] / seconds["sample"])
+        same_gc.append(seconds["bare with our gc"] / seconds["sample"])
+        shares.append(1 - own.seconds / seconds["sample"])
+        rates.append(sum(len(o.outputs[0].token_ids) for o in outputs) / seconds["sample"])
+        say(
+            ", ".join(f"{way} {value:.2f} s" for way, value in seconds.items()) + f", of it in vLLM {own.seconds:.2f} s"
+        )
     return {
-        "requests": len(recorder.sent), "bare_over_sample": spread(ratios), "share_outside_vllm": spread(shares),
-        "completion_tokens_per_second": spread(rates, 0),
+        "requests": len(recorder.sent), "bare_over_sample": spread(ratios), "bare_with_our_gc_over_sample": spread(same_gc),
+        "share_outside_vllm": spread(shares), "completion_tokens_per_second": spread(rates, 0),
     }  # fmt: skip
 
 
