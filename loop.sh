@@ -43,7 +43,8 @@ TRAIN_ON_VALIDATION=${TRAIN_ON_VALIDATION:-0}    # 1 = from the next iteration o
 REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how the student does (PGKD)
 PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better student on held-out examples
 CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with the one before, not with the base
-LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 5e-4 || echo 1e-4)} # random weights need more
+LEARNING_RATE=${LEARNING_RATE:-$(is_embedded "$STUDENT" && echo 7e-4 || echo 1e-4)} # random weights need more
+BATCH_SIZE=${BATCH_SIZE:-$(is_embedded "$STUDENT" && echo 32 || echo 16)} # examples a step; tiny models: as good, and sooner done
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
 given_test_file=${TEST_FILE:-}
@@ -132,7 +133,8 @@ for ((i = 0; i < ITERATIONS; i++)); do
     "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS # texts of earlier rounds are duplicates
   trained_on+=(--train-file "$dir/train.jsonl")
   run train_student.py --task-file "$TASK_FILE" --model "$begin" --output-dir "$dir/student" --seed "$SEED" \
-    --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" "${trained_on[@]}" $TRAIN_ARGS
+    --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$BATCH_SIZE" --num-train-epochs "$EPOCHS" \
+    "${trained_on[@]}" $TRAIN_ARGS
   if [[ $CONTINUE_STUDENT == 1 ]]; then begin=$dir/student; fi
   if [[ $FEEDBACK_ROUNDS == newest ]]; then feedback=(); fi
   if [[ $FEEDBACK == score ]]; then
@@ -169,7 +171,8 @@ done
 
 # The final student: everything, robust loss ---------------------------------------------------------------------------
 run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$RUN/final/student" --seed "$SEED" \
-  --learning-rate "$LEARNING_RATE" --num-train-epochs "$EPOCHS" --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
+  --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$BATCH_SIZE" --num-train-epochs "$EPOCHS" \
+  --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
 for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
   if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi

@@ -68,7 +68,7 @@ def serve(path: str) -> None:
             for fd in fds:
                 os.close(fd)
             if not complete:  # while the first stage works
-                preload("torchmetrics", "vllm", "vllm.v1.engine.llm_engine")
+                preload("torchmetrics", "vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")
                 complete = True
             continue
         # The keeper: starts the stage, waits for it, tells its exit code
@@ -112,9 +112,13 @@ def preload(*names: str) -> None:
 
 def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[int]) -> None:
     """Be `python ARGV` in that folder, with that environment and these three streams."""
+    import gc
     import io
     import runpy
 
+    gc.collect = lambda *_: (
+        0
+    )  # vLLM has all that was imported looked through when it ends, 2 s; Python itself still does so
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)

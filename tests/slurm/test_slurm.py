@@ -206,6 +206,7 @@ def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slu
         "NUM_EXAMPLES": 80,
         "SCORE": "energy",
         "NUM_VALIDATION": 60,
+        "MEASURE_TEACHER": 0,
     }
     few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
     (tmp_path / "test.jsonl").write_text("".join(few))
