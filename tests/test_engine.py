@@ -108,8 +108,8 @@ def test_a_chunk_that_is_cut_off_is_sent_again_and_gives_the_same_files(sample, 
     assert resumed == whole and resumed_rejected == whole_rejected  # float32, one CPU: the same text too
 
 
-def test_an_engine_in_a_process_of_its_own_has_two_chunks_at_a_time(small_teacher, tmp_path):
-    """As with a GPU: the next chunk is sent before the last is read, and what comes out is the same kind of file."""
+def test_an_engine_in_a_process_of_its_own(small_teacher, tmp_path):
+    """As with a GPU: other chunks are with it while one is read, and what comes out is the same kind of file."""
     command = "import generate, records; generate.CHUNK = 16; records.run_command(generate.app)"
     how = [
         "--task-file",

@@ -67,7 +67,7 @@ def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
             os.kill(pid, signal.SIGSTOP)
         state = folder / "untrained" / "predictions.jsonl.partial.json"
         for _ in range(2):
-            again = loop(folder, embedded)
+            again = loop(folder, embedded, WARM="0")
             assert again.returncode == 1
             one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {state}")
         for pid in orphans:
@@ -89,7 +89,7 @@ def test_two_loops_in_one_run_folder(finished, embedded, tmp_path):
     try:
         assert wait_for(first, lambda: is_inside(copy, log, "train", "final"))
         os.killpg(first.pid, signal.SIGSTOP)
-        second = loop(copy, embedded)
+        second = loop(copy, embedded, WARM="0")
         assert second.returncode == 1
         one_error(second.stdout, "final/student: another process is writing it")
         os.killpg(first.pid, signal.SIGCONT)
