@@ -88,14 +88,15 @@ def dry_loop(*args: object, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "loop.sh", *map(str, args)], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["reviews", "word_problems"])
-def test_an_embedded_task_brings_its_models(name, tmp_path):
+@pytest.mark.parametrize("name, rate, batch", [("reviews", "7e-4", 32), ("word_problems", "5e-4", 16)])
+def test_an_embedded_task_brings_its_models(name, rate, batch, tmp_path):
     done = dry_loop(f"prompts/{name}.toml", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     assert lines[:2] == [f"+ -m data.build_models {name} {model}" for model in ("teacher", "t5")]
     assert f"--model data/{name}/models/t5 " in lines[2] and f"--test-file data/{name}/test.jsonl" in lines[2]
-    assert "--group-by group" in lines[2] and any("--learning-rate 5e-4" in line for line in lines)
+    assert "--group-by group" in lines[2]
+    assert any(f"--learning-rate {rate} --per-device-train-batch-size {batch} " in line for line in lines)
 
 
 def test_models_of_one_task_for_another(tmp_path):
