@@ -170,16 +170,16 @@ def plan_chunk(
     Of the attempts at one label, 0, 1, 2, ..., shard i of n owns every n-th from the i-th on, so that each shard asks for
     all labels (a mod n would leave shards with one label only where n and L have a common factor).
     attempted, accepted: counts by label of what is settled, and under_way of what was planned after it. newest: by label,
-    which of the NEWEST settled attempts were accepted. How many are asked follows from their yield: two standard deviations
-    more than are expected to be needed, since a round of a handful at the end takes as long as one of hundreds.
-    limit: how many attempts are left; size: of a chunk (CHUNK).
+    which of the NEWEST settled attempts were accepted (none: of all). How many are asked follows from their yield: two
+    standard deviations more than are expected to be needed, since a round of a handful at the end takes as long as one of
+    hundreds. limit: how many attempts are left; size: of a chunk (CHUNK).
     """
     num_labels, (index, shards) = len(attempted), shard
     chunk = []
     for i, share in enumerate(shares_of(num_examples, num_labels, shard)):
         ahead = under_way[i] if under_way else 0
         good, all_made = (sum(newest[i]), len(newest[i])) if newest else (accepted[i], attempted[i])
-        expected_yield = min(max((good + 1) / (all_made + 1), 0.05), 1)  # above 1: lines were added by hand
+        expected_yield = min(max((good + 1) / (all_made + 1), 0.05), 1)
         missing = max(share - accepted[i], 0) / expected_yield
         missing += 2 * math.sqrt(missing * (1 - expected_yield) / expected_yield) - ahead
         count = min(math.ceil(missing), max(1, (size or CHUNK) // num_labels))

@@ -45,9 +45,9 @@ PATIENCE=${PATIENCE:-0}                          # stop after so many iterations
 CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with the one before, not with the base
 rate=1e-4 batch=16
 if is_embedded "$STUDENT"; then rate=5e-4; fi    # random weights need more
-if [[ $STUDENT == data/reviews/models/t5 ]]; then rate=7e-4 batch=32; fi # as good, in three quarters of the time
+if [[ $TASK == reviews && $STUDENT == "$embedded/t5" ]]; then rate=7e-4 batch=32; fi # as good, in 3/4 of the time
 LEARNING_RATE=${LEARNING_RATE:-$rate}
-BATCH_SIZE=${BATCH_SIZE:-$batch}                 # training examples a step
+PER_DEVICE_TRAIN_BATCH_SIZE=${PER_DEVICE_TRAIN_BATCH_SIZE:-$batch}
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
 given_test_file=${TEST_FILE:-}
@@ -136,7 +136,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
     "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS # texts of earlier rounds are duplicates
   trained_on+=(--train-file "$dir/train.jsonl")
   run train_student.py --task-file "$TASK_FILE" --model "$begin" --output-dir "$dir/student" --seed "$SEED" \
-    --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$BATCH_SIZE" --num-train-epochs "$EPOCHS" \
+    --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$PER_DEVICE_TRAIN_BATCH_SIZE" --num-train-epochs "$EPOCHS" \
     "${trained_on[@]}" $TRAIN_ARGS
   if [[ $CONTINUE_STUDENT == 1 ]]; then begin=$dir/student; fi
   if [[ $FEEDBACK_ROUNDS == newest ]]; then feedback=(); fi
@@ -174,7 +174,7 @@ done
 
 # The final student: everything, robust loss ---------------------------------------------------------------------------
 run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$RUN/final/student" --seed "$SEED" \
-  --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$BATCH_SIZE" --num-train-epochs "$EPOCHS" \
+  --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$PER_DEVICE_TRAIN_BATCH_SIZE" --num-train-epochs "$EPOCHS" \
   --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
 for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl

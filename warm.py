@@ -68,7 +68,7 @@ def serve(path: str) -> None:
             for fd in fds:
                 os.close(fd)
             if not complete:  # while the first stage works
-                preload("torchmetrics", "vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")
+                preload("torchmetrics", "vllm", "vllm.entrypoints.llm", "vllm.v1.engine.llm_engine")
                 complete = True
             continue
         # The keeper: starts the stage, waits for it, tells its exit code
@@ -116,9 +116,8 @@ def stage(argv: list[str], folder: str, environment: dict[str, str], fds: list[i
     import io
     import runpy
 
-    gc.collect = lambda *_: (
-        0
-    )  # vLLM has all that was imported looked through when it ends, 2 s; Python itself still does so
+    # vLLM has all that was imported looked through for garbage when it starts and ends, 2 s; Python goes on doing so by itself
+    gc.collect = lambda *_, **__: 0
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)

@@ -132,31 +132,37 @@ def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
     params = [copy.deepcopy(p) for p in recorder.params]
     for p in params:
         p.skip_clone = False  # as SamplingParams(...) has it: that vLLM need not copy them is known to the stage only
-    ours = gc.get_threshold()
+    requests, ours = recorder.sent, gc.get_threshold()
+    assert ours != PYTHONS_GC, "generate.start_engine sets its own"
+    del recorder
     ratios, same_gc, shares, rates = [], [], [], []
     for repeat in range(repeats):
         seconds: dict[str, float] = {}
         ways = ["bare", "sample", "bare with our gc"]
         for way in ways if repeat % 2 else reversed(ways):
+            gc.collect()
+            gc.freeze()  # what was made before is none of this one's garbage
             if way == "sample":
-                seconds[way], own = sample(llm, *how)
-                assert own.sent == recorder.sent
+                seconds[way], recorder = sample(llm, *how)
+                assert recorder.sent == requests
+                in_vllm = recorder.seconds
+                del recorder
                 continue
             gc.set_threshold(*(PYTHONS_GC if way == "bare" else ours))
             llm.reset_prefix_cache()
             began = time.perf_counter()
-            outputs = llm.generate(recorder.sent, params, use_tqdm=False)
+            outputs = llm.generate(requests, params, use_tqdm=False)
             seconds[way] = time.perf_counter() - began
             gc.set_threshold(*ours)
+            tokens = sum(len(o.outputs[0].token_ids) for o in outputs)
+            del outputs
         ratios.append(seconds["bare"] / seconds["sample"])
         same_gc.append(seconds["bare with our gc"] / seconds["sample"])
-        shares.append(1 - own.seconds / seconds["sample"])
-        rates.append(sum(len(o.outputs[0].token_ids) for o in outputs) / seconds["sample"])
-        say(
-            ", ".join(f"{way} {value:.2f} s" for way, value in seconds.items()) + f", of it in vLLM {own.seconds:.2f} s"
-        )
+        shares.append(1 - in_vllm / seconds["sample"])
+        rates.append(tokens / seconds["sample"])
+        say(", ".join(f"{way} {value:.2f} s" for way, value in seconds.items()) + f", of it in vLLM {in_vllm:.2f} s")
     return {
-        "requests": len(recorder.sent), "bare_over_sample": spread(ratios), "bare_with_our_gc_over_sample": spread(same_gc),
+        "requests": len(requests), "bare_over_sample": spread(ratios), "bare_with_our_gc_over_sample": spread(same_gc),
         "share_outside_vllm": spread(shares), "completion_tokens_per_second": spread(rates, 0),
     }  # fmt: skip
 
@@ -281,6 +287,8 @@ def main(
             if "sample" in chosen:
                 found["sample"] = part_sample(llm, repeats, *how)
             if "pipeline" in chosen:
+                if "sample" not in chosen:  # warm up
+                    sample(llm, task_file, path, min(num_prompts, 500), *how[3:])
                 found["pipeline"] = part_pipeline(llm, path, calls, repeats, *how)
             del llm
             gc.collect()

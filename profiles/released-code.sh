@@ -14,6 +14,6 @@
 export ITERATIONS=8 NUM_EXAMPLES=${NUM_EXAMPLES:-188} NUM_VALIDATION=${NUM_VALIDATION:-187} FEEDBACK=score FEEDBACK_POOL=validation FEEDBACK_RATE=0.5
 export SCORE=energy_padded LOW=0.5 HIGH=0.8 SCORE_ARGS="--group-size 8 --max-source-length 128 --max-target-length 32"
 export GENERATE_ARGS="--top-k 10 --temperature 0.6 --validation-temperature 0.6 --top-p 0.9 --num-fewshot 3 --num-feedback-shots 2"
-export TRAIN_ON_VALIDATION=1 CONTINUE_STUDENT=1 EPOCHS=1 LEARNING_RATE=5e-5
-export TRAIN_ARGS="--per-device-train-batch-size 8 --lr-scheduler-type constant --warmup-ratio 0 --weight-decay 0 --max-source-length 128 --max-target-length 32"
+export TRAIN_ON_VALIDATION=1 CONTINUE_STUDENT=1 EPOCHS=1 LEARNING_RATE=5e-5 PER_DEVICE_TRAIN_BATCH_SIZE=8
+export TRAIN_ARGS="--lr-scheduler-type constant --warmup-ratio 0 --weight-decay 0 --max-source-length 128 --max-target-length 32"
 export FINAL_LOSS=sce FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-"--sce-alpha 0.01 --sce-beta 1 --num-train-epochs 50 --learning-rate 1e-5"}

@@ -96,7 +96,9 @@ def test_an_embedded_task_brings_its_models(name, rate, batch, tmp_path):
     assert lines[:2] == [f"+ -m data.build_models {name} {model}" for model in ("teacher", "t5")]
     assert f"--model data/{name}/models/t5 " in lines[2] and f"--test-file data/{name}/test.jsonl" in lines[2]
     assert "--group-by group" in lines[2]
-    assert any(f"--learning-rate {rate} --per-device-train-batch-size {batch} " in line for line in lines)
+    trainings = [line for line in lines if line.startswith("+ train_student.py ")]
+    assert len(trainings) == 6
+    assert all(f"--learning-rate {rate} --per-device-train-batch-size {batch} " in line for line in trainings)
 
 
 def test_models_of_one_task_for_another(tmp_path):
