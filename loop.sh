@@ -18,6 +18,7 @@ cd "$(dirname "$0")"
 TASK_FILE=${1:-prompts/reviews.toml}
 RUN=${2:-runs/demo}
 TASK=$(basename "$TASK_FILE" .toml)
+if [[ ! -e $TASK_FILE ]]; then echo "error: no $TASK_FILE: give a task file, such as prompts/reviews.toml" >&2; exit 1; fi
 embedded=                                        # models in there are built when they are missing
 if [[ $TASK_FILE -ef prompts/$TASK.toml && -e data/${TASK}_grammar.py ]]; then embedded=data/$TASK/models; fi
 TEACHER=${TEACHER:-${embedded:+$embedded/teacher}}
@@ -63,9 +64,15 @@ read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such
 refuse() { echo "error: $1" >&2; exit 1; }
 if [[ -n $given_test_file && ! -e $TEST_FILE ]]; then refuse "no TEST_FILE $TEST_FILE; check the path"; fi
 for given in "FEEDBACK score none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
-  "CONTINUE_STUDENT 0 1"; do
+  "CONTINUE_STUDENT 0 1" "MEASURE_TEACHER 0 1"; do
   read -r name values <<< "$given"
   if [[ " $values " != *" ${!name} "* ]]; then refuse "$name=${!name} is none of $values"; fi
+done
+for name in ITERATIONS NUM_EXAMPLES PER_DEVICE_TRAIN_BATCH_SIZE; do
+  if [[ ! ${!name} =~ ^[1-9][0-9]*$ ]]; then refuse "$name=${!name} is no number from 1 on"; fi
+done
+for name in LEARNING_RATE EPOCHS; do
+  if [[ ! ${!name} =~ ^[0-9]*\.?[0-9]+([eE]-?[0-9]+)?$ ]]; then refuse "$name=${!name} is no number"; fi
 done
 if [[ ! $PATIENCE =~ ^(0|[1-9][0-9]*)$ ]]; then refuse "PATIENCE=$PATIENCE is no number of iterations"; fi
 if [[ $FEEDBACK_POOL != validation && $FEEDBACK_POOL != train && ! -e $FEEDBACK_POOL ]]; then
@@ -185,7 +192,7 @@ run report.py "$RUN"
 cat << END
 Look into   $RUN/iter-00/train.jsonl           what the teacher wrote
             $RUN/iter-00/train.rejected.jsonl  what was turned down, and why
-            $RUN/iter-01/feedback.jsonl        what is far from all the rest, and the teacher was shown next
+            $RUN/iter-00/feedback.jsonl        what is far from all the rest, and the teacher was shown next
             $RUN/final/predictions.jsonl       the final student on the test set
 Try next    (with the variables of this run) FEEDBACK=none TRAIN_ON_VALIDATION=0 REPORT=0 bash loop.sh $TASK_FILE ${RUN%/}-no-feedback && $PYTHON report.py $RUN ${RUN%/}-no-feedback
 END

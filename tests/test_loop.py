@@ -109,6 +109,11 @@ def test_models_of_one_task_for_another(tmp_path):
     assert "--group-by" not in done.stdout
 
 
+def test_no_task_file(tmp_path):
+    done = dry_loop(tmp_path / "none.toml", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(f"error: no {tmp_path}/none.toml: ")
+
+
 @pytest.mark.parametrize("given", [{}, {"TEACHER": "org/teacher"}, {"STUDENT": "org/student"}])
 def test_another_task_needs_models(given, tmp_path):
     task = tmp_path / "reviews.toml"  # the name alone does not make it the embedded one
@@ -264,6 +269,10 @@ def test_patience(accuracies, iterations, tmp_path):
         ({"FEEDBACK": "none", "REPORT": "1"}, "REPORT=1 needs FEEDBACK=score"),
         ({"FEEDBACK_POOL": "train", "SCORE": "tfidf", "REPORT": "1"}, "REPORT=1 tells of predictions"),
         ({"PATIENCE": "08"}, "PATIENCE=08 is no number"),
+        ({"ITERATIONS": "-1"}, "ITERATIONS=-1 is no number from 1 on"),
+        ({"PER_DEVICE_TRAIN_BATCH_SIZE": "0"}, "PER_DEVICE_TRAIN_BATCH_SIZE=0 is no number from 1 on"),
+        ({"LEARNING_RATE": "abc"}, "LEARNING_RATE=abc is no number"),
+        ({"MEASURE_TEACHER": "maybe"}, "MEASURE_TEACHER=maybe is none of 0 1"),
         ({"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
         ({"FEEDBACK": "none", "TRAIN_ON_VALIDATION": "1", "NUM_VALIDATION": "0"}, "TRAIN_ON_VALIDATION=1 with"),
         ({"SCORE": "msp", "NUM_VALIDATION": "0"}, "FEEDBACK=score with NUM_VALIDATION=0"),
