@@ -1,30 +1,22 @@
 """Score examples by how far out of distribution the student finds them, and select feedback for the next iteration.
 
-Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every
-score, prediction and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if any.
+Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every score, prediction
+and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if any.
 
     python score_ood.py --task-file prompts/reviews.toml --model runs/a/iter-00/student \
         --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
         --feedback-file runs/a/iter-00/feedback.jsonl
     python score_ood.py ... --score msp --low 0.8 --high 1            # the top fifth by another score
-    python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
+    python score_ood.py --task-file prompts/reviews.toml --input-file runs/a/iter-00/scored.jsonl \
+        --score nll --feedback-file /tmp/f.jsonl                      # another band of a file that is scored already; no student
     python score_ood.py --task-file prompts/reviews.toml --score tfidf --input-file runs/a/iter-00/train.jsonl \
-        --train-file runs/a/iter-00/train.jsonl --output-file /tmp/s.jsonl --feedback-file /tmp/f.jsonl    # needs no student
-    python score_ood.py ... --shard 0/4                               # score a quarter, in one process of four; then select:
-    python score_ood.py --task-file prompts/reviews.toml --input-file 'runs/a/iter-00/scored-*-of-00004.jsonl' \
-        --output-file runs/a/iter-00/scored.jsonl --feedback-file runs/a/iter-00/feedback.jsonl
-    python score_ood.py ... --ood-file far.jsonl                      # how well each score tells these from --input-file
-    python score_ood.py ... --dry-run                                 # how many would be scored and selected; no model
+        --train-file runs/a/iter-00/train.jsonl --output-file /tmp/s.jsonl --feedback-file /tmp/f.jsonl      # needs no student
+    python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
+    python score_ood.py ... --ood-file ood.jsonl                      # how well each score tells these from --input-file
 
-Every score: HIGHER = more out of distribution, or more uncertain. Energy: E(x) = -T * logsumexp(z / T) (Liu et al. 2020,
-arXiv 2010.03759) of the class logits, or the mean over the target tokens of that of the logits over the vocabulary, with
-the target teacher-forced (GOLD, arXiv 2403.19754).
+Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.py has the formulas.
 """
 
-import math
-import random
-import time
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -32,686 +24,255 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from labelling import agrees
-from records import (
-    beside,
-    drop_run,
-    expand,
-    fail,
-    finish_run,
-    iter_examples,
-    parse_shard,
-    read_examples,
-    records_at,
-    run_command,
-    say,
-    shard_path,
-    start_run,
-    take_shard,
-    write_records,
-)
-from task import Task, is_correct, load_task, overlap, text_key
-from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
+from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.distances import embedding_distances, tfidf_distances
+from gold.examples import has_answer, iter_examples, read_examples
+from gold.jsonl import expand, write_file
+from gold.predict import PerDeviceEvalBatchSize, check_score, score_examples
+from gold.runs import beside, finish_run, start_run
+from gold.scores import SCORES, detection, random_score
+from gold.selection import ERRORS, select_feedback
+from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, load_student, load_trained
+from gold.task import Task, load_task
 
-EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
-EXAMPLES_HELP = (
-    f"Examples of {EXAMPLE_TOKENS} tokens in a batch: more if they are shorter, fewer if longer. Out of memory: halve it. "
-    "Not compared."
-)
+NEEDS = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
+WITHOUT_STUDENT = ("random", "tfidf")
+Score = StrEnum("Score", SCORES)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scores
-
-
-def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, Any]:
-    """Scores at single positions, in float32 whatever the model's dtype: logits (n, K >= 2), labels (n,) -> each (n,).
-
-    energy   -T * logsumexp(z / T)          Liu et al. 2020
-    nll      -log p_label, in nats
-    msp      1 - max_k p_k                  Hendrycks & Gimpel 2017, as uncertainty
-    entropy  -sum_k p_k log p_k, in nats
-    margin   1 - (p_1 - p_2), of the two likeliest
-    hit      the likeliest class or token is the label (bool)
-    T scales the energy alone; the probabilities are those of T = 1.
-    """
-    import torch
-
-    z = logits.float()
-    log_p = z.log_softmax(-1)
-    first, second = log_p.topk(2).values.unbind(-1)
-    return {
-        "energy": -temperature * torch.logsumexp(z / temperature, -1),
-        "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
-        "msp": -torch.expm1(first),  # 1 - p loses all digits where p is near 1
-        "entropy": -(log_p.exp() * log_p).sum(-1),
-        "margin": second.exp() - torch.expm1(first),
-        "hit": z.argmax(-1) == labels,
-    }
-
-
-def reduce_positions(values: Any, real: Any) -> dict[str, Any]:
-    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS (bool).
-
-    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L positions.
-    """
-    on_real = values.masked_fill(~real, 0.0).sum(-1)
-    return {
-        "energy": on_real / real.sum(-1),
-        "energy_sum": on_real,
-        "energy_first": values[:, 0],
-        "energy_padded": values.sum(-1) / values.shape[1],
-    }
-
-
-def check_score(score: str, model: str, task: Task) -> None:
-    """Ends the stage where a student of this kind has no such score, before its weights are read."""
-    _, family = family_of(model, task)
-    if family == "encoder" and score in REDUCTIONS:
-        fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
-    if family == "decoder" and score == "energy_padded":
-        fail(
-            f"--score {score}: the authors' setting for T5, which pads its targets; a decoder student has none: use energy"
-        )
-
-
-def score_examples(
-    examples: list[dict], task: Task, model: str, batch_size: int = 64, energy_temperature: float = 1.0,
-    padded: bool = False, max_source_length: int = 512, max_target_length: int = 128, seed: int = 0, dtype: str = "float32",
-    base_model: str | None = None, train_examples: list[dict] | None = None,
-) -> list[dict]:  # fmt: skip
-    """Score examples with a student; one dict of scores an example, in input order.
-
-    batch_size: in examples of EXAMPLE_TOKENS tokens; shorter ones make larger batches, longer ones smaller, at least one.
-    padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
-    weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
-    `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
-    metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
-    only the other examples are decoded.
-
-    error          1 = not correct, else 0 (S3, Wang et al. 2023)
-    hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
-    energy_delta   energy minus that of base_model, the untouched student; its new classification head is drawn with seed
-    embedding      1 - the largest cosine between the example's representation and one of the other train_examples;
-                   the representation: mean of the last hidden states over what the student reads (Liu et al. 2024)
-    tfidf          the same of the TF-IDF vectors of the sources' words: how far a text is from all training examples
-                   without any student
-    """
-    import torch
-
-    how = {
-        "batch_size": batch_size, "energy_temperature": energy_temperature, "padded": padded,
-        "max_source_length": max_source_length, "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
-    }  # fmt: skip
-    results, points = score_pass(examples, task, model, embed=bool(train_examples), **how)
-    for result in results:
-        wrong = float(not result["correct"])
-        result |= {"error": wrong, "hard_negative": float(f"{wrong * (1 - result['msp']):.9g}")}
-    if base_model:
-        base, _ = score_pass(examples, task, base_model, predict=False, **how)
-        for result, other in zip(results, base, strict=True):
-            result["energy_delta"] = float(f"{result['energy'] - other['energy']:.9g}")
-    if train_examples:
-        _, known = score_pass(train_examples, task, model, embed=True, predict=False, **how)
-        points, known = (torch.nn.functional.normalize(p, dim=-1).numpy() for p in (points, known))
-        distances = {"embedding": (points, known.T), "tfidf": tfidf_vectors(examples, train_examples)}
-        for name, (own, others) in distances.items():
-            for result, distance in zip(results, nearest_distances(own, others, examples, train_examples), strict=True):
-                result[name] = float(f"{distance:.9g}")
-    return results
-
-
-def random_score(seed: int, identifier: str) -> float:
-    """A number in [0, 1) for an example: the same whatever else is scored beside it."""
-    return random.Random(f"{seed}/{identifier}").random()
-
-
-def tfidf_vectors(examples: list[dict], train_examples: list[dict]) -> tuple[Any, Any]:
-    """Unit vectors of TF-IDF of the sources' words: (n, V) of the examples, (V, m) of the training examples, sparse.
-
-    Document frequencies are those of both sets together: a word that no training example has counts too.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([*texts, *known])
-    return vectorizer.transform(texts), vectorizer.transform(known).T
-
-
-def nearest_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
-    """1 - the largest cosine of each example with a training example other than itself (by id); 1 where there is none.
-
-    points (n, d) and known (d, m) are of unit length, dense or sparse.
-    """
-    import numpy as np
-
-    places: dict[str, int] = {e["id"]: k for k, e in enumerate(train_examples)}
-    found: list[float] = []
-    rows = max(1, 2**24 // len(train_examples))  # 128 MiB of cosines at a time
-    for begin in range(0, len(examples), rows):
-        cosines = points[begin : begin + rows] @ known
-        cosines = cosines.toarray() if hasattr(cosines, "toarray") else cosines
-        for k, example in enumerate(examples[begin : begin + rows]):
-            if example["id"] in places:
-                cosines[k, places[example["id"]]] = -np.inf
-        nearest = cosines.max(axis=1)
-        found += np.where(np.isfinite(nearest), 1 - nearest, 1.0).tolist()
-    return found
-
-
-def score_pass(
-    examples: list[dict], task: Task, model: str, batch_size: int, energy_temperature: float, padded: bool,
-    max_source_length: int, max_target_length: int, seed: int, dtype: str, embed: bool = False, predict: bool = True,
-) -> tuple[list[dict], Any]:  # fmt: skip
-    """One pass of a student over the examples: (what score_examples says it gives from it, representations or None).
-
-    embed: representations (n, d) in float32, on the CPU. predict: without it `prediction` and `correct` mean nothing.
-    """
-    import torch
-    from tqdm import tqdm
-    from transformers.modeling_outputs import BaseModelOutput
-
-    if padded:
-        check_score("energy_padded", model, task)
-    network, tokenizer, family = load_student(model, task, seed)
-    decoder = family == "decoder"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device, getattr(torch, dtype))
-    positions = positions_of(network, family)
-    features = encode(examples, tokenizer, family, task, max_source_length, max_target_length, positions)
-    results: list[dict] = [{} for _ in examples]
-    points: Any = None
-    below_head: list[Any] = []  # an encoder's last hidden states (B, S, d), which its outputs do not have
-    if embed and family == "encoder":
-        network.base_model.register_forward_hook(lambda module, given, out: below_head.append(out[0]))
-    # Longest first: little padding, and the batch that needs most memory comes first. By tokens, not by examples: short
-    # texts fill the device as long ones do, and long ones do not run out of its memory
-    written = [0 if family == "encoder" else max_target_length if padded else len(f["labels"]) for f in features]
-    sizes = [len(f["input_ids"]) + n for f, n in zip(features, written, strict=True)]
-    order = sorted(range(len(examples)), key=lambda i: -sizes[i])
-    batches, begin = [], 0
-    while begin < len(order):
-        count = max(1, batch_size * EXAMPLE_TOKENS // max(1, sizes[order[begin]]))
-        batches.append(order[begin : begin + count])
-        begin += count
-    pad = tokenizer.pad_token_id
-
-    def batch_of(rows: list[list[int]], value: int, length: int = 0, left: bool = False) -> Any:
-        length = max(length, *map(len, rows))
-        gaps = [[value] * (length - len(row)) for row in rows]
-        return torch.tensor([g + row if left else row + g for row, g in zip(rows, gaps, strict=True)], device=device)
-
-    # A class needs no more tokens than the longest label has; what goes on longer is no label.
-    targets = targets_of(task)
-    names = target_ids(targets, tokenizer, family) if task.labels else []
-    max_new_tokens = max(map(len, names), default=max_target_length)
-    bar = tqdm(total=len(examples), desc="score", unit="example")
-    with torch.inference_mode():
-        for chosen in batches:
-            batch = [features[i] for i in chosen]
-            # A decoder reads its target behind the prompt; padding on the right is seen by no real token
-            read = [f["input_ids"] + f["labels"] if decoder else f["input_ids"] for f in batch]
-            inputs = {
-                "input_ids": batch_of(read, pad),
-                "attention_mask": batch_of([[1] * len(row) for row in read], 0),
-            }
-            if family == "encoder":
-                labels = torch.tensor([f["labels"] for f in batch], device=device)
-                logits = network(**inputs).logits
-                columns = position_scores(logits, labels, energy_temperature)
-                reading, read = below_head.pop() if embed else None, inputs["attention_mask"].bool()
-                correct = columns.pop("hit")
-                predictions = [targets[k] for k in logits.argmax(-1).tolist()]
-            else:
-                labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
-                real = batch_of([[1] * len(f["labels"]) for f in batch], 0, labels.shape[1]).bool()
-                scored = torch.ones_like(real) if padded else real
-                # The output layer sees only scored positions, some at a time: no (B, L, V) block is ever built.
-                head, network.lm_head = network.get_output_embeddings(), torch.nn.Identity()
-                if decoder:
-                    outputs = network(**inputs, use_cache=False)
-                    # (B, 1) + (T,): target token j is predicted at the position before it; clamped where there is none
-                    last = torch.tensor([[len(f["input_ids"]) - 1] for f in batch], device=device)
-                    place = (last + torch.arange(labels.shape[1], device=device)).clamp(max=outputs.logits.shape[1] - 1)
-                    states = outputs.logits[torch.arange(len(batch), device=device)[:, None], place]  # (B, T, d)
-                    # The prompt alone, without the target behind it
-                    reading, read = outputs.logits, torch.arange(outputs.logits.shape[1], device=device) <= last
-                else:
-                    outputs = network(**inputs, decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels))
-                    states = outputs.logits  # (B, T, d): T5's scaling is in it
-                    reading, read = outputs.encoder_last_hidden_state, inputs["attention_mask"].bool()
-                network.lm_head = head
-                hidden, tokens = states[scored], labels[scored]  # (n, d), (n,)
-                rows = max(
-                    1, 2**24 // head.out_features
-                )  # 64 MiB of float32 logits; the scores take a few times as much
-                pieces = [
-                    position_scores(head(hidden[i : i + rows]), tokens[i : i + rows], energy_temperature)
-                    for i in range(0, len(hidden), rows)
-                ]
-                grids = {}
-                for name in pieces[0]:
-                    values = torch.cat([piece[name] for piece in pieces])
-                    grids[name] = torch.zeros(real.shape, dtype=values.dtype, device=device)
-                    grids[name][scored] = values
-                # A target that was cut at max_target_length cannot be written, however well its beginning is known
-                whole = [
-                    f["labels"][-1] == tokenizer.eos_token_id or len(f["labels"]) < max_target_length for f in batch
-                ]
-                correct = (grids.pop("hit") | ~real).all(-1) & torch.tensor(whole, device=device)
-                columns = reduce_positions(grids.pop("energy"), real)
-                if not padded:
-                    columns.pop("energy_padded")
-                columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
-                predictions = [examples[i]["target"] for i in chosen]
-                # What is decoded freely may be longer than the target, by which the batch was made
-                room = max(1, batch_size * EXAMPLE_TOKENS // (len(batch[0]["input_ids"]) + max_new_tokens))
-                for wrong in (~correct).nonzero().flatten().split(room) if predict else []:
-                    if not len(wrong):
-                        continue
-                    if decoder:
-                        prompts = [batch[row]["input_ids"] for row in wrong.tolist()]
-                        begun = {
-                            "input_ids": batch_of(prompts, pad, left=True),
-                            "attention_mask": batch_of([[1] * len(prompt) for prompt in prompts], 0, left=True),
-                        }
-                    else:
-                        begun = {
-                            "encoder_outputs": BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
-                            "attention_mask": inputs["attention_mask"][wrong],
-                        }
-                    written = network.generate(**begun, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-                    if decoder:
-                        written = written[:, begun["input_ids"].shape[1] :]
-                    for row, text in zip(
-                        wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
-                    ):
-                        predictions[row] = text
-            if embed:
-                means = (reading.float() * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # (B, d)
-                points = torch.empty(len(examples), means.shape[1]) if points is None else points
-                points[torch.tensor(chosen)] = means.cpu()
-            # One copy from the device for a column, not one for each number
-            values = {name: column.tolist() for name, column in columns.items()}
-            for row, i in enumerate(chosen):
-                prediction = predictions[row].strip()  # capitals stay where a metric may count them, as chrF does
-                results[i] = {
-                    "prediction": prediction.lower() if task.labels else prediction,
-                    "correct": predict and is_correct(task, prediction, examples[i]),
-                    **{name: float(f"{column[row]:.9g}") for name, column in values.items()},
-                    "random": random_score(seed, examples[i]["id"]),
-                }
-            bar.update(len(chosen))
-    bar.close()
-    return results, points
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Detection: how well the scores tell examples far from the task from those of the input
-
-
-def score_far(examples: list[dict], task: Task, model: str, **how: Any) -> list[dict]:
-    """As score_examples, for examples that may have no label of the task: what needs it is then left out.
-
-    Only an encoder's other scores are free of the label; the energy of a generative student is that of a target.
-    """
-    label = next(iter(task.labels), None)
-    known = [knows_answer(e, task) for e in examples]
-    assumed = {} if label is None else {task.answer_field: label, "target": targets_of(task)[0]}
-    asked = [e if has else e | assumed for e, has in zip(examples, known, strict=True)]
-    scores = score_examples(asked, task, model, **how)
-    return [
-        s if has else {k: v for k, v in s.items() if k not in ("nll", "correct", "error", "hard_negative")}
-        for s, has in zip(scores, known, strict=True)
-    ]
-
-
-def knows_answer(example: dict, task: Task) -> bool:
-    """Whether an example has an answer that the task knows: a label of it, or any text of a text2text task."""
-    answer = example.get(task.answer_field)
-    return isinstance(answer, str) and bool(answer.strip()) and (not task.labels or answer in task.labels)
-
-
-def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
-    """How well each score that all examples have tells OOD (far, the positives) from the input (near): 1, 1 and 0 are best.
-
-    auroc  a far example has the higher score than a near one in this share of all pairs; of ties a half
-    aupr   average precision of the far examples; the share of far examples is what chance gives
-    fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
-    """
-    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-
-    truth = [0] * len(near) + [1] * len(far)
-    found = {}
-    for name in near[0]:
-        values = [s.get(name) for s in [*near, *far]]
-        if not all(type(value) in (int, float) for value in values):
-            continue
-        if not all(map(math.isfinite, values)):
-            fail(
-                f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
-            )
-        fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
-        found[name] = {
-            "auroc": round(float(roc_auc_score(truth, values)), 4),
-            "aupr": round(float(average_precision_score(truth, values)), 4),
-            "fpr95": round(float(fpr[tpr >= 0.95].min()), 4),
-        }
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Selection
-
-
-def select_feedback(
-    records: list[dict], task: Task, score: str, low: float, high: float,
-    confirmed: bool = False, max_overlap: float = 1.0, counts: dict | None = None, group_size: int | None = None,
-) -> list[dict]:  # fmt: skip
-    """The records whose score lies in the quantile band [low, high) of their own label, most OOD first.
-
-    n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are kept, each with
-    `score` and `rank` (1 = the highest score of its label). Fewer than 10 examples of a label, or a score that is not a
-    number, end the stage: ranks of a handful mean nothing. Of error and hard_negative the band is one of the wrong
-    examples, of which there may be few or none. confirmed: of those only whose answer the teacher's own agrees with.
-    max_overlap: from the most OOD down, an example is left out whose text overlaps more than this (ROUGE-L F1) with a
-    selected one's. counts gets what both took: unconfirmed, near_duplicates. group_size: the band is taken within each
-    group of so many successive records, whatever their labels, instead of within each label.
-    """
-    groups: dict[Any, list[dict]] = {label: [] for label in ([] if group_size else task.labels or [None])}
-    counts = {} if counts is None else counts
-    if confirmed:
-        for record in records:
-            if not isinstance(record.get("teacher_label"), str):
-                fail(
-                    f"--confirmed: {record['id']} has no teacher_label; run generate.py label on the file, or sample --verify"
-                )
-        agreed = [r for r in records if agrees(task, r, r["teacher_label"])]
-        counts["unconfirmed"], records = len(records) - len(agreed), agreed
-    for place, record in enumerate(records):
-        if score not in record:
-            fail(f"--score {score}: {record['id']} has none; score it with --model, or choose another")
-        if not math.isfinite(record[score]):
-            fail(
-                f"--score {score}: is {record[score]} for {record['id']}; the student is broken: train it with a lower rate"
-            )
-        name = place // group_size if group_size else record[task.answer_field] if task.labels else None
-        groups.setdefault(name, []).append(record)
-    selected = []
-    for label, group in groups.items():
-        n = len(group)
-        if n < 10 and not group_size and score not in ("error", "hard_negative"):
-            kind = "confirmed examples" if confirmed else "examples"
-            fail(f"--input-file: only {n} {kind} of the label {label!r}, a band needs 10 or more; make more of them")
-        if score in ("error", "hard_negative"):
-            group = [r for r in group if r[score] > 0]
-            n = len(group)
-        group.sort(key=lambda r: (r[score], r["id"]))
-        if n > 1 and group[0][score] == group[-1][score] and (low, high) != (0, 1) and score != "random":
-            say(
-                f"--score {score}: is the same for all examples of {label!r}: the band is one of ids; try --low 0 --high 1"
-            )
-        for place in range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9)):
-            selected.append(group[place] | {"score": group[place][score], "rank": n - place})
-    if not selected and score not in ("error", "hard_negative"):
-        fail(f"--low {low} --high {high}: holds none of {len(records):,} examples; make the band wider")
-    selected.sort(key=lambda r: (r["rank"], r["id"]))
-    if max_overlap < 1:
-        apart: list[dict] = []
-        for record in selected:
-            text = text_key(task, record)
-            if all(overlap(text, text_key(task, other)) <= max_overlap for other in apart):
-                apart.append(record)
-        counts["near_duplicates"], selected = len(selected) - len(apart), apart
-    return selected
-
-
-REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside the mean
-OTHERS = ["nll", "msp", "entropy", "margin", "embedding", "tfidf", "error", "hard_negative", "random"]
-Score = StrEnum("Score", ["energy", *REDUCTIONS, "energy_delta", *OTHERS])
-SCORED = {*map(str, Score), "prediction", "correct"}  # what this stage adds to a record
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command
-
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
-)
-files = partial(typer.Option, rich_help_panel="Files")
+app = new_app()
 selection = partial(typer.Option, rich_help_panel="Selection")
 scoring = partial(typer.Option, rich_help_panel="Scoring")
 
 
 @app.command()
 def main(
-    task_file: Annotated[Path, files(help="Task, as prompts/<task>.toml.")],
+    task_file: TaskFile,
     input_file: Annotated[list[Path], files(help="Examples to score (validation.jsonl); repeat, or a glob in quotes.")],
-    output_file: Annotated[Path, files(help="The same with scores.")],
-    model: Annotated[
-        str | None,
-        files(help="Trained student: a folder or a name on the hub (none = the scores are there, or tfidf, random)."),
-    ] = None,
+    output_file: Annotated[Path | None, files(help="The same with scores (none = they are scored already).")] = None,
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
-    ood_file: Annotated[
-        list[Path] | None,
-        files(
-            help="Examples far from the task: prints how well each score tells them from --input-file (AUROC, AUPR, and "
-            "FPR@95TPR = the share of --input-file at or above the threshold that flags 95 % of these) and writes their "
-            "scores beside the output, as scored.ood.jsonl. Repeat, or a glob in quotes."
-        ),
-    ] = None,
-    base_model: Annotated[
-        str | None, files(help="Untrained student, for energy_delta: what --model was fine-tuned from.")
-    ] = None,
-    train_file: Annotated[
-        list[Path] | None, files(help="What --model was trained on, for embedding, tfidf; repeat, or a glob in quotes.")
-    ] = None,
-    shard: Annotated[
-        str | None, files(metavar="I/N", help="Score every N-th example: scored-0000I-of-0000N.jsonl.")
-    ] = None,
+    model: Annotated[str | None, files(help="Trained student: a folder or a name on the hub (none = tfidf, random).")] = None,
+    base_model: Annotated[str | None, files(help="Untrained student, for energy_delta.")] = None,
+    train_file: Annotated[list[Path] | None, files(help="What it was trained on, for embedding and tfidf; repeat, or a glob.")] = None,
+    ood_file: Annotated[list[Path] | None, files(
+        help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
+        "--input-file at or above the threshold that flags 95 % of these); their scores go beside the output, as scored.ood.jsonl.")] = None,
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
-    confirmed: Annotated[
-        bool,
-        selection(help="Only examples whose teacher_label agrees with their answer (generate.py label, --verify)."),
-    ] = False,
-    group_size: Annotated[
-        int | None, selection(min=2, help="The band within each so many successive examples, not within each label.")
-    ] = None,
-    max_overlap: Annotated[
-        float, selection(min=0, max=1, help="Leave out what overlaps more than this with a selected one (ROUGE-L F1).")
-    ] = 1.0,
-    energy_temperature: Annotated[
-        float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
-    ] = 1.0,
-    per_device_eval_batch_size: Annotated[int, scoring(min=1, help=EXAMPLES_HELP)] = 64,
-    max_source_length: Annotated[int, scoring(min=1, help="Tokens read; more are cut, and counted.")] = 512,
-    max_target_length: Annotated[
-        int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
-    ] = 128,
+    confirmed: Annotated[bool, selection(help="Only examples whose teacher_label agrees (label.py, generate.py --verify).")] = False,
+    group_size: Annotated[int | None, selection(min=2, help="The band within each so many examples, not by label.")] = None,
+    max_overlap: Annotated[float, selection(min=0, max=1, help="Leave out what overlaps more with a selected one (ROUGE-L F1).")] = 1.0,
+    energy_temperature: Annotated[float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")] = 1.0,
+    per_device_eval_batch_size: PerDeviceEvalBatchSize = 64,
+    max_source_length: MaxSourceLength = None,
+    max_target_length: MaxTargetLength = None,
     seed: Annotated[int, scoring(help="Seed of the random score.")] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], scoring(help="Of the weights; bfloat16 blurs ranks.")] = "float32",
-    limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be scored and selected; no model.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Score anew what is there already.")] = False,
-) -> None:
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Score --input-file with a student and select feedback."""
-    task, part, counts = load_task(task_file), parse_shard(shard), {}
-    score = score.value  # the plain text: as a key of a million records the enumeration's is slow and large
-    if part and (feedback_file or not model):
-        problem = "a band is taken over the whole set: score all shards, then give them as --input-file without --model"
-        raise typer.BadParameter(problem, param_hint="--shard")
-    needs = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
-    for option, given in (("--base-model", base_model), ("--train-file", train_file)):
-        if given and not model and needs.get(score) != option:
-            raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
-        if model and needs.get(score) == option and not given:
-            raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
-    if ood_file and (part or not model):
-        problem = "is scored whole, with the student: give --model and no --shard"
-        raise typer.BadParameter(problem, param_hint="--ood-file")
-    input_file = expand("--input-file", input_file)
-    output_file = shard_path(output_file, part)
-    far, far_counts, far_path = [], {}, output_file.with_name(f"{output_file.stem}.ood{output_file.suffix}")
-    if ood_file:
-        ood_file = expand("--ood-file", ood_file)
-        far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
-    train_file = expand("--train-file", train_file or [])
-    train_examples = read_examples(train_file, task) if train_file else None
-    made_here = not model and (score == Score.random or (score == Score.tfidf and bool(train_examples)))
-    # A million whole examples take gigabytes: where their scores are there, each is written as it is read
-    streamed = not model and not made_here
-    kept = ["id", task.answer_field, score]  # of them, for the selection
-    kept += ["teacher_label", "target", f"{task.answer_field}s", *task.fields] if confirmed or max_overlap < 1 else []
-    examples: list[dict] = []
-
-    def stored(example: dict) -> dict:
-        """The scores that stand in an example."""
-        return {name: value for name, value in example.items() if name in SCORED}
-
-    def stream() -> Iterator[tuple[dict, dict]]:
-        """(example, its scores) of the input; what the selection needs of it goes into `examples`."""
-        for place, e in enumerate(iter_examples(input_file, task, counts=counts)):
-            if type(e.get(score)) not in (int, float):
-                cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
-                fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
-            if limit is None or place < limit:
-                examples.append({k: e[k] for k in kept if k in e})
-                yield e, stored(e)
-
-    if low >= high:
-        raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
-    if not streamed:
-        examples = take_shard(read_examples(input_file, task, counts=counts)[:limit], part)
-    elif dry_run:
-        for _ in stream():
-            pass
-    if feedback_file and examples:  # too few of a label is an error that needs no model
-        selected = select_feedback(
-            [e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, low, high, confirmed, group_size=group_size
-        )  # fmt: skip
+    options = dict(locals())
+    # Load
+    task, score, counts = load_task(task_file), score.value, {}
+    stored = check_options(score, model, output_file, feedback_file, base_model, train_file, ood_file, low, high)
+    for name in ("input_file", "train_file", "ood_file"):
+        options[name] = expand(f"--{name.replace('_', '-')}", options[name])
+    train_examples = read_examples(options["train_file"], task)
+    ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
+    # A million whole examples take gigabytes: of those that are scored already, what the selection needs
+    needed = ["id", task.answer_field, score, "teacher_label", "target", *(task.fields if max_overlap < 1 else [])]
+    use = [score, *(["teacher_label"] if confirmed else [])]
+    examples = read_examples(options["input_file"], task, counts=counts, use=use, keep=needed if stored else None)[
+        :limit
+    ]
+    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
+    selected: list[dict] = []
+    if feedback_file:  # too few of a label is an error that needs no model
+        selected, _ = select_feedback([e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, **band)
     if dry_run:
-        names = ", ".join(map(str, input_file))
+        names, most = ", ".join(map(str, input_file)), "at most " * (max_overlap < 1 or score in ERRORS)
         print(
-            f"would {'score' if model else 'read'} {len(examples):,} examples of {names}"
+            f"would {'read' if stored else 'score'} {len(examples):,} examples of {names}"
             + (f" with {model}" if model else "")
-            + (f", and {len(far):,} OOD examples of {', '.join(map(str, ood_file))}" if far else "")
         )
-        most = "at most " if max_overlap < 1 or score in ("error", "hard_negative") else ""
         print(
             f"would select {most}{len(selected):,} by {score} in [{low}, {high})"
             if feedback_file
             else "would select none"
         )
         return
-    if model and score in REDUCTIONS:
-        check_score(score, model, task)
-    if base_model:
-        family_of(base_model, task)
-    if far and not all(knows_answer(e, task) for e in far) and family_of(model, task)[1] != "encoder":
-        first = next(e["id"] for e in far if not knows_answer(e, task))
-        fail(
-            f"--ood-file: {first} has no {task.answer_field!r} that the task knows, and this student's scores are those of a "
-            "target; add one to every record, or use an encoder"
-        )
-    how = {
-        "energy_temperature": energy_temperature, "max_source_length": max_source_length,
-        "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
-    }  # fmt: skip
-    what = {"score": score, "low": low, "high": high, "feedback": bool(feedback_file)} | (
-        {"shard": shard} if part else {}
-    )
-    what |= ({"confirmed": True} if confirmed else {}) | ({"max_overlap": max_overlap} if max_overlap < 1 else {})
-    what |= {"group_size": group_size} if group_size else {}
-    what |= {"seed": seed} if not model and score == Score.random else {}
+    if model:
+        check_model(model, base_model, score, task, ood)
+    output = feedback_file if stored else output_file
+    ood_output = output.with_name(f"{output.stem}.ood{output.suffix}")
     run = start_run(
-        "score_ood.py", output_file, (how if model else {}) | what | {"limit": limit},
-        {
-            "task_file": task_file, "model": model, "input_file": input_file, "ood_file": ood_file or None,
-            "base_model": base_model, "train_file": train_file or None,
-        },
-        also=([feedback_file] if feedback_file else []) + ([far_path] if far else []), overwrite=overwrite,
+        "score_ood.py", output, options, ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"],
+        also=([feedback_file] if feedback_file and not stored else []) + ([ood_output] if ood else []), overwrite=overwrite,
+        not_compared=["per_device_eval_batch_size"],
     )  # fmt: skip
     if run is None:
         return
 
-    began = time.perf_counter()
-    how |= {"batch_size": per_device_eval_batch_size, "padded": score == Score.energy_padded}
-    how |= {"base_model": base_model, "train_examples": train_examples}
-    scores: list[dict] = []
-    if model:
-        scores = score_examples(examples, task, model, **how)
-    elif score == Score.random and made_here:
-        scores = [{"random": random_score(seed, e["id"])} | stored(e) for e in examples]
-    elif made_here:
-        distances = nearest_distances(*tfidf_vectors(examples, train_examples), examples, train_examples)
-        scores = [stored(e) | {"tfidf": distance} for e, distance in zip(examples, distances, strict=True)]
-    rate = len(examples) / (time.perf_counter() - began)
-    pairs = stream() if streamed else zip(examples, scores, strict=True)
-    shown = ["id", *task.fields, task.answer_field]
-    known, totals = {*shown, *SCORED}, {}
-
-    def with_scores(pairs: Iterable[tuple[dict, dict]], totals: dict | None = None) -> Iterator[dict]:
-        """Readable fields first, then scores (none of an earlier student's), then the rest as it was.
-
-        totals gets the sums of the scores that all have as numbers, and of `correct`.
-        """
-        for place, (e, s) in enumerate(pairs):
-            for name in [] if totals is None else list(totals) if place else s:
-                value = s.get(name)
-                if type(value) in ([bool] if name == "correct" else [int, float]):
-                    totals[name] = totals.get(name, 0) + value
-                else:
-                    totals.pop(name, None)
-            yield {k: e[k] for k in shown if k in e} | s | {k: v for k, v in e.items() if k not in known}
-
-    selected = []
-    try:
-        with run.partial.open("w", encoding="utf-8") as file:
-            write_records(file, with_scores(pairs, totals))
-        if feedback_file:
-            scored = examples if streamed else [e | {score: s[score]} for e, s in zip(examples, scores, strict=True)]
-            selected = select_feedback(scored, task, score, low, high, confirmed, max_overlap, counts, group_size)
-    except SystemExit:
-        if streamed:  # bad input, which is read no sooner than this
-            drop_run(run)
-        raise
-    counts |= {"scored": len(examples)} | ({"correct": totals.pop("correct")} if "correct" in totals else {})
+    # Score
+    student = load_trained(model, task, max_source_length, max_target_length, dtype) if model else None
+    how = {
+        "temperature": energy_temperature,
+        "padded": score == "energy_padded",
+        "batch_size": per_device_eval_batch_size,
+        "seed": seed,
+    }
+    if not stored:
+        scores = all_scores(student, examples, train_examples, base_model, score, how)
+        known = {name for row in scores for name in row}
+        examples = [ordered(e, s, task, known) for e, s in zip(examples, scores, strict=True)]
+        write_file(run.partial, examples)
+        counts |= {"correct": sum(s["correct"] for s in scores)} if student else {}
+    # Select
+    means = {name: mean_of(examples, name) for name in SCORES if name in examples[0] and (not stored or name == score)}
+    counts |= {"scored": len(examples)}
     if feedback_file:
-        counts["selected"] = len(selected)
+        selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
+        counts |= dropped | {"selected": len(selected)}
+        if stored:
+            selected = whole_records(selected, options["input_file"], task, use)
+        write_file(beside(feedback_file, ".partial"), (feedback_record(e, task) for e in selected))
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
-        places = {r["id"]: 0 for r in selected}
-        places |= {e["id"]: place for place, e in enumerate(examples) if e["id"] in places}
-        rows = records_at(run.partial, (places[r["id"]] for r in selected))
-        rows = (row | {"score": r["score"], "rank": r["rank"]} for row, r in zip(rows, selected, strict=True))
-        head = [*shown, "score", "rank"]
-        with beside(feedback_file, ".partial").open("w", encoding="utf-8") as file:
-            write_records(file, ({k: r[k] for k in head} | {k: v for k, v in r.items() if k not in head} for r in rows))
+    # Tell OOD from in-distribution
     table = {}
-    if far:
-        far_scores = score_far(far, task, model, **how)
-        table = detection(scores, far_scores)
-        with beside(far_path, ".partial").open("w", encoding="utf-8") as file:
-            write_records(file, with_scores(zip(far, far_scores, strict=True)))
-        counts |= {"ood": len(far)} | {f"ood_{name}": number for name, number in far_counts.items()}
-    means = {name: round(total / len(examples), 4) for name, total in totals.items()}
-    more = ({"examples_per_second": round(rate, 1)} if model else {}) | ({"ood_detection": table} if far else {})
-    finish_run(run, counts, means=means, **more)
-    if far:
-        print(
-            f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {len(far):,} OOD beside {len(examples):,} examples"
+    if ood:
+        ood_scores = scores_without_answer(student, ood, task, how)
+        table = detection([{k: e[k] for k in SCORES if k in e} for e in examples], ood_scores)
+        write_file(
+            beside(ood_output, ".partial"), (ordered(e, s, task, set(s)) for e, s in zip(ood, ood_scores, strict=True))
         )
-        for name, m in table.items():
-            print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
-    say(
-        f"{output_file}: {len(examples):,} scored, "
-        + (f"{counts['correct']:,} predicted right, " if "correct" in counts else "")
-        + f"mean {score} {means[score]}"
-        + (f"; {counts['selected']:,} selected by {score}" if feedback_file else "")
+        counts["ood"] = len(ood)
+        print_detection(table, len(ood), len(examples))
+    finish_run(run, counts, means=means, **({"ood_detection": table} if table else {}))
+    said = f"{len(examples):,} scored" if not stored else f"{len(examples):,} read"
+    said += f", {counts['correct']:,} predicted right" if "correct" in counts else ""
+    said += f"; {counts['selected']:,} selected by {score}" if feedback_file else ""
+    say(f"{output}: {said}, mean {score} {means[score]}")
+
+
+def check_options(
+    score: str, model: str | None, output_file: Path | None, feedback_file: Path | None, base_model: str | None,
+    train_file: list | None, ood_file: list | None, low: float, high: float,
+) -> bool:  # fmt: skip
+    """Options that do not go together are bad options (exit code 2); whether the scores stand in the input already."""
+    stored = not model and not (score in WITHOUT_STUDENT and output_file)
+    for option, given in (("--base-model", base_model), ("--train-file", train_file)):
+        if given and not model and NEEDS.get(score) != option:
+            raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
+        if not stored and NEEDS.get(score) == option and not given:
+            raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
+    if ood_file and not model:
+        raise typer.BadParameter("is scored with the student: give --model too", param_hint="--ood-file")
+    if not stored and not output_file:
+        raise typer.BadParameter("is missing: where the scores go", param_hint="--output-file")
+    if stored and (output_file or not feedback_file):
+        problem = f"without --model, {score} must stand in --input-file, and --feedback-file is all that is written"
+        raise typer.BadParameter(problem, param_hint="--output-file" if output_file else "--feedback-file")
+    if low >= high:
+        raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
+    return stored
+
+
+def check_model(model: str, base_model: str | None, score: str, task: Task, ood: list[dict]) -> None:
+    """What a config tells before any weights are read."""
+    family = family_of(model, task)
+    check_score(family, score)
+    if base_model:
+        family_of(base_model, task)
+    if unknown := [e["id"] for e in ood if not has_answer(e, task)]:
+        if family != "encoder":
+            problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, and this student's scores are those of a target"
+            fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
+
+
+def all_scores(
+    student: Student | None,
+    examples: list[dict],
+    train_examples: list[dict],
+    base_model: str | None,
+    score: str,
+    how: dict,
+) -> list[dict]:
+    """Every score of each example; without a student those that need none."""
+    if student is None:
+        results: list[dict] = [{"random": random_score(how["seed"], e["id"])} for e in examples]
+    else:
+        results, points = score_examples(student, examples, embed=bool(train_examples), **how)
+    more: dict[str, list[float]] = {}
+    if base_model:
+        base = load_trained_like(base_model, student)
+        other, _ = score_examples(base, examples, decode=False, **how)
+        more["energy_delta"] = [mine["energy"] - theirs["energy"] for mine, theirs in zip(results, other, strict=True)]
+    if train_examples:
+        more["tfidf"] = tfidf_distances(examples, train_examples)
+    if train_examples and student:
+        _, known = score_examples(student, train_examples, embed=True, decode=False, **how)
+        more["embedding"] = embedding_distances(points, known, examples, train_examples)
+    for name, values in more.items():
+        for row, value in zip(results, values, strict=True):
+            row[name] = float(f"{value:.9g}")
+    return results
+
+
+def load_trained_like(base_model: str, student: Student) -> Student:
+    """The untrained student, read with the lengths, the dtype and the device of the trained one."""
+    base = load_student(base_model, student.task)
+    base.lengths = student.lengths
+    base.network.to(student.network.device, student.network.dtype)
+    return base
+
+
+def scores_without_answer(student: Student, examples: list[dict], task: Task, how: dict) -> list[dict]:
+    """As score_examples, for examples that may have no label of the task: what needs it is left out."""
+    answers = [has_answer(e, task) for e in examples]
+    first = {task.answer_field: next(iter(task.labels)), "target": task.targets[0]} if task.labels else {}
+    asked = [e if known else e | first for e, known in zip(examples, answers, strict=True)]
+    scores, _ = score_examples(student, asked, **how)
+    of_answer = ("nll", "correct", "error", "hard_negative")
+    return [
+        s if known else {k: v for k, v in s.items() if k not in of_answer}
+        for s, known in zip(scores, answers, strict=True)
+    ]
+
+
+def ordered(example: dict, scores: dict, task: Task, known: set[str]) -> dict:
+    """Readable fields first, then the scores (none of an earlier student's), then the rest as it was."""
+    first = ["id", *task.fields, task.answer_field]
+    rest = {k: v for k, v in example.items() if k not in {*first, *known, *SCORES, "prediction", "correct"}}
+    return {k: example[k] for k in first if k in example} | scores | rest
+
+
+def feedback_record(example: dict, task: Task) -> dict:
+    return {k: example[k] for k in ["id", *task.fields, task.answer_field, "score", "rank"]} | example
+
+
+def whole_records(selected: list[dict], paths: list[Path], task: Task, use: list[str]) -> list[dict]:
+    """All fields of the selected examples, in the order of the selection; their file is read once more."""
+    wanted = {e["id"]: e for e in selected}
+    for example in iter_examples(paths, task, use=use):
+        if example["id"] in wanted:
+            chosen = wanted[example["id"]]
+            wanted[example["id"]] = example | {"score": chosen["score"], "rank": chosen["rank"]}
+    return list(wanted.values())
+
+
+def mean_of(examples: list[dict], name: str) -> float:
+    return round(sum(e[name] for e in examples) / len(examples), 4)
+
+
+def print_detection(table: dict[str, dict[str, Any]], num_ood: int, num_examples: int) -> None:
+    print(
+        f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {num_ood:,} OOD beside {num_examples:,} examples"
     )
+    for name, m in table.items():
+        print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
 
 
 if __name__ == "__main__":

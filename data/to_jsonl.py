@@ -1,0 +1,90 @@
+"""Records of another format as JSON Lines, on stdout: CSV, TSV, Parquet, a JSON list, an object that holds one, pretty-printed JSON.
+
+    python -m data.to_jsonl reviews.csv > reviews.jsonl
+    python -m data.to_jsonl reviews.parquet > reviews.jsonl
+
+A table's first line must name the fields. In a TSV whose quotation marks do not pair, they are letters, as in GLUE's files.
+"""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gold.command import fail, new_app, run_command
+
+app = new_app()
+
+
+@app.command()
+def main(path: Annotated[Path, typer.Argument(help="A .csv, .tsv, .parquet or .json file, perhaps .gz.")]) -> None:
+    """Print one JSON object a line."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}; check the path")
+    records = read_parquet(path) if content[:4] == b"PAR1" else read_text(path, decode(path, content))
+    for record in records:
+        print(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def decode(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        fail(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start:,}); save a spreadsheet as CSV in UTF-8")
+
+
+def read_parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def read_text(path: Path, text: str) -> list[dict]:
+    if text.lstrip()[:1] in ("[", "{"):
+        return read_json(path, text)
+    delimiter = max(",\t;", key=text.split("\n", 1)[0].count)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and widths(text, delimiter, csv.QUOTE_NONE) == 1 else csv.QUOTE_MINIMAL
+    if widths(text, delimiter, quoting) != 1:
+        fail(f"{path}: its rows have different numbers of fields; mend it where it was made")
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting))
+
+
+def widths(text: str, delimiter: str, quoting: int) -> int:
+    """How many different numbers of fields the rows have."""
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+        return len({len(row) for row in rows if row})
+    except csv.Error:
+        return 0
+
+
+def read_json(path: Path, text: str) -> list[dict]:
+    """A list of objects, an object with a list of objects in it, objects one after the other, or columns as pandas writes them."""
+    decoder, values, place = json.JSONDecoder(), [], 0
+    text = text.strip()
+    try:
+        while place < len(text):
+            value, place = decoder.raw_decode(text, place)
+            values.append(value)
+            place += len(text[place:]) - len(text[place:].lstrip())
+    except ValueError as error:
+        fail(f"{path}: not JSON: {error}; mend it where it was made")
+    if len(values) > 1:
+        return values
+    value = values[0]
+    if isinstance(value, dict) and all(isinstance(column, dict) for column in value.values()):
+        return [dict(zip(value, row, strict=True)) for row in zip(*(c.values() for c in value.values()), strict=True)]
+    found = next((v for v in value.values() if isinstance(v, list)), [value]) if isinstance(value, dict) else value
+    if not all(isinstance(record, dict) for record in found):
+        fail(f"{path}: holds a list of {type(found[0]).__name__} instead of objects; give each record its fields")
+    return found
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,116 @@
+"""Attempts at an example: which are made, in which order, and what each one asks for.
+
+Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a). Attempts are settled
+in the order in which they were planned, and the plan follows from the outcomes alone: timing does not affect it. So a killed stage
+plans the same attempts again, and makes those that stand in neither the accepted nor the rejected file.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gold.task import Task
+
+WINDOW = 8192  # attempts under way at most: the engine is not short of work while a chunk waits for its longest text
+PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
+VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one prompt asks for and shows."""
+
+    id: str
+    number: int
+    label: str | None  # None: text2text
+    shots: list[dict]
+    feedback: list[dict]
+    sampling_seed: int
+
+    @property
+    def shown(self) -> list[dict]:
+        return [*self.shots, *self.feedback]
+
+
+@dataclass
+class Pools:
+    """What prompts may show: seed examples and feedback (train), or the iteration's train.jsonl (validation)."""
+
+    seed: list[dict]
+    feedback: list[dict] = field(default_factory=list)
+    train: list[dict] = field(default_factory=list)
+
+
+def equal_shares(number: int, parts: int) -> list[int]:
+    """`number` in equal parts; what does not divide goes to the first ones, one each."""
+    return [number // parts + (i < number % parts) for i in range(parts)]
+
+
+def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1)) -> list[int]:
+    """How many examples of each label shard i of n has to bring: its equal share of the label's equal share."""
+    return [equal_shares(share, shard[1])[shard[0]] for share in equal_shares(num_examples, num_labels)]
+
+
+class Plan:
+    """The attempts of one split. A label is asked for until its share is accepted; later examples of it are surplus.
+
+    shares: examples wanted, by label. max_attempts: of all labels together. shard: (i, n); of the attempts at one label, shard i
+    owns every n-th from the i-th on, so that each shard asks for all labels.
+    """
+
+    def __init__(self, shares: list[int], max_attempts: int, shard: tuple[int, int] = (0, 1)):
+        self.shares, self.max_attempts, self.shard = shares, max_attempts, shard
+        self.accepted, self.settled, self.planned = ([0] * len(shares) for _ in range(3))
+
+    def is_full(self, slot: int) -> bool:
+        return self.accepted[slot] >= self.shares[slot]
+
+    def settle(self, slot: int, accepted: bool) -> None:
+        self.settled[slot] += 1
+        self.accepted[slot] += accepted
+
+    def next_attempts(self) -> list[int]:
+        """The numbers of the attempts that are due now, ascending: by label as many as are missing, over the yield so far."""
+        labels, (shard, shards), due = len(self.shares), self.shard, []
+        for slot, share in enumerate(self.shares):
+            expected_yield = (self.accepted[slot] + PRIOR) / (self.settled[slot] + PRIOR)
+            ahead = min(math.ceil(max(share - self.accepted[slot], 0) / expected_yield), max(1, WINDOW // labels))
+            turns = range(self.planned[slot], self.settled[slot] + ahead)
+            due += [slot + labels * (shard + shards * turn) for turn in turns]
+        due = sorted(due)[: max(self.max_attempts - sum(self.planned), 0)]
+        for slot, count in Counter(number % labels for number in due).items():
+            self.planned[slot] += count
+        return due
+
+
+def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
+    """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, number) and the pools."""
+    rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
+    sampling_seed = rng.getrandbits(31)  # of its own: the engine's one seed would make every shard alike
+    wanted = task.names[number % len(task.names)]
+    if split == "train":
+        shots, feedback = draw_seed_shots(task, rng, pools.seed, wanted, options["num_fewshot"]), []
+        if pools.feedback and rng.random() < options["feedback_rate"]:
+            feedback, which = pools.feedback, options["feedback_label"]
+            if which != "any":
+                feedback = [f for f in feedback if (f[task.answer_field] == wanted) == (which == "same")]
+            feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
+    else:
+        shots, feedback = rng.sample(pools.train, min(VALIDATION_SHOTS, len(pools.train))), []
+    identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
+    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed)
+
+
+def draw_seed_shots(
+    task: Task, rng: random.Random, seeds: Sequence[dict], wanted: str | None, num_fewshot: int
+) -> list[dict]:
+    """Seed examples for a training prompt. Where there are more labels than shots, the last one has the label asked for."""
+    count = min(num_fewshot, len(seeds))
+    order = sorted(rng.sample(range(len(seeds)), count))
+    same = [i for i, example in enumerate(seeds) if example.get(task.answer_field) == wanted]
+    if len(task.names) > count and same:
+        last = rng.choice(same)
+        order = [*[i for i in order if i != last][: count - 1], last]
+    return [seeds[i] for i in order]

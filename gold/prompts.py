@@ -1,0 +1,124 @@
+"""Prompts as text: what the teacher reads for an example, and for the label of a record.
+
+prompt = render_prompt(task, "train", shots, "positive")                  Prompt(system, user)
+prompt = render_label_prompt(task, record, shots)                         ends where the answer stands
+"""
+
+import functools
+import re
+import string
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gold.command import fail
+from gold.task import Task, render, variables
+
+
+class Prompt(NamedTuple):
+    system: str
+    user: str
+
+
+class Example(NamedTuple):
+    """An example template, cut at what the teacher writes."""
+
+    start: str  # what stands before the first field
+    parts: list[tuple[str, str]]  # (field, the literal text after it)
+
+
+def split_example(template: str, known: dict[str, str]) -> Example:
+    """Fill the known fields in; what remains is written by the teacher."""
+    return split_known(template, tuple(known.items()))
+
+
+@functools.lru_cache(maxsize=1_000)  # one for each label, of every prompt and every completion
+def split_known(template: str, values: tuple[tuple[str, str], ...]) -> Example:
+    known = dict(values)
+    pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
+    end = 0
+    for match in string.Template.pattern.finditer(template):
+        pieces[-1][1] += template[end : match.start()]
+        end = match.end()
+        name = match["named"] or match["braced"]
+        if name is None or name in known:
+            pieces[-1][1] += "$" if name is None else known[name]
+        else:
+            pieces.append([name, ""])
+    pieces[-1][1] += template[end:]
+    return Example(pieces[0][1].rstrip(" "), [(name, after) for name, after in pieces[1:]])
+
+
+def known_label(task: Task, label: str | None) -> dict[str, str]:
+    """What of an example is given to the teacher: the label that it is asked for."""
+    return {} if label is None else {task.answer_field: label}
+
+
+def join_shots(template: str, examples: Sequence[dict]) -> str:
+    return "\n\n".join(render(template, example) for example in examples)
+
+
+def label_list(task: Task) -> str:
+    return "\n".join(f"{name}: {definition}" for name, definition in task.labels.items())
+
+
+def render_prompt(
+    task: Task, split: str, shots: Sequence[dict], label: str | None, feedback: Sequence[dict] = (), report: str = ""
+) -> Prompt:
+    """The prompt for one example of the split; `shots` are shown in their order, the last is nearest to the answer.
+
+    feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both. Without that
+    template the feedback examples are the last of the shots. Without a report its line goes.
+    """
+    template = getattr(task.prompt, split)
+    if feedback and task.prompt.feedback:
+        template = (
+            task.prompt.feedback if report else re.sub(r"(?m)^\$(report|\{report\})\n+", "", task.prompt.feedback)
+        )
+    else:
+        shots = [*shots, *feedback]
+    values = {"shots": join_shots(task.prompt.example, shots), "feedback": join_shots(task.prompt.example, feedback)}
+    values |= {
+        "report": report,
+        "labels": label_list(task),
+        "start": split_example(task.prompt.example, known_label(task, label)).start,
+    }
+    if label is not None:
+        values |= {"label": label, "definition": task.labels[label]}
+    return Prompt(task.prompt.system, render(template, values))
+
+
+def render_label_prompt(task: Task, record: dict, shots: Sequence[dict]) -> Prompt:
+    """The prompt that asks the teacher for the answer of a record, up to where the answer stands.
+
+    Ends the stage (exit 1) where the task file has no [prompt] label.
+    """
+    if task.prompt.label is None:
+        fail(f"{task.path}: prompt.label: missing: it asks the teacher for the answer; add it (docs/tasks.md)")
+    start = split_example(task.label_template, {name: record[name] for name in task.fields}).start
+    values = {"shots": join_shots(task.label_template, shots), "labels": label_list(task), "start": start}
+    return Prompt("", render(task.prompt.label, values))
+
+
+def shows_report(task: Task) -> bool:
+    return "report" in variables(task.prompt.feedback or "")
+
+
+def structured_pattern(task: Task, label: str | None) -> str:
+    """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
+
+    A field is one line of words with single blanks between them, as many as [parse] allows; an equation is of its own characters.
+    Between the fields stands what stands in `example`, at the end perhaps a stop string, for teachers without an end token.
+    """
+
+    def literal(text: str) -> str:  # re.escape escapes blanks and newlines too, which not all engines read
+        return "".join("\\n" if c == "\n" else "\\" + c if c in r"\.^$*+?{}[]()|/-" else c for c in text)
+
+    pattern = " ?"
+    for name, after in split_example(task.prompt.example, known_label(task, label)).parts:
+        least, most = task.parse.min_words.get(name, 1), task.parse.max_words.get(name, 0)
+        word = r"[0-9.+*/()-]+" if name in [*task.parse.evaluates, *task.parse.gives] else r"[^\x00-\x20]+"
+        pattern += (
+            word + ("" if most == 1 else f"( {word}){{{least - 1},{(most and most - 1) or ''}}}") + literal(after)
+        )
+    stops = "|".join(map(literal, task.parse.stop))
+    return pattern + (f"({stops})?" if stops else "")

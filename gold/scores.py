@@ -1,0 +1,93 @@
+"""Scores of single predictions: energy and its relatives. All of them: HIGHER = more out of distribution, or more uncertain.
+
+Energy: E(x) = -T * logsumexp(z / T) of the logits z (Liu et al. 2020, arXiv 2010.03759): the class logits of an encoder; of a student
+that writes, the mean over the target tokens of that of the logits over the vocabulary, with the target teacher-forced (GOLD, arXiv
+2403.19754).
+"""
+
+import math
+import random
+from typing import Any
+
+REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside their mean
+SCORES = [
+    "energy", *REDUCTIONS, "energy_delta", "nll", "msp", "entropy", "margin", "embedding", "tfidf", "error",
+    "hard_negative", "random",
+]  # fmt: skip
+
+
+def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, Any]:
+    """Scores at single positions, in float32 whatever the model's dtype: logits (n, K >= 2), labels (n,) -> each (n,).
+
+    energy   -T * logsumexp(z / T)          Liu et al. 2020
+    nll      -log p_label, in nats
+    msp      1 - max_k p_k                  Hendrycks & Gimpel 2017, as uncertainty
+    entropy  -sum_k p_k log p_k, in nats
+    margin   1 - (p_1 - p_2), of the two likeliest
+    is_top   the label is the likeliest, and no other is as likely (bool)
+    T scales the energy alone; the probabilities are those of T = 1.
+    """
+    import torch
+
+    z = logits.float()
+    log_p = z.log_softmax(-1)
+    top = log_p.topk(2)
+    first, second = top.values.unbind(-1)
+    return {
+        "energy": -temperature * torch.logsumexp(z / temperature, -1),
+        "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
+        "msp": -torch.expm1(first),  # 1 - p loses all digits where p is near 1
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        "margin": second.exp() - torch.expm1(first),
+        "is_top": (top.indices[:, 0] == labels) & (first > second),
+    }
+
+
+def reduce_energies(values: Any, real: Any) -> dict[str, Any]:
+    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS (bool).
+
+    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L positions.
+    """
+    on_real = values.masked_fill(~real, 0.0).sum(-1)
+    return {
+        "energy": on_real / real.sum(-1),
+        "energy_sum": on_real,
+        "energy_first": values[:, 0],
+        "energy_padded": values.sum(-1) / values.shape[1],
+    }
+
+
+def mean_over(values: Any, real: Any) -> Any:
+    """Mean over the real positions: values (B, L), real (B, L) bool -> (B,)."""
+    return values.masked_fill(~real, 0.0).sum(-1) / real.sum(-1)
+
+
+def random_score(seed: int, identifier: str) -> float:
+    """A number in [0, 1) for an example: the same whatever else is scored beside it."""
+    return random.Random(f"{seed}/{identifier}").random()
+
+
+def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
+    """How well each score that all examples have tells OOD (far, the positives) from in-distribution (near); best: 1, 1, 0.
+
+    auroc  an OOD example has the higher score in this share of all pairs; of ties a half
+    aupr   average precision of the OOD examples; their share is what chance gives
+    fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
+    Raises ValueError for a score that is not finite.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    truth, found = [0] * len(near) + [1] * len(far), {}
+    for name in near[0]:
+        values = [scores.get(name) for scores in [*near, *far]]
+        if not all(type(value) in (int, float) for value in values):
+            continue
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name} is not finite for some example")
+        fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
+        found[name] = {
+            "auroc": round(float(roc_auc_score(truth, values)), 4),
+            "aupr": round(float(average_precision_score(truth, values)), 4),
+            "fpr95": round(float(fpr[tpr >= 0.95].min()), 4),
+        }
+    return found

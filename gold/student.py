@@ -1,0 +1,274 @@
+"""The student: an encoder-decoder (T5), an encoder with a classification head (BERT) or a decoder-only model (Llama, Qwen2).
+
+student = load_student(model, task, seed=0)                    to be trained
+student = load_trained(model, task, None, None, "float32")     to be measured, with the lengths that it was trained with
+features = student.encode(examples, task, "train")             input_ids, attention_mask, labels
+student.save(folder, dtype="float32")
+"""
+
+import inspect
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gold.causes import cause_of
+from gold.command import fail, say
+from gold.decoding import decode_plainly
+from gold.encoding import encode_sources, encode_targets
+from gold.model_folder import explain_model_folder
+from gold.runs import write_json
+from gold.task import Task
+from gold.text import exact_form
+
+T5_TYPES = ("t5", "mt5", "umt5", "longt5")  # encoder-decoders whose output layer can be taken off
+# What a config says of its model changing the logits after the output layer (Gemma 2, Cohere, Granite, Falcon-H1)
+AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
+TRAINED = "gold.json"  # beside the weights: what the student was trained with
+BASE_LENGTHS = {"max_source_length": 512, "max_target_length": 128}  # tokens: of a base model that has no such file
+
+MaxSourceLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens read (as the student was trained; 512 of a base).")
+]
+MaxTargetLength = Annotated[int | None, typer.Option(min=1, help="Tokens written (as it was trained; 128 of a base).")]
+
+
+@dataclass
+class Student:
+    """A model with its tokenizer. Lengths are in tokens; positions: how many the model holds, None = no known bound."""
+
+    network: Any
+    tokenizer: Any
+    family: str  # encoder-decoder | encoder | decoder
+    task: Task
+    positions: int | None
+    lengths: dict[str, int] = field(default_factory=lambda: dict(BASE_LENGTHS))
+
+    def encode(self, examples: list[dict]) -> list[dict]:
+        """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or the class id of an encoder).
+
+        What is longer than the lengths is cut, a source in its longest field, and said; so is what the tokenizer cannot read.
+        """
+        if not examples:
+            return []
+        sources = encode_sources(examples, self.tokenizer, self.family, self.task, self.lengths, self.positions)
+        features = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sources]
+        if self.family == "encoder":
+            ids = {name: i for i, name in enumerate(self.task.labels)}
+            labels: list[Any] = [ids[example[self.task.answer_field]] for example in examples]
+        else:
+            limit = self.lengths["max_target_length"]
+            labels = encode_targets([e["target"] for e in examples], self.tokenizer, self.family, limit)
+        return [feature | {"labels": label} for feature, label in zip(features, labels, strict=True)]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens it may write: no more than the longest label has, since what goes on longer is no label."""
+        if self.family == "encoder":
+            return 0
+        limit = self.lengths["max_target_length"]
+        return min(limit, max(map(len, self.label_ids()), default=limit))
+
+    def label_ids(self) -> list[list[int]]:
+        return encode_targets(self.task.targets, self.tokenizer, self.family)
+
+    def save(self, folder: Path, dtype: str) -> None:
+        """Weights, tokenizer, and gold.json with what it was trained with; dtype: that of the training's computations."""
+        self.network.config.use_cache = True  # Trainer turns it off, and saves that
+        self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        templates = {"source": self.task.student.source, "target": self.task.student.target}
+        write_json(folder / TRAINED, {**self.lengths, "dtype": dtype, **templates})
+
+
+def read_config(model: str) -> Any:
+    """The config of a folder or hub name; ends the stage (exit 1) where there is none."""
+    from transformers import AutoConfig, logging
+
+    logging.set_verbosity_error()
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
+    try:
+        return AutoConfig.from_pretrained(model)
+    except Exception as error:  # broken files make transformers raise many kinds
+        fail(f"--model {model}: no student there that transformers can load: {cause_of(error)}")
+
+
+def family_of(model: str, task: Task) -> str:
+    """encoder-decoder | encoder | decoder, before any weights are read; ends the stage where it fits neither the task nor our code."""
+    from transformers.models.auto import modeling_auto as auto
+
+    config = read_config(model)
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        if kind not in T5_TYPES:
+            fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
+        return "encoder-decoder"
+    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # before the decoders: BERT has a class of theirs too
+        if not task.labels:
+            fail(
+                f"--model {model}: an encoder ({kind}) chooses among labels, {task.path} has none; use a T5 or a decoder"
+            )
+        return "encoder"
+    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        for key in AFTER_HEAD:
+            if (value := getattr(config.get_text_config(), key, None)) not in (None, 1):
+                problem = f"{kind} changes the logits after its output layer ({key} {value}), which is not supported"
+                fail(f"--model {model}: {problem}; choose a model without, such as Llama or Qwen2")
+        return "decoder"
+    fail(
+        f"--model {model}: {kind} is none of encoder-decoder (T5), encoder (BERT) and decoder-only model (Llama, Qwen2)"
+    )
+
+
+def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) -> Student:
+    """A student in evaluation mode, in float32.
+
+    A base encoder gets a classification head, drawn with `seed`, in the order of the task's labels; a trained one must have these,
+    or gets one with `new_head`. Without a padding token the end token pads: masks and labels go by lengths. Ends the stage (exit 1)
+    where nothing can be loaded, or tokenizer, model and task do not fit together.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
+
+    family = family_of(model, task)
+    if new_head and family != "encoder":
+        fail(f"--new-head: --model {model} is no encoder, so it has no head of labels; leave the option out")
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if family == "encoder":
+            network = load_encoder(model, task, new_head)
+        else:
+            auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
+            network = auto.from_pretrained(model, dtype=torch.float32)  # bf16 by autocast only
+    except Exception as error:  # broken files make transformers raise many kinds
+        fail(f"--model {model}: no student there that transformers can load: {cause_of(error)}")
+    check_tokenizer(model, tokenizer, network)
+    if family == "decoder":
+        takes = {"logits_to_keep", "position_ids"} <= set(inspect.signature(network.forward).parameters)
+        if not takes or not isinstance(getattr(network, "lm_head", None), torch.nn.Linear):
+            kind = network.config.model_type
+            fail(f"--model {model}: {kind} is built unlike Llama and Qwen2, which a decoder-only student must be")
+    if family != "encoder":
+        if tokenizer.eos_token_id is None:
+            fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        network.config.pad_token_id = tokenizer.pad_token_id
+        decode_plainly(network, tokenizer)
+    return Student(network.eval(), tokenizer, family, task, positions_of(network, family))
+
+
+def load_encoder(model: str, task: Task, new_head: bool) -> Any:
+    """An encoder whose head has the task's labels; with new_head a new one on the weights below a head for other labels."""
+    import torch
+    from transformers import AutoModelForSequenceClassification as Auto
+
+    config, labels = read_config(model), list(task.labels)
+    trained = "SequenceClassification" in "".join(config.architectures or [])
+    if trained and not new_head and [config.id2label[i] for i in range(config.num_labels)] != labels:
+        problem = f"has the labels {list(config.id2label.values())}, {task.path} has {labels}"
+        fail(
+            f"--model {model}: {problem}; train_student.py --new-head keeps what is below its head and draws a new one"
+        )
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    if not trained or not new_head:
+        return Auto.from_pretrained(model, dtype=torch.float32, num_labels=len(labels), **names)
+    old = Auto.from_pretrained(model, dtype=torch.float32)
+    # In place: num_labels alone would leave the old names in label2id
+    config.id2label, config.label2id, config.problem_type = names["id2label"], names["label2id"], None
+    network = Auto.from_config(config, dtype=torch.float32)
+    network.base_model.load_state_dict(old.base_model.state_dict())
+    return network
+
+
+def check_tokenizer(model: str, tokenizer: Any, network: Any) -> None:
+    """transformers makes up a tokenizer in silence where its files are missing."""
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        fail(
+            f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
+        )
+    if (last := max(tokenizer.get_vocab().values())) >= (known := network.get_input_embeddings().num_embeddings):
+        fail(f"--model {model}: its tokenizer has a token {last:,}, the model only {known:,} tokens; save a pair")
+
+
+def positions_of(network: Any, family: str) -> int | None:
+    """How many tokens the model can hold; None = no bound that the config knows of (T5's positions are relative)."""
+    import torch
+
+    if family == "encoder-decoder":
+        return None
+    for name, module in network.named_modules():  # RoBERTa counts from padding_idx + 1: of its 514 positions 512 serve
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
+            return module.num_embeddings - module.padding_idx - 1
+    return getattr(network.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_labels(student: Student, model: str) -> None:
+    """Ends the stage (exit 1) where a student that writes could never be right about a label of the task.
+
+    Its tokens must spell each label, and each as another text; predictions are compared stripped and lower-cased.
+    """
+    if student.family == "encoder" or not student.task.labels:
+        return
+    cure, spelt = "rename the label in the task file and the data, or choose a student that can write it", {}
+    for name, target, ids in zip(student.task.labels, student.task.targets, student.label_ids(), strict=True):
+        if len(ids) > (limit := student.lengths["max_target_length"]):
+            fail(
+                f"--max-target-length {limit}: the label {name!r} takes {len(ids)} tokens, its end included; give {len(ids)}"
+            )
+        text = exact_form(student.tokenizer.decode(ids, skip_special_tokens=True))
+        if text in spelt:
+            fail(f"--model {model}: its tokens write the labels {spelt[text]!r} and {name!r} alike, {text!r}; {cure}")
+        if text != exact_form(target):
+            fail(f"--model {model}: its tokens write {text!r} for {target!r}, the label {name!r}; {cure}")
+        spelt[text] = name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it was trained with
+
+
+def load_trained(
+    model: str, task: Task, max_source_length: int | None, max_target_length: int | None, dtype: str
+) -> Student:
+    """A student to be measured, on the GPU if there is one, its weights in `dtype`. Lengths as given, else as it was trained.
+
+    Where an option, or what the task file has the student read and write, is not that of the training, it is said.
+    """
+    import torch
+
+    told = read_trained(model)
+    student = load_student(model, task)
+    for name, given in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        student.lengths[name] = given or told.get(name, BASE_LENGTHS[name])
+        if told and student.lengths[name] != told[name]:
+            say(f"--{name.replace('_', '-')} {given}: {model} was trained with {told[name]}")
+    for name in ("source", "target"):
+        if (template := getattr(task.student, name)) != told.get(name, template):
+            say(f"{task.path}: student.{name} is {template!r}: {model} was trained with {told[name]!r}")
+    student.network.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
+    return student
+
+
+def read_trained(model: str) -> dict[str, Any]:
+    """What stands in a student's gold.json; {} for a model without it. Ends the stage (exit 1) where it is not readable."""
+    from transformers.utils import cached_file
+
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    found = os.path.join(model, TRAINED) if Path(model).is_dir() else cached_file(model, TRAINED, **quiet)
+    if found is None or not Path(found).exists():
+        return {}
+    try:
+        told = json.loads(Path(found).read_text(encoding="utf-8"))
+        if all(type(told[name]) is int and told[name] > 0 for name in BASE_LENGTHS):
+            return told
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    cure = "train the student again, or delete the file and give the lengths as options"
+    fail(f"{found}: must hold the lengths that the student was trained with, {' and '.join(BASE_LENGTHS)}; {cure}")

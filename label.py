@@ -1,0 +1,212 @@
+"""Have the teacher answer records of any origin: probabilities of all labels, or for text2text what it writes.
+
+Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and those that do not fit
+the teacher's context into *.rejected.jsonl. Three uses: the teacher's row beside the student's (evaluate.py --prediction-field
+teacher_label), soft labels (train_student.py --loss kl), and self-verification (score_ood.py --confirmed).
+
+    python label.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct \
+        --input-file data/reviews/test.jsonl --output-file runs/a/teacher/labelled.jsonl
+    python label.py ... --num-samples 5                      # text2text: the answer that most of five samples give
+    python label.py ... --shard 0/4                          # the first of four processes: labelled-00000-of-00004.jsonl
+    python label.py ... --dry-run                            # show the prompts; no engine
+
+Kill it at any time and run the same command again: it goes on after the last whole chunk.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gold.command import DryRun, Limit, Overwrite, TaskFile, files, new_app, run_command, say
+from gold.examples import agrees, read_examples
+from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
+from gold.labels import draw_label_shots, label_records, label_rows
+from gold.runs import Run, beside, finish_run, save_notes, start_run
+from gold.stopping import StopSignals
+from gold.task import Task, load_task
+from gold.teacher import (
+    ENGINE_OPTIONS,
+    ChatTemplateKwargs,
+    Encoder,
+    Engine,
+    EngineDtype,
+    GpuMemoryUtilization,
+    MaxModelLen,
+    PromptForm,
+    TensorParallelSize,
+    TrustRemoteCode,
+    load_encoder,
+    prompting,
+    read_template_kwargs,
+    say_control_tokens,
+)  # fmt: skip
+
+CHUNK = 512  # records at most that are labelled and saved together
+
+app = new_app()
+
+
+@app.command()
+def main(
+    task_file: TaskFile,
+    model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
+    input_file: Annotated[list[Path], files(help="Records; only the task's fields are needed. Repeat, or a glob in quotes.")],
+    output_file: Annotated[Path, files(help="The same with teacher_label and label_probs.")],
+    shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
+    num_fewshot: Annotated[int, prompting(min=0, help="Seed examples in a prompt, the same in all.")] = 6,
+    num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
+    temperature: Annotated[float, prompting(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
+    max_tokens: Annotated[int, prompting(min=1, help="text2text: longest answer in tokens.")] = 128,
+    prompt_form: PromptForm = "auto",
+    chat_template_kwargs: ChatTemplateKwargs = "{}",
+    seed: Annotated[int, prompting(help="Chooses the seed examples, and the samples.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: EngineDtype = "auto",
+    max_model_len: MaxModelLen = None,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
+    tensor_parallel_size: TensorParallelSize = 1,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Write --input-file with the teacher's own answers."""
+    options = dict(locals())
+    # Load
+    task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
+    if num_samples > 1 and task.labels:
+        raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
+    template_kwargs = read_template_kwargs(chat_template_kwargs, prompt_form)
+    options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
+    records = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit][index::shards]
+    if not records:
+        raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
+    shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
+    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
+    if dry_run:
+        show_label_prompts(task, encoder, records[:2], shots)
+        print(f"=== would label {len(records):,} records")
+        return
+    signals, output = StopSignals(), shard_path(output_file, shard)
+    run = start_run(
+        "label.py", output, options, ["task_file", "model", "input_file", "seed_examples"],
+        also=[output.with_suffix(".rejected.jsonl")], resumable=True, overwrite=overwrite, not_compared=ENGINE_OPTIONS,
+    )  # fmt: skip
+    if run is None:
+        return
+
+    # Label, chunk by chunk
+    say_control_tokens(encoder, task, [*shots, *records])
+    need = longest_need(task, encoder, records, shots, max_tokens, max_model_len)
+    engine = Engine(
+        model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
+        gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
+    )  # fmt: skip
+    label_chunks(run, task, records, shots, encoder, engine, signals, options)
+    finish(run, task, records, encoder, counts)
+    signals.stop_if_any()  # what comes after this stage would not know of it
+
+
+def longest_need(
+    task: Task, encoder: Encoder, records: list[dict], shots: list[dict], max_tokens: int, max_model_len: int | None
+) -> int:
+    """Tokens of the longest prompt and its answer that fit; a record that does not fit is left out, and named."""
+    room = max_model_len or encoder.context
+    rows = (
+        row for i in range(0, len(records), CHUNK) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)
+    )
+    needs = [row.length(max_tokens) for row in rows]
+    long = [record["id"] for record, need in zip(records, needs, strict=True) if room and need > room]
+    if long:
+        problem = (
+            f"{len(long):,} of {len(records):,} records do not fit the context of {room:,} tokens, such as {long[0]}"
+        )
+        say(f"warning: {problem}: left out; lower --num-fewshot to keep them")
+    return max((need for need in needs if not room or need <= room), default=1) + 1
+
+
+def chunk_size(engine: Engine) -> int:
+    """How many records are labelled at once: their prompts must stay in the prefix cache until all nodes are asked for."""
+    cache = engine.llm.llm_engine.vllm_config.cache_config
+    held = (getattr(cache, "num_gpu_blocks", None) or 0) * (getattr(cache, "block_size", None) or 0)
+    return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
+
+
+def label_chunks(
+    run: Run, task: Task, records: list[dict], shots: list[dict], encoder: Encoder, engine: Engine, signals: StopSignals,
+    options: dict,
+) -> None:  # fmt: skip
+    """Append records with the teacher's answers to the partial file, from where it ends."""
+    from tqdm import tqdm
+
+    rejected = beside(run.also[0], ".partial")
+    done: set[str] = set()
+    for path in (run.partial, rejected):
+        path.touch()
+        cut_torn_line(path)
+        done |= {record["id"] for _, record in read_records(path)}
+    left = [record for record in records if record["id"] not in done]
+    if done:
+        say(f"{run.output}: going on after {len(done):,} records")
+    how = {name: options[name] for name in ("num_samples", "temperature", "max_tokens", "seed")}
+    size = chunk_size(engine)
+    with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
+        for begin in range(0, len(left), size):
+            signals.stop_if_any()
+            chunk = left[begin : begin + size]
+            answers = label_records(engine, encoder, task, chunk, shots, **how)
+            pairs = list(zip(chunk, answers, strict=True))
+            append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
+            append_records(
+                rejected, ({"id": r["id"], "reason": "prompt_too_long"} | r for r, answer in pairs if not answer)
+            )
+            for name, count in engine.taken_tokens().items():
+                run.notes[name] = run.notes.get(name, 0) + count
+            save_notes(run)
+            bar.update(len(chunk))
+
+
+def labelled(record: dict, answer: dict, task: Task) -> dict:
+    """Readable fields first, then the answer (another teacher's stays nowhere), then the rest."""
+    first = {k: record[k] for k in ["id", *task.fields, task.answer_field] if k in record}
+    return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
+
+
+def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict) -> None:
+    done = [record for _, record in read_records(run.partial)]
+    answered = [r for r in done if r.get(task.answer_field) is not None]
+    agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
+    rejected = {"prompt_too_long": len(records) - len(done)} if len(done) < len(records) else {}
+    counts |= {
+        "records": len(records),
+        "labelled": len(done),
+        "rejected": rejected,
+        "with_answer": len(answered),
+        "agreeing": agreeing,
+    }
+    if task.labels:
+        counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
+    tokens: dict[str, Any] = {name: run.notes.get(name, 0) for name in ("prompt_tokens", "computed_tokens")}
+    finish_run(run, counts | tokens, prompt_form=encoder.form)
+    if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
+        cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")
+        say(f"warning: {run.output}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")
+    left = f" + {len(records) - len(done):,} rejected (prompt_too_long) = {len(records):,} read" * bool(rejected)
+    say(
+        f"{run.output}: {len(done):,} labelled{left}, {agreeing:,} of {len(answered):,} as their answer says; "
+        f"{tokens['computed_tokens']:,} tokens computed for {tokens['prompt_tokens']:,} of prompts"
+    )
+
+
+def show_label_prompts(task: Task, encoder: Encoder, records: list[dict], shots: list[dict]) -> None:
+    """Print label prompts, as the teacher gets them, and the tokens by which the labels are told apart."""
+    rows, decode = label_rows(task, encoder, records, shots), encoder.tokenizer.decode
+    for record, row in zip(records, rows, strict=True):
+        print(f"--- label {record['id']}: {len(row.root)} tokens, shots {', '.join(shot['id'] for shot in shots)}")
+        print(decode(row.root) + "\n")
+    for name, rest in zip(task.labels, rows[0].rests, strict=True):
+        print(f"--- {name}: {' | '.join(repr(decode([token])) for token in rest)}")
+
+
+if __name__ == "__main__":
+    run_command(app)
