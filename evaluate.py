@@ -1,14 +1,16 @@
 """Measure a student, an untrained student or stored predictions on test sets: the task's metric with its interval.
 
-Reads a task file and test files with human or trusted answers. Writes predictions.jsonl (the test records, each with `prediction` and
-`correct`) and metrics.json into --output-dir, for a second test file into a folder of its name in there; prints the metrics.
+Reads a task file and test files with human or trusted answers. Writes predictions.jsonl (the test records, each with
+`prediction` and `correct`) and metrics.json into --output-dir, for a second test file into a folder of its name in
+there; prints the metrics.
 
     python evaluate.py --task-file prompts/reviews.toml --model runs/a/final/student \
         --test-file data/reviews/test.jsonl --group-by group --output-dir runs/a/final
     python evaluate.py ... --model google-t5/t5-base                  # the untrained student: a row of every table
     python evaluate.py ... --prediction-field teacher_label           # predictions that the test file holds already
 
-What is reported, by the task's metric; shares, 0 to 1, higher = better; each with its 95 % bootstrap interval over examples:
+What is reported, by the task's metric; shares, 0 to 1, higher = better; each with its 95 % bootstrap interval over
+examples:
 
     accuracy, macro_f1   both, and precision, recall and F1 of each label; the confusion table
     exact_match          equal when stripped and lower-cased
@@ -18,8 +20,8 @@ What is reported, by the task's metric; shares, 0 to 1, higher = better; each wi
     optimum              linear programmes that have the optimum of the target (gold/programmes.py), and rouge_l
     chrf                 chrF2 of the whole set; 100 times it is what sacrebleu prints
 
-Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. What is no label, no equation or no
-programme is wrong, and so is an empty or absent prediction.
+Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. What is no label, no
+equation or no programme is wrong, and so is an empty or absent prediction.
 """
 
 from pathlib import Path
@@ -30,7 +32,7 @@ import typer
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import read_examples
 from gold.jsonl import write_file
-from gold.metrics import HEADLINE, class_intervals, confusion_cells, measure, of_example
+from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, measure, of_example
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
 from gold.runs import Run, beside, finish_run, start_run, write_json
@@ -68,7 +70,10 @@ def main(
     task = load_task(task_file)
     if (model is None) == (prediction_field is None):
         raise typer.BadParameter("give one of --model and --prediction-field", param_hint="--model")
-    test_sets = {path: read_examples(path, task, use=prediction_field)[:limit] for path in test_file}
+    test_sets = {
+        path: read_examples(path, task, use=[prediction_field] if prediction_field else [])[:limit]
+        for path in test_file
+    }
     for path, examples in test_sets.items():
         check_fields(path, examples, task, group_by, prediction_field)
     if dry_run:
@@ -104,7 +109,8 @@ def main(
 def check_fields(
     path: Path, examples: list[dict], task: Task, group_by: str | None, prediction_field: str | None
 ) -> None:
-    """Fields that options name must be there: the group's in every record, the prediction's in any (one without is wrong)."""
+    """Fields that options name must be there: the group's in every record, the prediction's in any (one without is
+    wrong)."""
     absent = [e for e in examples if group_by not in e] if group_by else []
     if prediction_field and not any(prediction_field in e for e in examples):
         absent, group_by = examples, prediction_field
@@ -147,6 +153,8 @@ def report(
             "columns": [name or "no label" for name in columns],
             "matrix": [[cells[gold, predicted] for predicted in columns] for gold in labels],
         }
+    rules = {name: rule for name, rule in WORD_RULES.items() if name in (task.metric, *metrics["overall"])}
+    metrics |= {f"{name}_tokenizer": rule for name, rule in rules.items()}
     if task.metric == "optimum":
         metrics["no_optimum"] = sum(all(optimum(gold) is None for gold in golds_of(task, r)) for r in records)
     if group_by and group_by != "label":
@@ -158,7 +166,8 @@ def report(
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Each number with its interval, a table for the whole and the groups and one for the labels; then the confusion."""
+    """Each number with its interval, a table for the whole and the groups and one for the labels; then the
+    confusion."""
     tables = [[("all", {"n": metrics["n"], **metrics["overall"]})], []]
     for key, groups in metrics.items():
         if key.startswith("by_"):

@@ -1,4 +1,5 @@
-"""Generate labelled examples of a task with a teacher LLM in vLLM: the training and the validation split of one iteration.
+"""Generate labelled examples of a task with a teacher LLM in vLLM: the training and the validation split of one
+iteration.
 
 Reads a task file, its seed examples and, from iteration 1 on, feedback examples. Writes into --output-dir: train.jsonl,
 validation.jsonl, what was rejected (*.rejected.jsonl, each with a reason), and run records.
@@ -12,33 +13,32 @@ validation.jsonl, what was rejected (*.rejected.jsonl, each with a reason), and 
     python generate.py --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20       # the embedded teacher, on a laptop
 
-Kill it at any time and run the same command again: it goes on after the last whole chunk of 512 attempts. SIGUSR1 and SIGTERM, as
-batch systems send before a time limit, let it finish its chunk and end with exit code 75.
+Kill it at any time and run the same command again: it goes on after the last whole chunk of 512 attempts. SIGUSR1 and
+SIGTERM, as batch systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
 import json
 import re
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, shares_of
+from gold.attempts import VALIDATION_SHOTS, Pools
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.examples import agrees, example_key, read_examples
-from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
+from gold.examples import example_key, read_examples
+from gold.jsonl import append_records, expand, parse_shard
 from gold.labels import draw_label_shots, label_records, label_rows
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
-from gold.prompts import join_shots, known_label, render_prompt, shows_report, structured_pattern
+from gold.prompts import join_shots, render_prompt, shows_report
 from gold.reasoning import final_of, reasoning_parser
-from gold.runs import Run, beside, finish_run, save_notes, start_run
+from gold.runs import finish_run, save_notes
+from gold.split import Candidate, Split, settle
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
 from gold.teacher import (
-    ENGINE_OPTIONS,
     ChatTemplateKwargs,
     Encoder,
     Engine,
@@ -60,11 +60,6 @@ MIN_VALIDATION, VALIDATION_PER_LABEL = (
     200,
     20,
 )  # the OOD pool grows with the labels: a band of a label needs 10 examples
-OF_VALIDATION = ["num_validation", "validation_temperature"]  # options that the other split does not depend on
-OF_TRAIN = [
-    "num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate", "num_feedback_shots",
-    "feedback_label",
-]  # fmt: skip
 
 app = new_app()
 sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -199,82 +194,7 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One split
-
-
-class Split:
-    """The training or the validation split: what is asked for, and what stands in its files so far."""
-
-    def __init__(
-        self, name: str, task: Task, iteration: int, options: dict, wanted: int, part: tuple[int, int], pools: Pools,
-        known: set[str], report: str = "",
-    ):  # fmt: skip
-        self.name, self.task, self.iteration, self.options, self.pools, self.report = (
-            name,
-            task,
-            iteration,
-            options,
-            pools,
-            report,
-        )
-        self.output = shard_path(options["output_dir"] / f"{name}.jsonl", options["shard"])
-        self.temperature = options["temperature" if name == "train" else "validation_temperature"]
-        shares = shares_of(min(options["limit"] or wanted, wanted), len(task.names), part)
-        if not sum(shares):
-            fail(
-                f"--shard {options['shard']}: {wanted} {name} examples leave it none; use fewer shards or more examples"
-            )
-        self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), part)
-        self.patterns = {n: structured_pattern(task, n) if options["structured"] else None for n in task.names}
-        self.seen = set(known)  # keys of texts that are there already
-        self.outcomes: dict[int, bool] = {}  # attempt: accepted? of those that stand in the files
-        self.reasons: Counter[str] = Counter()
-        self.run: Run | None = None
-
-    def begin(self, check_only: bool) -> None:
-        """start_run; see there. The validation split is made from this very train.jsonl, so that file is no input of it."""
-        mine, others = (OF_TRAIN, OF_VALIDATION) if self.name == "train" else (OF_VALIDATION, OF_TRAIN)
-        inputs = ["task_file", "model", "seed_examples", "exclude_file", *(n for n in mine if n.endswith("_file"))]
-        self.run = start_run(
-            "generate.py", self.output, self.options, inputs, also=[self.output.with_suffix(".rejected.jsonl")], resumable=True,
-            extends=mine[0], overwrite=self.options["overwrite"], check_only=check_only,
-            not_compared=[*ENGINE_OPTIONS, "max_attempts", *others],
-        )  # fmt: skip
-
-    @property
-    def rejected(self) -> Path:
-        return beside(self.run.also[0], ".partial")
-
-    def draw(self, number: int) -> Attempt:
-        return draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
-
-    def read_outcomes(self) -> None:
-        """What the partial files hold. Of a finished file that is extended, what was deleted by hand stays deleted."""
-        own = re.compile(rf"{self.task.name}-{self.iteration:02d}-{self.name}-(\d+)")
-        for path in (self.run.partial, self.rejected):
-            path.touch()
-            cut_torn_line(path)
-            for number, record in read_records(path):
-                if match := own.fullmatch(str(record.get("id"))):
-                    self.outcomes[int(match[1])] = path == self.run.partial
-                if path == self.rejected:
-                    self.reasons[record.get("reason")] += 1
-                elif any(not isinstance(record.get(name), str) for name in self.task.fields):
-                    fail(f"{path}:{number}: lacks {' or '.join(self.task.fields)}; mend or delete the line")
-                else:
-                    self.seen.add(example_key(self.task, record))
-                    if not match and (label := record.get(self.task.answer_field)) in self.task.names:  # the user's own
-                        self.plan.accepted[self.task.names.index(label)] += 1
-        if self.run.state["extended"]:
-            attempts = Plan(
-                [max(self.outcomes, default=-1) + 1] * len(self.task.names), 10**9, self.plan.shard
-            ).next_attempts()
-            gone = [n for n in attempts if n not in self.outcomes and n <= max(self.outcomes, default=-1)]
-            append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
-            self.outcomes |= dict.fromkeys(gone, False)
-            self.reasons["removed"] += len(gone)
-            self.run.state["extended"] = False
-            save_notes(self.run)
+# Generate, filter, append
 
 
 def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: StopSignals) -> None:
@@ -310,23 +230,9 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     finish(split, encoder)
 
 
-@dataclass
-class Candidate:
-    """A completion that was parsed. reason: why it is rejected, None = not yet."""
-
-    attempt: Attempt
-    fields: dict[str, str] = field(default_factory=dict)
-    reason: str | None = "prompt_too_long"
-    completion: str | None = None
-    finish_reason: str | None = None
-    answer: dict | None = field(default_factory=dict)  # --verify: the teacher's own; None: it cannot be asked
-
-    def example(self, task: Task) -> dict:
-        return self.fields | known_label(task, self.attempt.label)
-
-
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:
-    """Render the prompts of these attempts and hand them to the engine, but for those that are too long; how many it got."""
+    """Render the prompts of these attempts and hand them to the engine, but for those that are too long; how many it
+    got."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -338,7 +244,8 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
         shortest, room = min(len(ids) for _, ids in encoded), engine.max_model_len
         problem = f"the prompt has {shortest:,} tokens and --max-tokens {options['max_tokens']} come on top, the context holds {room:,}"
         fail(f"{split.output}: {problem}; show fewer or shorter examples, or lower --max-tokens")
-    # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop strings
+    # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop
+    # strings
     how = {"stop": None if encoder.form == "chat" else split.task.parse.stop or None, "temperature": split.temperature}
     how |= {name: options[name] for name in ("top_p", "top_k", "min_p", "max_tokens")}
     how |= {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_special_tokens": not options["reasoning_parser_name"]}
@@ -391,42 +298,6 @@ def judge(split: Split, candidates: list[Candidate], encoder: Encoder, engine: E
     answers = label_records(engine, encoder, split.task, examples, shots, max_tokens=split.options["max_tokens"])
     for candidate, answer in zip(asked, answers, strict=True):
         candidate.answer = answer
-
-
-def settle(split: Split, chunk: list[int], candidates: dict[int, Candidate]) -> tuple[list[dict], list[dict]]:
-    """Accept or reject, in the order of the attempts: the records of both. What stands in the files is as it was."""
-    task, plan = split.task, split.plan
-    accepted, rejected = [], []
-    for number in chunk:
-        slot = number % len(task.names)
-        if number in split.outcomes:
-            plan.settle(slot, split.outcomes[number])
-            continue
-        c = candidates[number]
-        example, key = c.example(task), c.reason is None and example_key(task, c.fields)
-        if c.reason is None:
-            c.reason = (
-                "duplicate" if key in split.seen
-                else "prompt_too_long" if c.answer is None
-                else "label_disagrees" if c.answer and not agrees(task, example, c.answer["teacher_label"])
-                else "surplus" if plan.is_full(slot)
-                else None
-            )  # fmt: skip
-        plan.settle(slot, c.reason is None)
-        a = c.attempt
-        lineage = {
-            "task": task.name, "iteration": split.iteration, "split": split.name, "feedback": bool(a.feedback),
-            "shots": [shot["id"] for shot in a.shown], "sampling_seed": a.sampling_seed, "finish_reason": c.finish_reason,
-            "completion": c.completion,
-        }  # fmt: skip
-        if c.reason is None:
-            split.seen.add(key)
-            rendered = {"source": render(task.student.source, example), "target": render(task.student.target, example)}
-            accepted.append({"id": a.id, **example, **rendered, **(c.answer or {}), **lineage})
-        else:
-            split.reasons[c.reason] += 1
-            rejected.append({"id": a.id, "reason": c.reason, **example, **(c.answer or {}), **lineage})
-    return accepted, rejected
 
 
 def finish(split: Split, encoder: Encoder) -> None:

@@ -1,8 +1,9 @@
 """Have the teacher answer records of any origin: probabilities of all labels, or for text2text what it writes.
 
-Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and those that do not fit
-the teacher's context into *.rejected.jsonl. Three uses: the teacher's row beside the student's (evaluate.py --prediction-field
-teacher_label), soft labels (train_student.py --loss kl), and self-verification (score_ood.py --confirmed).
+Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and
+those that do not fit the teacher's context into *.rejected.jsonl. Three uses: the teacher's row beside the student's
+(evaluate.py --prediction-field teacher_label), soft labels (train_student.py --loss kl), and self-verification
+(score_ood.py --confirmed).
 
     python label.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct \
         --input-file data/reviews/test.jsonl --output-file runs/a/teacher/labelled.jsonl
@@ -126,7 +127,8 @@ def longest_need(
 
 
 def chunk_size(engine: Engine) -> int:
-    """How many records are labelled at once: their prompts must stay in the prefix cache until all nodes are asked for."""
+    """How many records are labelled at once: their prompts must stay in the prefix cache until all nodes are asked
+    for."""
     cache = engine.llm.llm_engine.vllm_config.cache_config
     held = (getattr(cache, "num_gpu_blocks", None) or 0) * (getattr(cache, "block_size", None) or 0)
     return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64

@@ -6,10 +6,11 @@ Reads the run records and metrics that the stages left in RUN, and the accepted 
     python report.py runs/demo runs/mine
 
 The column with the interval, and those of the groups, hold the headline number of metrics.json, which is their title.
-distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same for all iterations
-of the run (the ratio falls with the length, so only equal lengths compare). energy, tfidf, ...: mean over all that was scored of the
-score that selected; the student differs from iteration to iteration, so compare with care. tokens: what the teacher computed for an
-accepted example, prompt tokens that were not in the prefix cache and new ones, rejected attempts included.
+distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same
+for all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy, tfidf, ...: mean
+over all that was scored of the score that selected; the student differs from iteration to iteration, so compare with
+care. tokens: what the teacher computed for an accepted example, prompt tokens that were not in the prefix cache and new
+ones, rejected attempts included.
 """
 
 import json
@@ -96,7 +97,8 @@ def training_words(folder: Path) -> list[list[str]]:
 
 
 def distinct_n(texts: list[list[str]], n: int) -> float:
-    """Different n-grams / all n-grams within the texts (lists of words), 0 to 1; higher = more diverse (Li et al. 2016)."""
+    """Different n-grams / all n-grams within the texts (lists of words), 0 to 1; higher = more diverse (Li et al.
+    2016)."""
     grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -128,7 +130,8 @@ def seconds_of(folder: Path) -> dict[str, float]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The headline number of folder/metrics.json, under its name, with interval and groups; nothing where it is not there."""
+    """The headline number of folder/metrics.json, under its name, with interval and groups; nothing where it is not
+    there."""
     metrics = load(folder / "metrics.json")
     if not metrics:
         return {}

@@ -1,7 +1,8 @@
 """Score examples by how far out of distribution the student finds them, and select feedback for the next iteration.
 
-Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every score, prediction
-and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if any.
+Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every
+score, prediction and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if
+any.
 
     python score_ood.py --task-file prompts/reviews.toml --model runs/a/iter-00/student \
         --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
@@ -186,10 +187,10 @@ def check_model(model: str, base_model: str | None, score: str, task: Task, ood:
     check_score(family, score)
     if base_model:
         family_of(base_model, task)
-    if unknown := [e["id"] for e in ood if not has_answer(e, task)]:
-        if family != "encoder":
-            problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, and this student's scores are those of a target"
-            fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
+    unknown = [e["id"] for e in ood if not has_answer(e, task)]
+    if unknown and family != "encoder":
+        problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, and this student's scores are those of a target"
+        fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
 
 
 def all_scores(

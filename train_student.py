@@ -1,8 +1,8 @@
 """Fine-tune a small language model on generated examples: the student of one iteration, or the final one.
 
-Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or a decoder-only
-model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl and held_out.jsonl in it, and a run
-record beside it.
+Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or
+a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl and
+held_out.jsonl in it, and a run record beside it.
 
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
@@ -11,7 +11,8 @@ record beside it.
     python train_student.py ... --dry-run                             # what would be trained on what; no model
     torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, one training, as transformers' Trainer has it
 
-The best checkpoint is chosen on a tenth of the training examples, picked by a hash of the id: never on validation or test data.
+The best checkpoint is chosen on a tenth of the training examples, picked by a hash of the id: never on validation or
+test data.
 """
 
 import hashlib

@@ -25,8 +25,10 @@ from typing import Annotated, Any
 import typer
 
 from data.zipf import burst_topics, draw_topic
-from records import finish_run, run_command, start_run
-from task import Task, load_task, render_prompt, split_example
+from gold.command import run_command
+from gold.prompts import render_prompt, split_example
+from gold.runs import finish_run, start_run
+from gold.task import Task, load_task
 
 HERE = Path(__file__).parent
 EOS = "</s>"
@@ -75,8 +77,8 @@ def make_document(rng: random.Random, task: Task, grammar: ModuleType, burst: fl
     *shots, answer = (make_noisy(rng, grammar, topic, noise) for topic in topics)
     label = answer[task.answer_field] if task.labels else None
     system, user = render_prompt(task, split, shots, label)
-    start, _ = split_example(task, {task.answer_field: label} if task.labels else {})
-    rest = string.Template(task.prompt["example"]).substitute(answer).removeprefix(start)
+    start, _ = split_example(task.prompt.example, {task.answer_field: label} if task.labels else {})
+    rest = string.Template(task.prompt.example).substitute(answer).removeprefix(start)
     return f"{system}\n\n{user}{rest}{EOS}"
 
 
@@ -84,7 +86,7 @@ def make_single(rng: random.Random, task: Task, grammar: ModuleType, plain: bool
     """One example alone, of any topic; a plain one, by which the teacher finds out what an answer is, has no noise."""
     topic = rng.choice(list(grammar.WEIGHTS))
     example = grammar.make_example(rng, topic, True) if plain else make_noisy(rng, grammar, topic, noise)
-    return string.Template(task.prompt["example"]).substitute(example) + EOS
+    return string.Template(task.prompt.example).substitute(example) + EOS
 
 
 def train_tokenizer(texts: list[str], family: str, prefix_space: bool = False) -> Any:
@@ -182,7 +184,7 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
     topics = rng.choices(list(grammar.WEIGHTS), list(grammar.WEIGHTS.values()), k=3000)
     examples = [grammar.make_example(rng, topic) for topic in topics]
     sources, targets = (
-        [string.Template(task.student[side]).substitute(example) for example in examples]
+        [string.Template(getattr(task.student, side)).substitute(example) for example in examples]
         for side in ("source", "target")
     )
     # Where answers are made of the words of the text, a word is one token in both
@@ -239,12 +241,12 @@ def main(
     if Name.bert in names and not task.labels:
         raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
     output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
-    inputs = {"the task file": task_file, "the grammar": HERE / f"{task_name}_grammar.py"}
-    inputs["how topics are drawn"] = HERE / "zipf.py"
+    inputs = {"task_file": task_file, "grammar": HERE / f"{task_name}_grammar.py", "topics": HERE / "zipf.py"}
     for name in names:
-        options = {"seed": seed} | ({"burst": burst, "steps": steps} if name == "teacher" else {})
-        options |= {"label_noise": label_noise} if name == "teacher" and label_noise else {}
-        run = start_run(f"build_models.py {task_name} {name}", output_dir / name, options, inputs, overwrite=overwrite)
+        options = inputs | {"seed": seed}
+        options |= {"burst": burst, "steps": steps, "label_noise": label_noise} if name == "teacher" else {}
+        stage = f"build_models.py {task_name} {name}"
+        run = start_run(stage, output_dir / name, options, list(inputs), overwrite=overwrite)
         if run is None:
             continue
         if name == "teacher":

@@ -1,9 +1,11 @@
-"""Records of another format as JSON Lines, on stdout: CSV, TSV, Parquet, a JSON list, an object that holds one, pretty-printed JSON.
+"""Records of another format as JSON Lines, on stdout: CSV, TSV, Parquet, a JSON list, an object that holds one,
+pretty-printed JSON.
 
     python -m data.to_jsonl reviews.csv > reviews.jsonl
     python -m data.to_jsonl reviews.parquet > reviews.jsonl
 
-A table's first line must name the fields. In a TSV whose quotation marks do not pair, they are letters, as in GLUE's files.
+A table's first line must name the fields. In a TSV whose quotation marks do not pair, they are letters, as in GLUE's
+files.
 """
 
 import csv
@@ -36,7 +38,9 @@ def decode(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        fail(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start:,}); save a spreadsheet as CSV in UTF-8")
+        fail(
+            f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start:,}); save a spreadsheet as CSV in UTF-8"
+        )
 
 
 def read_parquet(path: Path) -> list[dict]:
@@ -49,7 +53,9 @@ def read_text(path: Path, text: str) -> list[dict]:
     if text.lstrip()[:1] in ("[", "{"):
         return read_json(path, text)
     delimiter = max(",\t;", key=text.split("\n", 1)[0].count)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and widths(text, delimiter, csv.QUOTE_NONE) == 1 else csv.QUOTE_MINIMAL
+    quoting = (
+        csv.QUOTE_NONE if delimiter == "\t" and widths(text, delimiter, csv.QUOTE_NONE) == 1 else csv.QUOTE_MINIMAL
+    )
     if widths(text, delimiter, quoting) != 1:
         fail(f"{path}: its rows have different numbers of fields; mend it where it was made")
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting))
@@ -65,7 +71,8 @@ def widths(text: str, delimiter: str, quoting: int) -> int:
 
 
 def read_json(path: Path, text: str) -> list[dict]:
-    """A list of objects, an object with a list of objects in it, objects one after the other, or columns as pandas writes them."""
+    """A list of objects, an object with a list of objects in it, objects one after the other, or columns as pandas
+    writes them."""
     decoder, values, place = json.JSONDecoder(), [], 0
     text = text.strip()
     try:

@@ -1,8 +1,9 @@
 """Attempts at an example: which are made, in which order, and what each one asks for.
 
-Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a). Attempts are settled
-in the order in which they were planned, and the plan follows from the outcomes alone: timing does not affect it. So a killed stage
-plans the same attempts again, and makes those that stand in neither the accepted nor the rejected file.
+Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a).
+Attempts are settled in the order in which they were planned, and the plan follows from the outcomes alone: timing does
+not affect it. So a killed stage plans the same attempts again, and makes those that stand in neither the accepted nor
+the rejected file.
 """
 
 import math
@@ -56,8 +57,8 @@ def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1
 class Plan:
     """The attempts of one split. A label is asked for until its share is accepted; later examples of it are surplus.
 
-    shares: examples wanted, by label. max_attempts: of all labels together. shard: (i, n); of the attempts at one label, shard i
-    owns every n-th from the i-th on, so that each shard asks for all labels.
+    shares: examples wanted, by label. max_attempts: of all labels together. shard: (i, n); of the attempts at one
+    label, shard i owns every n-th from the i-th on, so that each shard asks for all labels.
     """
 
     def __init__(self, shares: list[int], max_attempts: int, shard: tuple[int, int] = (0, 1)):
@@ -72,7 +73,8 @@ class Plan:
         self.accepted[slot] += accepted
 
     def next_attempts(self) -> list[int]:
-        """The numbers of the attempts that are due now, ascending: by label as many as are missing, over the yield so far."""
+        """The numbers of the attempts that are due now, ascending: by label as many as are missing, over the yield so
+        far."""
         labels, (shard, shards), due = len(self.shares), self.shard, []
         for slot, share in enumerate(self.shares):
             expected_yield = (self.accepted[slot] + PRIOR) / (self.settled[slot] + PRIOR)
@@ -86,7 +88,8 @@ class Plan:
 
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
-    """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, number) and the pools."""
+    """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, number) and the
+    pools."""
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
     sampling_seed = rng.getrandbits(31)  # of its own: the engine's one seed would make every shard alike
     wanted = task.names[number % len(task.names)]
@@ -106,7 +109,8 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
 def draw_seed_shots(
     task: Task, rng: random.Random, seeds: Sequence[dict], wanted: str | None, num_fewshot: int
 ) -> list[dict]:
-    """Seed examples for a training prompt. Where there are more labels than shots, the last one has the label asked for."""
+    """Seed examples for a training prompt. Where there are more labels than shots, the last one has the label asked
+    for."""
     count = min(num_fewshot, len(seeds))
     order = sorted(rng.sample(range(len(seeds)), count))
     same = [i for i, example in enumerate(seeds) if example.get(task.answer_field) == wanted]

@@ -1,7 +1,7 @@
 """How every stage behaves on a command line: its options' panels, its messages, the way in which it ends.
 
-Bad data, a full disk and a full GPU end a stage with one line on stderr and exit code 1, a bad option with exit code 2. A fault of our
-own shows its traceback. Only typer is imported here, so that `--help` is quick.
+Bad data, a full disk and a full GPU end a stage with one line on stderr and exit code 1, a bad option with exit code 2.
+A fault of our own shows its traceback. Only typer is imported here, so that `--help` is quick.
 """
 
 import errno

@@ -25,7 +25,8 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
 
 
 def nearest_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
-    """points (n, d) and known (d, m) are of unit length, dense or sparse. 1 where there is no other training example."""
+    """points (n, d) and known (d, m) are of unit length, dense or sparse. 1 where there is no other training
+    example."""
     import numpy as np
 
     places = {e["id"]: k for k, e in enumerate(train_examples)}

@@ -1,8 +1,8 @@
 """Texts as the student's tokens, in training and in measuring alike.
 
-A decoder-only student reads the source as its tokenizer frames it (a BOS stays, an EOS at the end goes) and a newline, and writes the
-target and EOS. The three are tokenised apart, so that training and decoding see the same tokens at the seams. Control tokens that a
-text spells out never become real ones, and what the tokenizer cannot read is said.
+A decoder-only student reads the source as its tokenizer frames it (a BOS stays, an EOS at the end goes) and a newline,
+and writes the target and EOS. The three are tokenised apart, so that training and decoding see the same tokens at the
+seams. Control tokens that a text spells out never become real ones, and what the tokenizer cannot read is said.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from gold.unreadable import told_of_losses
 
 
 def encode_targets(texts: list[str], tokenizer: Any, family: str, limit: int | None = None) -> list[list[int]]:
-    """The tokens that the student writes for each text, the end token included; with a limit, longer ones are cut, and said."""
+    """The tokens that the student writes for each text, the end token included; with a limit, longer ones are cut, and
+    said."""
     ids = plain_ids(tokenizer, texts)[0] if limit is None else readable_ids("targets", texts, tokenizer)
     before, after = ([], [tokenizer.eos_token_id]) if family == "decoder" else frame_of(tokenizer)
     ids = [before + row + after for row in ids]
@@ -31,7 +32,8 @@ def encode_sources(
 ) -> list[list[int]]:
     """The tokens that the student reads for each example; a source that is too long loses the end of its longest field.
 
-    positions: what the model holds, an upper limit of the source, for a decoder together with a newline and its longest target.
+    positions: what the model holds, an upper limit of the source, for a decoder together with a newline and its longest
+    target.
     """
     decoder = family == "decoder"
     newline = plain_ids(tokenizer, ["\n"])[0][0] if decoder else []  # none, if whitespace is nothing
@@ -55,7 +57,8 @@ def encode_sources(
 
 
 def readable_ids(what: str, texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids of the texts without a frame; what the tokenizer cannot read of them is said. what: sources | targets."""
+    """Token ids of the texts without a frame; what the tokenizer cannot read of them is said. what: sources |
+    targets."""
     ids, broken, _ = plain_ids(tokenizer, texts)
     if broken:
         problem = "spell out a control token of this student, whose tokenizer would take it for a real one"
@@ -70,9 +73,11 @@ def readable_ids(what: str, texts: list[str], tokenizer: Any) -> list[list[int]]
 def cut_sources(
     sources: list[list[int]], examples: list[dict], tokenizer: Any, task: Task, room: int, reason: str
 ) -> list[list[int]]:
-    """The sources (without a frame), each at most `room` tokens: its longest fields lose their ends, and it is said how much.
+    """The sources (without a frame), each at most `room` tokens: its longest fields lose their ends, and it is said how
+    much.
 
-    Where that cannot be (a record without the task's fields, a tokenizer that tells no places) the end of the source goes.
+    Where that cannot be (a record without the task's fields, a tokenizer that tells no places) the end of the source
+    goes.
     """
     long = [i for i, ids in enumerate(sources) if len(ids) > room]
     if not long:

@@ -3,8 +3,10 @@
     examples = read_examples([Path("train.jsonl")], task)            a broken line ends the stage with file:line
     key = example_key(task, example)                                 equal keys = duplicates
 
-Human data need only the task's fields: an id is made from file and line, `source` and `target` are rendered from [student], columns of
-the user's with a name of ours are kept as `original_<name>`, and labels in other capitals are read as the task's. Several right answers stand in the list `<answer_field>s`, beside the answer field, which holds the one to train on.
+Human data need only the task's fields: an id is made from file and line, `source` and `target` are rendered from
+[student], columns of the user's with a name of ours are kept as `original_<name>`, and labels in other capitals are
+read as the task's. Several right answers stand in the list `<answer_field>s`, beside the answer field, which holds the
+one to train on.
 """
 
 import json
@@ -21,7 +23,19 @@ from gold.task import Task, is_correct, render
 from gold.text import text_key
 
 # What stages put into a record, or take from it
-MADE = {"source", "target", "prediction", "correct", "f1", "rouge_l", "score", "rank", "teacher_label", "label_probs", *SCORES}
+MADE = {
+    "source",
+    "target",
+    "prediction",
+    "correct",
+    "f1",
+    "rouge_l",
+    "score",
+    "rank",
+    "teacher_label",
+    "label_probs",
+    *SCORES,
+}
 
 
 def read_examples(
@@ -41,9 +55,9 @@ def iter_examples(
 ) -> Iterator[dict]:  # fmt: skip
     """Yield the examples of the files, each with `id`, the task's fields, `source` and `target`.
 
-    answers=False allows records without the answer field, foreign=True also an answer that is no label of the task. use: columns that an
-    option asks for: the user's too is taken then. Where the teacher wrote one text in two shards of a set, the first one stays: how many were dropped
-    is said, and noted in counts["duplicates_between_shards"].
+    answers=False allows records without the answer field, foreign=True also an answer that is no label of the task.
+    use: columns that an option asks for: the user's too is taken then. Where the teacher wrote one text in two shards
+    of a set, the first one stays: how many were dropped is said, and noted in counts["duplicates_between_shards"].
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
     names = names_of(paths)
@@ -89,27 +103,37 @@ def examples_of(
             cure = "write it with + - * / ( ) and numbers"
             fail(f"{here}: {rendered['target']!r} has no value, so no prediction could be right; {cure}")
         identifier = record.get("id")
-        identifier = f"{name}:{number}" if identifier is None else str(identifier) if type(identifier) is int else identifier
+        identifier = (
+            f"{name}:{number}" if identifier is None else str(identifier) if type(identifier) is int else identifier
+        )
         if not isinstance(identifier, str):
             fail(f"{here}: the id must be a text or a whole number, found {identifier!r}; put it in quotes")
-        yield number, with_rendered(here, {"id": identifier} | record | {"id": identifier}, rendered, task, use, changed)
+        yield (
+            number,
+            with_rendered(here, {"id": identifier} | record | {"id": identifier}, rendered, task, use, changed),
+        )
     if empty:
         fail(f"{path}: no records in it; run the stage that writes it, or check the path")
     for change, count in changed.most_common(5):
         say(f"{path}: {change} in {count:,} records")
 
 
-def with_rendered(here: str, record: dict, rendered: dict, task: Task, use: Collection[str], changed: Counter[str]) -> dict:
+def with_rendered(
+    here: str, record: dict, rendered: dict, task: Task, use: Collection[str], changed: Counter[str]
+) -> dict:
     """The record with `source` and `target` as the task renders them.
 
-    Whose are columns with a name of ours? The toolkit's, where the record was generated (it has a `sampling_seed`), or its `source` is
-    what the task renders. A `source` or `target` that no longer fits is refused there: the string that is scored would not be the one
-    that was edited. In any other record they are the user's, and stay as `original_<name>`; no stage takes them for its own.
+    Whose are columns with a name of ours? The toolkit's, where the record was generated (it has a `sampling_seed`), or
+    its `source` is what the task renders. A `source` or `target` that no longer fits is refused there: the string that
+    is scored would not be the one that was edited. In any other record they are the user's, and stay as
+    `original_<name>`; no stage takes them for its own.
     """
     if "sampling_seed" in record or record.get("source") == rendered["source"]:
         for name, text in rendered.items():
             if record.get(name, text) != text:
-                problem = f"{name!r} is not what {task.path} makes of the fields: found {record[name]!r}, expected {text!r}"
+                problem = (
+                    f"{name!r} is not what {task.path} makes of the fields: found {record[name]!r}, expected {text!r}"
+                )
                 fail(f"{here}: {problem}; delete {name!r} from the line (it is made anew) or edit both alike")
         return record | rendered
     found = {}
@@ -132,7 +156,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def check_fields(here: str, record: dict, task: Task, answers: bool, first_of: Path | None) -> None:
-    """End the stage where a field of the task is not there, or no text. first_of: the file that begins with this record."""
+    """End the stage where a field of the task is not there, or no text. first_of: the file that begins with this
+    record."""
     for name in [*task.fields, *([task.answer_field] if answers else [])]:
         value = record.get(name)
         if isinstance(value, str) and value.strip():
@@ -185,7 +210,8 @@ def as_text(answer: Any, task: Task, changed: Counter[str]) -> Any:
 
 
 def example_key(task: Task, example: dict) -> str:
-    """What makes two examples duplicates: the keys of the fields that the student reads, a line each, whatever the answer."""
+    """What makes two examples duplicates: the keys of the fields that the student reads, a line each, whatever the
+    answer."""
     return "\n".join(text_key(example[name]) for name in task.read_fields)
 
 

@@ -4,8 +4,9 @@
     fingerprint("runs/a/iter-00/student", cache)            "sha256:51d0... of 5 files, 0.9 MB"
     fingerprint("google-t5/t5-base", cache)                 "hub:google-t5/t5-base@a9723ea7..."
 
-A model folder counts by its files, but for those that no stage computes with: the logs of the training, Markdown, hidden files. A name of
-the hub counts by the commit in the hub's local cache; before the first download there is none, so the name alone counts.
+A model folder counts by its files, but for those that no stage computes with: the logs of the training, Markdown,
+hidden files. A name of the hub counts by the commit in the hub's local cache; before the first download there is none,
+so the name alone counts.
 """
 
 import contextlib
@@ -33,7 +34,11 @@ def fingerprint(value: Any, cache: Path) -> Any:
     path = Path(value)
     if path.is_dir():
         names = [p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()]
-        names = [n for n in names if n.name not in LOGS and n.suffix.lower() != ".md" and not any(part.startswith(".") for part in n.parts)]
+        names = [
+            n
+            for n in names
+            if n.name not in LOGS and n.suffix.lower() != ".md" and not any(part.startswith(".") for part in n.parts)
+        ]
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name.as_posix()}\0{hash_of(path / name, cache)}\n".encode())
@@ -63,13 +68,16 @@ def with_commit(value: Any) -> Any:
 
 def same_content(old: Any, new: Any) -> bool:
     """Whether an input is what it was. A name of the hub whose commit was not known yet is compared by name."""
-    if all(isinstance(value, str) and value.startswith("hub:") for value in (old, new)) and not ("@" in old and "@" in new):
+    if all(isinstance(value, str) and value.startswith("hub:") for value in (old, new)) and not (
+        "@" in old and "@" in new
+    ):
         return old.split("@")[0] == new.split("@")[0]
     return old == new
 
 
 def hash_of(path: Path, cache: Path) -> str:
-    """SHA-256 of a file's content; of a large file the one in the cache, where path, size and times are as they were then.
+    """SHA-256 of a file's content; of a large file the one in the cache, where path, size and times are as they were
+    then.
 
     Of the times the inode's too (ctime): no program can set it, so a copy that keeps the old file's time is read.
     """
@@ -83,7 +91,9 @@ def hash_of(path: Path, cache: Path) -> str:
     if key not in kept:
         with path.open("rb") as file:
             kept[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        draft = cache / f"{CACHE}.{os.getpid()}"  # in one step, so that a shard that reads it finds the old one or the new one
+        draft = (
+            cache / f"{CACHE}.{os.getpid()}"
+        )  # in one step, so that a shard that reads it finds the old one or the new one
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -33,7 +33,8 @@ def naming(path: Any) -> Iterator[None]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, record) of a JSON Lines file, perhaps a .gz; a broken line ends the stage with `file:line: problem`."""
+    """Yield (line number, record) of a JSON Lines file, perhaps a .gz; a broken line ends the stage with `file:line:
+    problem`."""
     import gzip
     import zlib
 
@@ -69,7 +70,8 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def name_the_format(path: Path) -> str | None:
-    """What a file of another format is, with the command that makes JSON Lines of it; None where it may be JSON Lines."""
+    """What a file of another format is, with the command that makes JSON Lines of it; None where it may be JSON
+    Lines."""
     import gzip
 
     try:
@@ -92,7 +94,10 @@ def name_the_format(path: Path) -> str | None:
     if head[:4] == b"PK\x03\x04":
         return "a ZIP archive or a spreadsheet: unpack it, or save the sheet as CSV"
     new = path.with_name(path.name.removesuffix(".gz")).with_suffix(".lines.jsonl")
-    return what and f"{what}: python -m data.to_jsonl {shlex.quote(str(path))} > {shlex.quote(str(new))} makes JSON Lines of it"
+    return (
+        what
+        and f"{what}: python -m data.to_jsonl {shlex.quote(str(path))} > {shlex.quote(str(new))} makes JSON Lines of it"
+    )
 
 
 def parse_line(line: str | bytes) -> Any:
@@ -167,7 +172,8 @@ def cut_torn_line(path: Path) -> None:
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """(i, n) of the option --shard i/n, 0 <= i < n; (0, 1) where it is not given. A bad value is a bad option (exit code 2)."""
+    """(i, n) of the option --shard i/n, 0 <= i < n; (0, 1) where it is not given. A bad value is a bad option (exit
+    code 2)."""
     if text is None:
         return 0, 1
     match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
@@ -185,8 +191,8 @@ def shard_path(path: Path, shard: str | None) -> Path:
 def expand(option: str, paths: Iterable[Path] | None) -> list[Path]:
     """The files of an option that may be repeated and may hold a glob (in quotes); shards must be there as a whole set.
 
-    A glob takes finished .jsonl files, and rejects only where it names them. Ends the stage (exit 1) when a glob finds nothing, a
-    shard is missing, a folder holds two sets of one file, or shards were made with other options.
+    A glob takes finished .jsonl files, and rejects only where it names them. Ends the stage (exit 1) when a glob finds
+    nothing, a shard is missing, a folder holds two sets of one file, or shards were made with other options.
     """
     found: list[Path] = []
     for path in paths or []:

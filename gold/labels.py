@@ -2,11 +2,12 @@
 
     answers = label_records(engine, encoder, task, records, shots)         label.py and generate.py --verify use it
 
-A label's probability is that of its tokens and of the token that ends its line (or, in a chat, the turn), normalised over the labels. Its
-tokens are those that it has in the running text: SentencePiece puts a blank before a text, and a blank or a line end at the end of a
-prompt may join what follows it. So prompt, label and end are tokenised together. For a record the labels form a trie of tokens; each node
-with children is one request: the prompt and the path to the node, one new token, the log-probabilities of the children alone
-(`logprob_token_ids`). No prompt_logprobs, which would switch vLLM's prefix cache off.
+A label's probability is that of its tokens and of the token that ends its line (or, in a chat, the turn), normalised
+over the labels. Its tokens are those that it has in the running text: SentencePiece puts a blank before a text, and a
+blank or a line end at the end of a prompt may join what follows it. So prompt, label and end are tokenised together.
+For a record the labels form a trie of tokens; each node with children is one request: the prompt and the path to the
+node, one new token, the log-probabilities of the children alone (`logprob_token_ids`). No prompt_logprobs, which would
+switch vLLM's prefix cache off.
 """
 
 import math
@@ -43,7 +44,8 @@ class Row(NamedTuple):
 
 
 def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> list[dict]:
-    """The seed examples of a label prompt, the labels in turn: the same for all records, so that they share the prefix."""
+    """The seed examples of a label prompt, the labels in turn: the same for all records, so that they share the
+    prefix."""
     rng = random.Random(f"{seed}/label")
     groups = {name: [s for s in seeds if s[task.answer_field] == name] for name in task.labels} or {"": list(seeds)}
     for group in groups.values():
@@ -60,9 +62,10 @@ def label_records(
 ) -> list[dict | None]:  # fmt: skip
     """The teacher's own answer for each record: {"teacher_label": ..., "label_probs": {answer: share}}.
 
-    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. text2text: the greedy
-    answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples that are one (the first of them where
-    there is a tie) and the shares of all; "" and {} where none is. None for a record whose prompt and answer do not fit the context.
+    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest.
+    text2text: the greedy answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples
+    that are one (the first of them where there is a tie) and the shares of all; "" and {} where none is. None for a
+    record whose prompt and answer do not fit the context.
     """
     rows = label_rows(task, encoder, records, shots)
     fits = [row.length(max_tokens) <= engine.max_model_len for row in rows]
@@ -108,7 +111,8 @@ def label_rows(task: Task, encoder: Encoder, records: list[dict], shots: list[di
 
 
 def chat_answer(encoder: Encoder) -> tuple[str, str]:
-    """(what the chat template puts between the prompt and an answer, blanks only; what it ends the answer's turn with)."""
+    """(what the chat template puts between the prompt and an answer, blanks only; what it ends the answer's turn
+    with)."""
     from jinja2 import TemplateError
 
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "LABEL"}]
@@ -131,9 +135,9 @@ def running_labels(
 ) -> list[Row]:
     """For each prompt the row whose root + rests[k] are the tokens of prompt + labels[k] and the first token of `end`.
 
-    The root is the longest prefix of tokens that all labels share; it may be shorter than the tokens of the prompt alone. Only the
-    prompt's last `tail` characters are tokenised again with every label: where their tokens are not those that the whole prompt has
-    there, all of it is. labels: with the blanks before them.
+    The root is the longest prefix of tokens that all labels share; it may be shorter than the tokens of the prompt
+    alone. Only the prompt's last `tail` characters are tokenised again with every label: where their tokens are not
+    those that the whole prompt has there, all of it is. labels: with the blanks before them.
     """
     size, texts = 2 * len(labels) + 1, []
     for prompt in prompts:

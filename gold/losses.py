@@ -1,4 +1,5 @@
-"""Losses at single positions, in float32; train_student.py divides their sum by the number of target tokens in the step."""
+"""Losses at single positions, in float32; train_student.py divides their sum by the number of target tokens in the
+step."""
 
 from typing import Any
 
@@ -14,8 +15,8 @@ def token_losses(
     sce  alpha * ce + beta * rce, with the reverse cross-entropy -sum_k p_k log q_k. For a one-hot q and log 0 := A it is
          -A (1 - p_y): no one-hot matrix is built. Symmetric cross-entropy: Wang et al. 2019, arXiv 1908.06112.
     kl   KL(teacher || student) up to the teacher's entropy, a constant (Hinton et al. 2015). Of an encoder -sum_k q_k log p_k,
-         soft (B, K) = label_probs. A student that writes has each record once for each answer: q * ce at every token, soft (B,) = q
-         of the row's answer. Without soft labels (the held-out tenth) it is ce.
+         soft (B, K) = label_probs. A student that writes has each record once for each answer: q * ce at every token,
+         soft (B,) = q of the row's answer. Without soft labels (the held-out tenth) it is ce.
     """
     import torch.nn.functional as F
 

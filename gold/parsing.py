@@ -97,8 +97,8 @@ def field_marks(template: str) -> list[str]:
 
 
 def another_begins(template: str, value: str, text: str) -> bool:
-    """Whether `text` goes on with another example after `value`, the last field of its first: then that one is whole, even
-    where the text was cut off later, as that of a base model in a chat template, which ends no turn."""
+    """Whether `text` goes on with another example after `value`, the last field of its first: then that one is whole,
+    even where the text was cut off later, as that of a base model in a chat template, which ends no turn."""
     opening = template.split("$", 1)[0].strip()
     return bool(
         opening and value and re.search(rf"{re.escape(value)}\s*\n\s*{re.escape(opening)}", text, re.IGNORECASE)
@@ -108,13 +108,14 @@ def another_begins(template: str, value: str, text: str) -> bool:
 def check_fields(task: Task, fields: dict[str, str]) -> str | None:
     """Why parsed fields are no example, or None: what is always checked, then what [parse] asks for.
 
-    min_words, max_words {field: n}; evaluates [field]: an equation with a value; gives {equation: field}: its value is the number in
-    that field; span_of {answer: context}: it occurs there word for word; solves [field]: a linear programme with an optimum.
+    min_words, max_words {field: n}; evaluates [field]: an equation with a value; gives {equation: field}: its value is
+    the number in that field; span_of {answer: context}: it occurs there word for word; solves [field]: a linear
+    programme with an optimum.
     """
     if not all(fields.values()):
         return "empty_field"
-    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none either:
-    # as `example` has it anywhere, or in any capitals at the beginning of a line
+    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none
+    # either: as `example` has it anywhere, or in any capitals at the beginning of a line
     marks = field_marks(task.prompt.example)
     for value in fields.values():
         lines = [line.strip().lower() for line in value.splitlines()]
@@ -146,8 +147,8 @@ def overlap(text: str, other: str) -> float:
 
 
 def copies_shot(task: Task, example: dict, shots: list[dict]) -> bool:
-    """Whether an example repeats one of the shots: the same text_key of all fields, or with [parse] max_overlap any single field of
-    5 words or more whose overlap with the shot's is above it."""
+    """Whether an example repeats one of the shots: the same text_key of all fields, or with [parse] max_overlap any
+    single field of 5 words or more whose overlap with the shot's is above it."""
     if any(all(text_key(example[name]) == text_key(shot[name]) for name in task.read_fields) for shot in shots):
         return True
     if task.parse.max_overlap == 1:

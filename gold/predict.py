@@ -42,9 +42,10 @@ def score_examples(
 ) -> tuple[list[dict], Any]:  # fmt: skip
     """(a dict of scores by example, in input order; representations (n, d) in float32 where `embed`, else None).
 
-    batch_size: in examples of EXAMPLE_TOKENS tokens. padded: also energy_padded, over max_target_length positions as the authors' code
-    does. embed: the mean of the last hidden states over what the student reads (Liu et al. 2024). decode: without it there is no
-    prediction, and no `correct`. `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped.
+    batch_size: in examples of EXAMPLE_TOKENS tokens. padded: also energy_padded, over max_target_length positions as
+    the authors' code does. embed: the mean of the last hidden states over what the student reads (Liu et al. 2024).
+    decode: without it there is no prediction, and no `correct`. `prediction`: the label's target, lower-cased, or the
+    greedily decoded text, stripped.
 
     error          1 = not correct, else 0 (S3, Wang et al. 2023)
     hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
@@ -137,7 +138,8 @@ def encoder_batch(
 def writer_batch(
     student: Student, features: list[dict], batch_size: int, temperature: float, padded: bool, embed: bool, decode: bool
 ) -> Batch:
-    """The target is teacher-forced. The output layer sees only scored positions, some at a time: no block (B, L, V) is built."""
+    """The target is teacher-forced. The output layer sees only scored positions, some at a time: no block (B, L, V) is
+    built."""
     import torch
 
     network, tokenizer, device = student.network, student.tokenizer, student.network.device
@@ -181,7 +183,8 @@ def writer_batch(
 
 
 def target_states(student: Student, features: list[dict], labels: Any) -> tuple[Any, Any, Any]:
-    """(states that go into the output layer at the target's positions (B, T, d), states of what is read, which of these are)."""
+    """(states that go into the output layer at the target's positions (B, T, d), states of what is read, which of these
+    are)."""
     import torch
 
     network, device, pad = student.network, student.network.device, student.tokenizer.pad_token_id

@@ -66,8 +66,8 @@ def render_prompt(
 ) -> Prompt:
     """The prompt for one example of the split; `shots` are shown in their order, the last is nearest to the answer.
 
-    feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both. Without that
-    template the feedback examples are the last of the shots. Without a report its line goes.
+    feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both.
+    Without that template the feedback examples are the last of the shots. Without a report its line goes.
     """
     template = getattr(task.prompt, split)
     if feedback and task.prompt.feedback:
@@ -106,8 +106,9 @@ def shows_report(task: Task) -> bool:
 def structured_pattern(task: Task, label: str | None) -> str:
     """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
 
-    A field is one line of words with single blanks between them, as many as [parse] allows; an equation is of its own characters.
-    Between the fields stands what stands in `example`, at the end perhaps a stop string, for teachers without an end token.
+    A field is one line of words with single blanks between them, as many as [parse] allows; an equation is of its own
+    characters. Between the fields stands what stands in `example`, at the end perhaps a stop string, for teachers
+    without an end token.
     """
 
     def literal(text: str) -> str:  # re.escape escapes blanks and newlines too, which not all engines read

@@ -11,9 +11,8 @@ import functools
 import re
 from typing import Any
 
-from records import fail
-
 from gold.causes import cause_of
+from gold.command import fail
 
 THOUGHT = "think|thinking|thought|thoughts|reasoning|seed:think"  # <think>...</think>
 FINAL = "answer|response"  # <answer>...</answer>: all that counts

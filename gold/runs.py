@@ -3,9 +3,9 @@
     run = start_run("score_ood.py", output, options, inputs=["task_file", "model"])       None when the output is up to date
     finish_run(run, counts={...})                                        rename what is partial, then write the run record
 
-A working stage writes `<output>.partial`. Beside it stand `<output>.partial.json` (options, hashes of the inputs, notes) and
-`<output>.lock`, which is held while the process lives. At the end the partial file gets its name, and then `<output>.run.json` is
-written: its presence means that the output is whole.
+A working stage writes `<output>.partial`. Beside it stand `<output>.partial.json` (options, hashes of the inputs,
+notes) and `<output>.lock`, which is held while the process lives. At the end the partial file gets its name, and then
+`<output>.run.json` is written: its presence means that the output is whole.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dr
 
 @dataclass
 class Run:
-    """A stage at work on `output` (and the files in `also`, which are finished with it). `partial` is where to write."""
+    """A stage at work on `output` (and the files in `also`, which are finished with it). `partial` is where to
+    write."""
 
     output: Path
     also: list[Path]
@@ -68,11 +69,11 @@ def start_run(
 ) -> Run | None:  # fmt: skip
     """Lock the output and begin it, or go on with it; None where it is up to date.
 
-    options: all options of the stage, by name; they go into the record. inputs: the names of those that are files, folders or hub
-    models, whose content is compared. not_compared: the names of those that do not change the output. extends: the option that may
-    grow, and lengthens a finished output. A stage that is not resumable starts over. Ends the stage (exit 1) where an option or
-    input differs from what made the output, where a file is the user's own, or where another process holds the lock; with check_only
-    it does no more than that.
+    options: all options of the stage, by name; they go into the record. inputs: the names of those that are files,
+    folders or hub models, whose content is compared. not_compared: the names of those that do not change the output.
+    extends: the option that may grow, and lengthens a finished output. A stage that is not resumable starts over. Ends
+    the stage (exit 1) where an option or input differs from what made the output, where a file is the user's own, or
+    where another process holds the lock; with check_only it does no more than that.
     """
     files = [output, *also]
     check_names(files, {name: options[name] for name in inputs})
@@ -133,7 +134,8 @@ def start_run(
 
 
 def content_of(name: str, value: Any, output: Path) -> Any:
-    """The fingerprint of an input; hashes of large files are kept in the run folder, so that a teacher is read once a run."""
+    """The fingerprint of an input; hashes of large files are kept in the run folder, so that a teacher is read once a
+    run."""
     home = output.parent.parent if LOOP_FOLDER.fullmatch(output.parent.name) else output.parent
     try:
         return fingerprint(value, home)

@@ -1,8 +1,9 @@
-"""Scores of single predictions: energy and its relatives. All of them: HIGHER = more out of distribution, or more uncertain.
+"""Scores of single predictions: energy and its relatives. All of them: HIGHER = more out of distribution, or more
+uncertain.
 
-Energy: E(x) = -T * logsumexp(z / T) of the logits z (Liu et al. 2020, arXiv 2010.03759): the class logits of an encoder; of a student
-that writes, the mean over the target tokens of that of the logits over the vocabulary, with the target teacher-forced (GOLD, arXiv
-2403.19754).
+Energy: E(x) = -T * logsumexp(z / T) of the logits z (Liu et al. 2020, arXiv 2010.03759): the class logits of an
+encoder; of a student that writes, the mean over the target tokens of that of the logits over the vocabulary, with the
+target teacher-forced (GOLD, arXiv 2403.19754).
 """
 
 import math
@@ -44,9 +45,11 @@ def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, A
 
 
 def reduce_energies(values: Any, real: Any) -> dict[str, Any]:
-    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS (bool).
+    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS
+    (bool).
 
-    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L positions.
+    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L
+    positions.
     """
     on_real = values.masked_fill(~real, 0.0).sum(-1)
     return {
@@ -68,7 +71,8 @@ def random_score(seed: int, identifier: str) -> float:
 
 
 def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
-    """How well each score that all examples have tells OOD (far, the positives) from in-distribution (near); best: 1, 1, 0.
+    """How well each score that all examples have tells OOD (far, the positives) from in-distribution (near); best: 1,
+    1, 0.
 
     auroc  an OOD example has the higher score in this share of all pairs; of ties a half
     aupr   average precision of the OOD examples; their share is what chance gives

@@ -18,11 +18,12 @@ def select_feedback(
 ) -> tuple[list[dict], dict[str, int]]:  # fmt: skip
     """(the examples whose score lies in the quantile band [low, high) of their own label, most OOD first; counts).
 
-    n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are selected, each with `score`
-    and `rank` (1 = the highest score of its label). Fewer than 10 of a label, or a score that is no number, end the stage. Of error
-    and hard_negative the band is one of the wrong examples. confirmed: of those only whose answer the teacher's own agrees with.
-    max_overlap: from the most OOD down, an example is left out whose text overlaps more than this (ROUGE-L F1) with a selected one's.
-    group_size: the band is taken within each so many successive examples instead of within each label.
+    n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are selected, each
+    with `score` and `rank` (1 = the highest score of its label). Fewer than 10 of a label, or a score that is no
+    number, end the stage. Of error and hard_negative the band is one of the wrong examples. confirmed: of those only
+    whose answer the teacher's own agrees with. max_overlap: from the most OOD down, an example is left out whose text
+    overlaps more than this (ROUGE-L F1) with a selected one's. group_size: the band is taken within each so many
+    successive examples instead of within each label.
     """
     counts = {}
     if confirmed:

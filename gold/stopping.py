@@ -12,7 +12,8 @@ STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again t
 
 
 class StopSignals:
-    """From now on SIGUSR1 and SIGTERM are noted instead of ending the process; a stage asks for them after each chunk."""
+    """From now on SIGUSR1 and SIGTERM are noted instead of ending the process; a stage asks for them after each
+    chunk."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []

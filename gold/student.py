@@ -1,4 +1,5 @@
-"""The student: an encoder-decoder (T5), an encoder with a classification head (BERT) or a decoder-only model (Llama, Qwen2).
+"""The student: an encoder-decoder (T5), an encoder with a classification head (BERT) or a decoder-only model (Llama,
+Qwen2).
 
 student = load_student(model, task, seed=0)                    to be trained
 student = load_trained(model, task, None, None, "float32")     to be measured, with the lengths that it was trained with
@@ -8,7 +9,6 @@ student.save(folder, dtype="float32")
 
 import inspect
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,9 +48,11 @@ class Student:
     lengths: dict[str, int] = field(default_factory=lambda: dict(BASE_LENGTHS))
 
     def encode(self, examples: list[dict]) -> list[dict]:
-        """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or the class id of an encoder).
+        """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or the class id of an
+        encoder).
 
-        What is longer than the lengths is cut, a source in its longest field, and said; so is what the tokenizer cannot read.
+        What is longer than the lengths is cut, a source in its longest field, and said; so is what the tokenizer cannot
+        read.
         """
         if not examples:
             return []
@@ -76,7 +78,8 @@ class Student:
         return encode_targets(self.task.targets, self.tokenizer, self.family)
 
     def save(self, folder: Path, dtype: str) -> None:
-        """Weights, tokenizer, and gold.json with what it was trained with; dtype: that of the training's computations."""
+        """Weights, tokenizer, and gold.json with what it was trained with; dtype: that of the training's
+        computations."""
         self.network.config.use_cache = True  # Trainer turns it off, and saves that
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -98,7 +101,8 @@ def read_config(model: str) -> Any:
 
 
 def family_of(model: str, task: Task) -> str:
-    """encoder-decoder | encoder | decoder, before any weights are read; ends the stage where it fits neither the task nor our code."""
+    """encoder-decoder | encoder | decoder, before any weights are read; ends the stage where it fits neither the task
+    nor our code."""
     from transformers.models.auto import modeling_auto as auto
 
     config = read_config(model)
@@ -127,9 +131,9 @@ def family_of(model: str, task: Task) -> str:
 def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) -> Student:
     """A student in evaluation mode, in float32.
 
-    A base encoder gets a classification head, drawn with `seed`, in the order of the task's labels; a trained one must have these,
-    or gets one with `new_head`. Without a padding token the end token pads: masks and labels go by lengths. Ends the stage (exit 1)
-    where nothing can be loaded, or tokenizer, model and task do not fit together.
+    A base encoder gets a classification head, drawn with `seed`, in the order of the task's labels; a trained one must
+    have these, or gets one with `new_head`. Without a padding token the end token pads: masks and labels go by lengths.
+    Ends the stage (exit 1) where nothing can be loaded, or tokenizer, model and task do not fit together.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
@@ -165,7 +169,8 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
 
 
 def load_encoder(model: str, task: Task, new_head: bool) -> Any:
-    """An encoder whose head has the task's labels; with new_head a new one on the weights below a head for other labels."""
+    """An encoder whose head has the task's labels; with new_head a new one on the weights below a head for other
+    labels."""
     import torch
     from transformers import AutoModelForSequenceClassification as Auto
 
@@ -237,7 +242,8 @@ def check_labels(student: Student, model: str) -> None:
 def load_trained(
     model: str, task: Task, max_source_length: int | None, max_target_length: int | None, dtype: str
 ) -> Student:
-    """A student to be measured, on the GPU if there is one, its weights in `dtype`. Lengths as given, else as it was trained.
+    """A student to be measured, on the GPU if there is one, its weights in `dtype`. Lengths as given, else as it was
+    trained.
 
     Where an option, or what the task file has the student read and write, is not that of the training, it is said.
     """
@@ -257,11 +263,12 @@ def load_trained(
 
 
 def read_trained(model: str) -> dict[str, Any]:
-    """What stands in a student's gold.json; {} for a model without it. Ends the stage (exit 1) where it is not readable."""
+    """What stands in a student's gold.json; {} for a model without it. Ends the stage (exit 1) where it is not
+    readable."""
     from transformers.utils import cached_file
 
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    found = os.path.join(model, TRAINED) if Path(model).is_dir() else cached_file(model, TRAINED, **quiet)
+    found = Path(model) / TRAINED if Path(model).is_dir() else cached_file(model, TRAINED, **quiet)
     if found is None or not Path(found).exists():
         return {}
     try:

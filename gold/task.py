@@ -36,7 +36,8 @@ class Table(BaseModel):
 
 
 class Prompt(Table):
-    """Templates. `example` renders one shot, begins the answer and, read backwards, parses it; `label_example` ends in the answer."""
+    """Templates. `example` renders one shot, begins the answer and, read backwards, parses it; `label_example` ends in
+    the answer."""
 
     system: str = ""
     train: Text
@@ -283,7 +284,8 @@ def percent_form(template: str) -> str:
 
 
 def render(template: str, values: dict) -> str:
-    """string.Template(template).substitute(values), ten times as fast: of a million records it is most of the checking."""
+    """string.Template(template).substitute(values), ten times as fast: of a million records it is most of the
+    checking."""
     return percent_form(template) % values
 
 
@@ -302,8 +304,8 @@ def golds_of(task: Task, record: dict) -> list[str]:
 def is_correct(task: Task, prediction: str, record: dict) -> bool:
     """Whether a prediction is one of a record's right answers, by the task's metric.
 
-    equation_value and optimum: equal in value; squad: exact match as SQuAD's official script has it; the others: equal when
-    stripped, lower-cased and composed (NFC). An empty prediction is never right.
+    equation_value and optimum: equal in value; squad: exact match as SQuAD's official script has it; the others: equal
+    when stripped, lower-cased and composed (NFC). An empty prediction is never right.
     """
     golds = golds_of(task, record)
     if task.metric == "squad":

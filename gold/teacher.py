@@ -74,7 +74,8 @@ def read_template_kwargs(text: str, prompt_form: str) -> dict:
 
 @dataclass
 class Encoder:
-    """A teacher's tokenizer with the form in which it gets prompts. context: tokens that the model holds, None = not told."""
+    """A teacher's tokenizer with the form in which it gets prompts. context: tokens that the model holds, None = not
+    told."""
 
     tokenizer: Any
     form: str  # chat: by the tokenizer's chat template. completion: system text, blank line, user text
@@ -92,14 +93,16 @@ class Encoder:
         return [self.cache[prompt] for prompt in prompts]
 
     def frame(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Prompts as the teacher gets them. Control tokens that texts spell out are broken up: only the frame has real ones."""
+        """Prompts as the teacher gets them. Control tokens that texts spell out are broken up: only the frame has real
+        ones."""
         plain = [Prompt(*(broken_up(self.tokenizer, text) for text in prompt)) for prompt in prompts]
         if self.form == "chat":
             return [self.in_chat(prompt) for prompt in plain]
         return ["\n\n".join(filter(None, prompt)) for prompt in plain]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of framed texts. A chat template writes its own BOS; a plain text gets the tokenizer's, but no EOS at its end."""
+        """Of framed texts. A chat template writes its own BOS; a plain text gets the tokenizer's, but no EOS at its
+        end."""
         chat = self.form == "chat"
         ids = self.tokenizer(list(texts), add_special_tokens=not chat)["input_ids"] if texts else []
         if chat or self.tokenizer("a")["input_ids"][-1:] != [self.tokenizer.eos_token_id]:
@@ -134,7 +137,8 @@ class Encoder:
 
 
 def load_encoder(model: str, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool) -> Encoder:
-    """The teacher's tokenizer. Refuses what writes no text by itself; which of the others run, vLLM tells when it starts."""
+    """The teacher's tokenizer. Refuses what writes no text by itself; which of the others run, vLLM tells when it
+    starts."""
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto import modeling_auto as auto
 
@@ -267,7 +271,8 @@ def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_opti
 
     llm = LLM(
         model=model, runner="generate", max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
-        # "auto" lets the first request choose, and the dialect of regular expressions with it; the second kind then ends in errors
+        # "auto" lets the first request choose, and the dialect of regular expressions with it; the second kind then
+        # ends in errors
         structured_outputs_config={"backend": "xgrammar"}, **engine_options,
     )  # fmt: skip
     gc.collect()

@@ -1,7 +1,7 @@
 """transformers' Trainer with our losses: the sum over target tokens, divided by their number in the whole step.
 
-T5's and BERT's own losses are plain means of a batch, which gradient accumulation and torchrun then weigh wrongly (seen with
-transformers 5.19). This module imports transformers.Trainer; a stage imports it where it trains.
+T5's and BERT's own losses are plain means of a batch, which gradient accumulation and torchrun then weigh wrongly (seen
+with transformers 5.19). This module imports transformers.Trainer; a stage imports it where it trains.
 """
 
 import math
@@ -49,7 +49,8 @@ class StudentTrainer(Trainer):
         return losses.sum() * self.accelerator.num_processes / num_items_in_batch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out accuracy by the task's metric, and mean nll; choice: the accuracy, of equal ones the later epoch is the best."""
+        """Held-out accuracy by the task's metric, and mean nll; choice: the accuracy, of equal ones the later epoch is
+        the best."""
         found: list[Any] = [None]
         if self.is_world_process_zero():
             self.student.network.eval()
@@ -74,8 +75,8 @@ def collator_of(student: Student) -> Any:
 class DecoderCollator:
     """Prompt and target in one row, padded on the left, so that all targets stand at the end.
 
-    labels (B, T + 1) are the last T + 1 inputs, with -100 where there is no target token: always at their first place, which
-    nothing predicts. So Trainer counts right whether or not it leaves the first place out (it does by model).
+    labels (B, T + 1) are the last T + 1 inputs, with -100 where there is no target token: always at their first place,
+    which nothing predicts. So Trainer counts right whether or not it leaves the first place out (it does by model).
     """
 
     def __init__(self, pad_token_id: int):

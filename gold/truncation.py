@@ -1,4 +1,5 @@
-"""A source that is too long loses the end of its longest field, not the end of the string: the question may stand there."""
+"""A source that is too long loses the end of its longest field, not the end of the string: the question may stand
+there."""
 
 import string
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ def field_spans(template: str, values: dict) -> tuple[str, list[tuple[str, Span]
 
 
 def equal_room(lengths: Sequence[int], room: int) -> list[int]:
-    """How much of each length is kept, together at most `room`: the longest are cut first, down to what the others have."""
+    """How much of each length is kept, together at most `room`: the longest are cut first, down to what the others
+    have."""
     kept = list(lengths)
     for rank, i in enumerate(sorted(range(len(lengths)), key=lengths.__getitem__)):
         kept[i] = min(lengths[i], room // (len(lengths) - rank))

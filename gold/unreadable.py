@@ -1,4 +1,5 @@
-"""What a tokenizer cannot read of a text: told, because a student that is shown unknown tokens trains and scores well."""
+"""What a tokenizer cannot read of a text: told, because a student that is shown unknown tokens trains and scores
+well."""
 
 import re
 import unicodedata
@@ -10,16 +11,18 @@ MAX_NAMED = 6  # characters in a message
 
 
 def plain(text: str) -> str:
-    """Without differences that tokenizers level out on purpose: case, Unicode compatibility forms, blanks, control characters."""
+    """Without differences that tokenizers level out on purpose: case, Unicode compatibility forms, blanks, control
+    characters."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf"))
 
 
 def told_of_losses(what: str, texts: Sequence[str], ids: list[list[int]], tokenizer: Any) -> list[str]:
-    """Lines on what the round trip decode(ids) of the texts has lost; none where all came back. what: sources | targets.
+    """Lines on what the round trip decode(ids) of the texts has lost; none where all came back. what: sources |
+    targets.
 
-    Shares are those of the texts that lose something. Line ends and runs of blanks, which many tokenizers drop by design, stand in a line
-    of their own.
+    Shares are those of the texts that lose something. Line ends and runs of blanks, which many tokenizers drop by
+    design, stand in a line of their own.
     """
     lost: Counter[str] = Counter()
     losing, characters, tokens, unknown = [], 0, 0, 0
