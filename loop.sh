@@ -9,7 +9,8 @@
 #   (source profiles/paper.sh; bash loop.sh prompts/reviews.toml runs/paper)         the paper's feedback, by the student's energy
 #   (source profiles/released-code.sh; bash loop.sh prompts/rte.toml runs/authors)   options of the authors' code
 #
-# Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on.
+# Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on. Ctrl-C ends the stage at
+# once. So does SIGTERM, but generate.py ends its chunk first, and says so; a second signal ends that too.
 # PYTHON=/path/to/python uses an environment of your own and installs nothing. Paths are relative to this folder.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,17 +18,20 @@ cd "$(dirname "$0")"
 # Knobs ----------------------------------------------------------------------------------------------------------------
 TASK_FILE=${1:-prompts/reviews.toml}
 RUN=${2:-runs/demo}
-TASK=$(basename "$TASK_FILE" .toml)
 if [[ ! -e $TASK_FILE ]]; then echo "error: no $TASK_FILE: give a task file, such as prompts/reviews.toml" >&2; exit 1; fi
 embedded=                                        # models in there are built when they are missing
-if [[ $TASK_FILE -ef prompts/$TASK.toml && -e data/${TASK}_grammar.py ]]; then embedded=data/$TASK/models; fi
+for name in reviews word_problems; do            # the file itself, not one of the same name elsewhere
+  if [[ $TASK_FILE -ef prompts/$name.toml ]]; then embedded=data/$name/models; fi
+done
 TEACHER=${TEACHER:-${embedded:+$embedded/teacher}}
 STUDENT=${STUDENT:-${embedded:+$embedded/t5}}
 if [[ -z $TEACHER || -z $STUDENT ]]; then
   echo "error: $TASK_FILE has no embedded models; name yours: TEACHER=... STUDENT=... bash loop.sh $TASK_FILE $RUN" >&2
   exit 1
 fi
-is_embedded() { [[ $1 =~ ^data/([a-z_]+)/models/([a-z0-9]+)$ && -e data/${BASH_REMATCH[1]}_grammar.py ]]; }
+is_embedded() { # data/reviews/models/t5, however its path is written
+  [[ $(realpath -m --relative-to=. "$1") =~ ^data/(reviews|word_problems)/models/([a-z0-9]+)$ ]]
+}
 ITERATIONS=${ITERATIONS:-5}
 NUM_EXAMPLES=${NUM_EXAMPLES:-400}                # accepted training examples an iteration
 # What is fed back. The default did best in bench/strategies.py among what ran on five seeds or more: in all prompts, of each
@@ -45,24 +49,25 @@ REPORT=${REPORT:-0}                              # 1 = feedback prompts tell how
 PATIENCE=${PATIENCE:-0}                          # stop after so many iterations without a better student on held-out examples
 CONTINUE_STUDENT=${CONTINUE_STUDENT:-0}          # 1 = each student begins with the one before, not with the base
 rate=1e-4 batch=16
-if is_embedded "$STUDENT"; then rate=5e-4; fi    # random weights need more
-if [[ $TASK == reviews && $STUDENT == "$embedded/t5" ]]; then rate=7e-4 batch=32; fi # as good, in 3/4 of the time
+if is_embedded "$STUDENT"; then                  # random weights need more
+  rate=5e-4
+  if [[ $embedded/${BASH_REMATCH[2]} == data/reviews/models/t5 ]]; then rate=7e-4 batch=32; fi # as good, in 3/4 of the time
+fi
 LEARNING_RATE=${LEARNING_RATE:-$rate}
 PER_DEVICE_TRAIN_BATCH_SIZE=${PER_DEVICE_TRAIN_BATCH_SIZE:-$batch}
 EPOCHS=${EPOCHS:-10}
 FINAL_LOSS=${FINAL_LOSS:-sce} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-} # of the final student: robust to wrong labels
-given_test_file=${TEST_FILE:-}
-TEST_FILE=${TEST_FILE:-data/$TASK/test.jsonl}
+TEST_FILE=${TEST_FILE:-}                         # none: test.jsonl, and test_*.jsonl, beside the seed examples of the task file
 MEASURE_TEACHER=${MEASURE_TEACHER:-1}            # 0 = the teacher itself does not answer the test file
 GROUP_BY=${GROUP_BY-${embedded:+group}}          # a field of the test file to measure by as well
 SEED=${SEED:-0}
 GENERATE_ARGS=${GENERATE_ARGS:-} TRAIN_ARGS=${TRAIN_ARGS:-} # further options, such as "--dtype bfloat16"
 SCORE_ARGS=${SCORE_ARGS:-} EVALUATE_ARGS=${EVALUATE_ARGS:-} LABEL_ARGS=${LABEL_ARGS:-}
-read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"; none: WARM=1 forks stages
+read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 # Knobs that do not go together --------------------------------------------------------------------------------------
 refuse() { echo "error: $1" >&2; exit 1; }
-if [[ -n $given_test_file && ! -e $TEST_FILE ]]; then refuse "no TEST_FILE $TEST_FILE; check the path"; fi
+if [[ -n $TEST_FILE && ! -e $TEST_FILE ]]; then refuse "no TEST_FILE $TEST_FILE; check the path"; fi
 for given in "FEEDBACK score none" "FEEDBACK_ROUNDS newest all" "TRAIN_ON_VALIDATION 0 1" "REPORT 0 1" \
   "CONTINUE_STUDENT 0 1" "MEASURE_TEACHER 0 1"; do
   read -r name values <<< "$given"
@@ -92,26 +97,48 @@ if [[ $FEEDBACK == score && $NUM_VALIDATION == 0 && $FEEDBACK_POOL == validation
   refuse "FEEDBACK=score with NUM_VALIDATION=0 has nothing to select from; FEEDBACK=none, or another FEEDBACK_POOL"
 fi
 
+# Signals --------------------------------------------------------------------------------------------------------------
+# bash heeds none while a command in the foreground works. So a stage is a job in the background (set -m: with a process group
+# of its own), and what comes to this shell is passed on to all of that group. A job that does not end by it is killed within a
+# second; SIGTERM may take longer, since generate.py ends its chunk first. A second signal kills. tee hears the last words.
+end() { # the signal's name; the shell dies of it too (130, 143, 129): a loop around this script must not go on
+  set +e
+  trap 'kill -KILL %1' HUP INT QUIT TERM
+  for signal in "$1" TERM KILL; do
+    kill -s "$signal" %1
+    for _ in {1..5}; do if [[ -n $(jobs -r) ]]; then sleep 0.1; fi; done
+    if [[ $1 == TERM ]]; then break; fi
+  done 2> /dev/null
+  if [[ -n $(jobs -r) ]]; then echo "SIGTERM: waits for the stage above; Ctrl-C ends it at once" >&2; fi
+  while [[ -n $(jobs -r) ]]; do wait -f %1; done
+  trap - "$1"
+  kill -s "$1" $$
+}
+for name in HUP INT QUIT TERM; do trap "end $name" "$name"; done
+job_ends() { set +m; wait -f %1; } # after: set -m; COMMAND < /dev/null &
+
 # Environment and embedded models --------------------------------------------------------------------------------------
-if [[ -z ${PYTHON:-} ]]; then bash setup.sh; PYTHON=.venv/bin/python; fi
+if [[ -z ${PYTHON:-} ]]; then set -m; bash setup.sh < /dev/null & job_ends; PYTHON=.venv/bin/python; fi
+if [[ -z $TEST_FILE ]]; then # not by the task's name: a file of the same name elsewhere is another task
+  TEST_FILE=$("$PYTHON" -c 'import os.path, pathlib, sys, task
+print(os.path.normpath(task.load_task(pathlib.Path(sys.argv[1])).seed_examples.parent / "test.jsonl"))' "$TASK_FILE")
+  further=("${TEST_FILE%.jsonl}"_*.jsonl) # such as test_zipf.jsonl
+  echo "test file: $TEST_FILE, beside the seed examples (TEST_FILE=... takes another)" >&2
+fi
 export TQDM_MININTERVAL=1
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads make a busy CPU machine ten times slower
 mkdir -p "$RUN"
 run() {
   echo "+ $*"
-  ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" "$@" 2>&1 | tee -a "$RUN/loop.log"
+  set -m
+  ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" "$@" < /dev/null 2>&1 | (trap '' HUP INT QUIT TERM; exec tee -a "$RUN/loop.log") &
+  job_ends
 }
 for model in "$TEACHER" "$STUDENT"; do
   if is_embedded "$model"; then run -m data.build_models "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; fi
 done
 if is_embedded "$TEACHER" && is_embedded "$STUDENT"; then # two threads would wait longer for each other than they work
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  if ! nvidia-smi > /dev/null 2>&1; then WARM=${WARM:-1}; fi
-fi
-if [[ ${WARM:-0} == 1 && ${#LAUNCH[@]} == 0 ]]; then # stages are forks of one process, and import nothing anew
-  socket=$(mktemp -d)/socket
-  "$PYTHON" warm.py serve "$socket" < /dev/null > /dev/null &
-  LAUNCH=("$PYTHON" -I warm.py run "$socket")
 fi
 
 # The loop -------------------------------------------------------------------------------------------------------------
@@ -184,7 +211,7 @@ run train_student.py --task-file "$TASK_FILE" --model "$STUDENT" --output-dir "$
   --learning-rate "$LEARNING_RATE" --per-device-train-batch-size "$PER_DEVICE_TRAIN_BATCH_SIZE" --num-train-epochs "$EPOCHS" \
   --loss "$FINAL_LOSS" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final/student" "$RUN/final" "$TEST_FILE"
-for file in "${TEST_FILE%.jsonl}"_*.jsonl; do # further test sets, such as test_zipf.jsonl
+for file in ${further[@]+"${further[@]}"}; do
   if [[ -e $file ]]; then measure "$RUN/final/student" "$RUN/final/$(basename "$file" .jsonl)" "$file"; fi
 done
 

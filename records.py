@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,11 +55,26 @@ DISK = {  # what is wrong with the disk, or with what we may do on it -> the cur
 at_work: list[Path] = []  # outputs that this process has begun and not finished
 
 
+def interrupted(number: int, frame: Any) -> None:
+    """Ctrl-C: one line, and the end as by any kill. No KeyboardInterrupt: libraries catch it, or clean up for seconds.
+
+    The process dies of the signal (130 to a shell), as Python does: a loop of the shell around the stage ends then too.
+    """
+    started = sys.modules.get("multiprocessing.process")  # no import in here: one may be under way
+    for child in getattr(started, "active_children", list)():  # an engine's own processes
+        child.kill()
+    os.write(2, b"\ninterrupted; run it again to go on: what is saved stays\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 def run_command(app: Callable[[], Any]) -> None:
     """Run a stage's command; what a library raises ends it with one line: a full disk, a full GPU, a broken model.
 
     TRACEBACK=1 in the environment shows all of what nobody expected.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the caller has it ignored
+        signal.signal(signal.SIGINT, interrupted)
     try:
         app()
     except Exception as error:
