@@ -294,6 +294,32 @@ def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm,
 
 
 @needs_slurm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_path):
+    """As in salloc. The first SIGINT makes srun report only; a killed srun would leave its step behind."""
+    stage = tmp_path / "python"
+    stage.write_text(f"#!/bin/bash\nif [[ $1 == -c ]]; then exit; fi\necho $$ > {tmp_path}/stage\nexec sleep 300\n")
+    stage.chmod(0o755)
+    (tmp_path / "test.jsonl").write_text("")
+    env = slurm.env | {"PYTHON": str(stage), "LAUNCH": "srun", "TEACHER": "a", "STUDENT": "b"}
+    env |= {"TEST_FILE": f"{tmp_path}/test.jsonl"}
+    command = ["bash", "loop.sh", "prompts/rte.toml", str(tmp_path / "run")]
+    with (tmp_path / "said").open("w") as said:
+        loop = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said, start_new_session=True)
+    pid, deadline = tmp_path / "stage", time.monotonic() + 60
+    while not pid.exists() or not pid.read_text():
+        assert loop.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    loop.send_signal(number)
+    assert loop.wait(30) == -number, (tmp_path / "said").read_text()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid.read_text().strip()}").exists():
+        assert time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    assert not slurm.ask("squeue", "--noheader", "--name=python")
+
+
+@needs_slurm
 @pytest.mark.engine
 def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slurm, small_teacher, small_t5, tmp_path):
     run = tmp_path / "run"
