@@ -123,7 +123,7 @@ if [[ -z $TEST_FILE ]]; then # not by the task's name: a file of the same name e
   TEST_FILE=$("$PYTHON" -c 'import os.path, pathlib, sys, task
 print(os.path.normpath(task.load_task(pathlib.Path(sys.argv[1])).seed_examples.parent / "test.jsonl"))' "$TASK_FILE")
   further=("${TEST_FILE%.jsonl}"_*.jsonl) # such as test_zipf.jsonl
-  echo "test file: $TEST_FILE, beside the seed examples (TEST_FILE=... takes another)" >&2
+  if [[ -z $embedded ]]; then echo "test file: $TEST_FILE, beside the seed examples; TEST_FILE=... takes another" >&2; fi
 fi
 export TQDM_MININTERVAL=1
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads make a busy CPU machine ten times slower
