@@ -25,13 +25,15 @@ def as_label(value: Any, labels: Collection[str]) -> str | None:
 
 def label_cure(value: Any, labels: Collection[str], field: str, task_file: Path, path: Path) -> str:
     """What to do about a value that is no label: for numbers the command that puts names in their place."""
-    number = int(value) if isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal()) else None
+    number = float(value) if isinstance(value, int | float) else None
+    if isinstance(value, str) and value.strip().isdecimal():
+        number = int(value)
     if number == -1:
         return f"-1 often means that there is none: leave {field!r} out, or correct the line"
-    if number is None or not 0 <= number < len(labels):
+    if number not in range(len(labels)):
         return "correct the line"
     order = ", ".join(f"{n} is {name}" for n, name in zip(range(MOST_SHOWN), labels, strict=False))
-    more = " ..." * (len(labels) > MOST_SHOWN)
+    more = " ..." * (len(labels) > MOST_SHOWN) + " (false counts as 0, true as 1)" * isinstance(value, bool)
     opened = (
         'gzip.open(sys.argv[2],"rt",encoding="utf-8")'
         if path.suffix == ".gz"

@@ -167,8 +167,7 @@ def test_labels_that_are_certain_are_mapped_and_counted(tmp_path, pairs, flip, c
     assert [e["labels"] for e in found] == [[e["label"]] for e in found]
     said = capfd.readouterr().err
     assert (
-        said.startswith(f"{path}: answers read in another form: 'WARM' as 'Warm' (2 times), ")
-        and said.count("\n") == 1
+        said.startswith(f"{path}: answers read in another form: 'WARM' as 'Warm' (2 times), ") and said.count("\n") == 1
     )
     numbers = write_lines(tmp_path / "numbers.jsonl", [{"text": "3 and 4", "answer": 7, "answers": [7, "seven"]}])
     assert [(e["answer"], e["answers"], e["target"]) for e in read_examples(numbers, flip)] == [
