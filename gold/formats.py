@@ -45,7 +45,8 @@ def name_the_format(path: Path, first_bytes: bytes) -> str | None:
     """
     packed = path.suffix == ".gz"
     old = path.with_suffix("") if packed else path
-    new = old.with_suffix(".lines.jsonl" if old.suffix == ".jsonl" else ".jsonl")
+    ends = (".jsonl", ".lines.jsonl", *(f".lines{n}.jsonl" for n in range(2, 1000)))
+    new = next(new for new in map(old.with_suffix, ends) if not new.exists() and new != old)
     start = first_bytes.removeprefix(b"\xef\xbb\xbf")
     text = start.decode("utf-8", "ignore")
     what, how = next((v for magic, v in MAGIC.items() if start[: len(magic)].lower() == magic), (None, None))
@@ -60,7 +61,7 @@ def name_the_format(path: Path, first_bytes: bytes) -> str | None:
     if not what:
         return None
     command = how.format(old=shlex.quote(str(old)), new=shlex.quote(str(new)))
-    return f"{what}; the command for it: {f'gunzip -k {shlex.quote(str(path))}; ' * packed}{command}"
+    return f"{what}; the command for it: {f'gunzip -k {shlex.quote(str(path))} && ' * packed}{command}"
 
 
 def _python(before: str, rows: str) -> str:

@@ -65,7 +65,7 @@ BROKEN = {  # name: (third line of a file, what the message tells)
     "NaN": (GOOD.replace(b"}", b', "energy": NaN}'), "NaN is not a JSON number"),
     "infinity": (GOOD.replace(b"}", b', "energy": -Infinity}'), "-Infinity is not a JSON number"),
     "number too large": (GOOD.replace(b"}", b', "energy": 1e999}'), "mend or delete the line"),
-    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogate"),
+    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogates not allowed"),
     "deep nesting": (GOOD.replace(b"}", b', "x": ' + DEEP + b"}"), "nested too deeply"),
     "long number": (GOOD.replace(b"}", b', "x": ' + b"7" * 9000 + b"}"), "4300"),
     "bad UTF-8": (GOOD.replace(b"lake", b"l\xe4ke"), "utf-8"),
@@ -110,6 +110,18 @@ def test_missing_end_of_last_line_is_no_fault(tmp_path, pairs):
     path.write_bytes(b"\xef\xbb\xbf" + GOOD + GOOD.rstrip())  # an editor's byte order mark, and no last line end
     assert [number for number, _ in read_records(path)] == [1, 2]
     assert len(read_examples(path, pairs)) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("inner", ["\u2028", "\u2029", "\u0085", "\ufeff"])
+def test_a_record_ends_where_its_line_ends(end, mark, inner, tmp_path, pairs):
+    """Raw line separators within a string cut no record; an editor's byte order mark, CR LF and blank lines are no fault."""
+    rows = [{"first": f"the{inner}lake", "second": "snow", "label": "Warm"}] * 2
+    path = tmp_path / "some.jsonl"
+    text = mark + end.join(["", json.dumps(rows[0], ensure_ascii=False), " ", json.dumps(rows[1], ensure_ascii=False)])
+    path.write_text(text if not mark else mark + text[1:].lstrip(), encoding="utf-8", newline="")
+    assert [e["first"] for e in read_examples(path, pairs)] == [f"the{inner}lake"] * 2
 
 
 def test_read_examples_renders(tmp_path, pairs):
