@@ -33,6 +33,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from formulations import optimum
+from gold.columns import asked_for
 from metrics import chrf_counts, chrf_interval, class_intervals, mean_interval, rouge_l, squad_scores
 from records import (
     beside,
@@ -166,6 +167,7 @@ def main(
     test_file = expand("--test-file", test_file)
     examples = read_examples(test_file, task, counts=counts)[:limit]
     examples = take_shard(examples, part)
+    prediction_field, group_by = asked_for(prediction_field, examples), asked_for(group_by, examples)
     names = ", ".join(map(str, test_file))
     absent = [e for e in examples if group_by not in e]
     untold = [] if any(prediction_field in e for e in examples) else examples  # one without is wrong, all are a typo
@@ -206,7 +208,8 @@ def main(
         written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
         written |= {target.strip().lower(): target for target in targets_of(task)}
         predictions = [written.get(p.lower(), p).strip().lower() for p in predictions]
-    elif prediction_field == "teacher_label":  # an answer, which a student may write in another form
+    elif prediction_field in ("teacher_label", "original_teacher_label"):
+        # An answer, which a student may write in another form
         target = string.Template(task.student["target"])
         predictions = [p and target.substitute({task.answer_field: p}) for p in predictions]
     records = [e | of_example(task, p, e) for p, e in zip(predictions, examples, strict=True)]

@@ -557,10 +557,12 @@ def main(
     far, far_counts, far_path = [], {}, output_file.with_name(f"{output_file.stem}.ood{output_file.suffix}")
     if ood_file:
         ood_file = expand("--ood-file", ood_file)
-        far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True)[:limit]
+        far = read_examples(ood_file, task, answers=False, counts=far_counts, foreign=True, among=input_file)[:limit]
     train_file = expand("--train-file", train_file or [])
-    train_examples = read_examples(train_file, task) if train_file else None
+    files = [*input_file, *train_file]  # an example has the same id in both
+    train_examples = read_examples(train_file, task, among=files) if train_file else None
     made_here = not model and (score == Score.random or (score == Score.tfidf and bool(train_examples)))
+    use = {*([] if model or made_here else SCORED), *(["teacher_label"] if confirmed else [])}  # of whatever origin
     # A million whole examples take gigabytes: where their scores are there, each is written as it is read
     streamed = not model and not made_here
     kept = ["id", task.answer_field, score]  # of them, for the selection
@@ -573,7 +575,7 @@ def main(
 
     def stream() -> Iterator[tuple[dict, dict]]:
         """(example, its scores) of the input; what the selection needs of it goes into `examples`."""
-        for place, e in enumerate(iter_examples(input_file, task, counts=counts)):
+        for place, e in enumerate(iter_examples(input_file, task, counts=counts, use=use)):
             if type(e.get(score)) not in (int, float):
                 cure = "--train-file to compare it with" if score == Score.tfidf else "--model to score it with"
                 fail(f"--input-file: {e['id']} has no {score}; give the {cure}")
@@ -584,7 +586,7 @@ def main(
     if low >= high:
         raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
     if not streamed:
-        examples = take_shard(read_examples(input_file, task, counts=counts)[:limit], part)
+        examples = take_shard(read_examples(input_file, task, counts=counts, use=use, among=files)[:limit], part)
     elif dry_run:
         for _ in stream():
             pass

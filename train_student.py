@@ -429,7 +429,9 @@ def main(
     task, shard_counts = load_task(task_file), {}
     train_file = expand("--train-file", train_file)
     # Soft labels may stand on texts that nobody else has labelled
-    examples = read_examples(train_file, task, answers=loss != Loss.kl, counts=shard_counts)[:limit]
+    soft = loss == Loss.kl
+    use = ("teacher_label", "label_probs") if soft else ()  # by whatever teacher
+    examples = read_examples(train_file, task, answers=not soft, counts=shard_counts, use=use)[:limit]
     if loss == Loss.kl and (none := sum(e.get("label_probs") == {} for e in examples)):
         say(f"{none:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
