@@ -41,6 +41,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gold.control_tokens import broken_up, told_of_prompts
 from labelling import agrees, completed, draw_label_shots, label_records, label_tokens
 from records import (
     Run,
@@ -100,13 +101,23 @@ def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: 
 def encode_prompts(tokenizer: Any, texts: list[tuple[str, str]], chat_template_kwargs: dict) -> list[list[int]]:
     """Token ids of prompts, each (system, user): all in one call of the tokenizer, which one by one is most of our own time.
 
-    By the tokenizer's chat template when it has one, else `system`, blank line, `user`.
+    By the tokenizer's chat template when it has one, else `system`, blank line, `user`. Control tokens that the texts spell
+    out are broken up: only the template's own, and a BOS, are real ones.
     """
     framed = bool(tokenizer.chat_template)
+    texts = [(broken_up(tokenizer, system), broken_up(tokenizer, user)) for system, user in texts]
     shown = [
         in_chat(tokenizer, *text, chat_template_kwargs) if framed else "\n\n".join(filter(None, text)) for text in texts
     ]
     return tokenizer(shown, add_special_tokens=not framed)["input_ids"]
+
+
+def say_control_tokens(tokenizer: Any, task: Task, records: Sequence[dict]) -> None:
+    """Say once what encode_prompts breaks up in the task file's prompts and in the records that prompts will show."""
+    texts = ["\n".join(str(record.get(name, "")) for name in [*task.fields, task.answer_field]) for record in records]
+    for what, shown in (("prompts of the task file", list(task.prompt.values())), ("records", texts)):
+        for line in told_of_prompts(what, tokenizer, shown):
+            say(line)
 
 
 def in_chat(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> str:
@@ -755,6 +766,7 @@ def sample(
 
     # Engine, with a context no longer than needed
     tokenizer, context = load_tokenizer(model)
+    say_control_tokens(tokenizer, task, [*pools["seed"], *pools["feedback"]])
     how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
     need = longest_prompt(task, tokenizer, pools, options, template_kwargs, report) + max_tokens
@@ -848,6 +860,7 @@ def label(
 
     # Engine
     tokenizer, context = load_tokenizer(model)
+    say_control_tokens(tokenizer, task, [*shots, *records])
 
     def encode(text: str) -> list[int]:
         return encode_prompt(tokenizer, "", text, template_kwargs)
@@ -978,7 +991,8 @@ def longest_prompt(
         return max(len(encode_prompt(tokenizer, *prompt, template_kwargs)) for prompt in prompts)
 
     def example(record: dict) -> int:
-        return len(tokenizer("\n\n" + string.Template(task.prompt["example"]).substitute(record))["input_ids"])
+        text = "\n\n" + string.Template(task.prompt["example"]).substitute(record)
+        return len(tokenizer(broken_up(tokenizer, text))["input_ids"])
 
     train, generated = (
         options["train"],

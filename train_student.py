@@ -33,6 +33,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gold.control_tokens import frame_of, plain_ids
+from gold.truncation import cut_fields, field_spans
+from gold.unreadable import told_of_losses
 from records import beside, expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
@@ -89,11 +92,39 @@ def no_student(model: str, error: Exception) -> NoReturn:
     fail(f"--model {model}: no student there that transformers can load: {what}")
 
 
-def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
+def load_encoder(model: str, config: Any, task: Task, new_head: bool) -> Any:
+    """An encoder with a classification head in the order of the task's labels.
+
+    A base gets a new head, as does a checkpoint that was fine-tuned on other labels with `new_head`, which keeps the weights
+    below it. Without it such a checkpoint ends the stage (exit 1).
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification as auto
+
+    labels = list(task.labels)
+    trained = "SequenceClassification" in "".join(config.architectures or [])
+    if trained and not new_head and [config.id2label[i] for i in range(config.num_labels)] != labels:
+        fail(
+            f"--model {model}: has the labels {list(config.id2label.values())}, {task.path} has {labels}; train_student.py "
+            "--new-head keeps what is below its head and draws a new one for these"
+        )
+    heads = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    if not trained or not new_head:
+        return auto.from_pretrained(model, dtype=torch.float32, num_labels=len(labels), **heads)
+    old = auto.from_pretrained(model, dtype=torch.float32)
+    # In place: num_labels alone would leave the old names in label2id
+    config.id2label, config.label2id, config.problem_type = heads["id2label"], heads["label2id"], None
+    network = auto.from_config(config, dtype=torch.float32)
+    network.base_model.load_state_dict(old.base_model.state_dict())
+    return network
+
+
+def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) -> tuple[Any, Any, str]:
     """(model in evaluation mode, tokenizer, family) of a folder or hub name; family: encoder-decoder | encoder | decoder.
 
     A base encoder gets a new classification head, drawn with `seed`, in the order of the task's labels; a trained one must
-    have these. A decoder's tokenizer without a padding token pads with the end token: masks and labels go by lengths.
+    have these, or gets one with `new_head`. A decoder's tokenizer without a padding token pads with the end token: masks
+    and labels go by lengths.
     Ends the stage (exit 1) when nothing can be loaded, or the family does not fit the task.
     """
     import inspect
@@ -102,7 +133,6 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
         AutoTokenizer,
         GenerationConfig,
         logging,
@@ -114,14 +144,7 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         if family == "encoder":
-            labels = list(task.labels)
-            trained = "SequenceClassification" in "".join(config.architectures or [])
-            if trained and [config.id2label[i] for i in range(config.num_labels)] != labels:
-                fail(f"--model {model}: has the labels {list(config.id2label.values())}, {task.path} has {labels}")
-            ids = {name: i for i, name in enumerate(labels)}
-            network = AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=ids
-            )
+            network = load_encoder(model, config, task, new_head)
         else:  # bf16 by autocast only
             auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
             network = auto.from_pretrained(model, dtype=torch.float32)
@@ -172,9 +195,15 @@ def targets_of(task: Task) -> list[str]:
 
 def target_ids(texts: list[str], tokenizer: Any, family: str) -> list[list[int]]:
     """The tokens that the student writes for each text, the end token included."""
+    return ended(plain_ids(tokenizer, texts)[0], tokenizer, family)
+
+
+def ended(targets: list[list[int]], tokenizer: Any, family: str) -> list[list[int]]:
+    """Target tokens in the frame that the tokenizer puts around a text: of a T5 the end token."""
     if family == "decoder":  # the tokenizer of a base model often appends none, but may prepend a BOS
-        return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return tokenizer(text_target=texts)["input_ids"]
+        return [[*ids, tokenizer.eos_token_id] for ids in targets]
+    before, after = frame_of(tokenizer)
+    return [before + ids + after for ids in targets]
 
 
 def encode(
@@ -183,17 +212,16 @@ def encode(
 ) -> list[dict]:  # fmt: skip
     """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or [class id] of an encoder).
 
-    Lengths in tokens; what is longer is cut, and said. positions: what the model holds (positions_of), an upper limit of
-    the source, for a decoder together with a newline and a target of max_target_length.
+    Lengths in tokens. What is longer is cut, a source in its longest field, and said; so is what the tokenizer cannot read.
+    positions: what the model holds (positions_of), an upper limit of the source, for a decoder together with a newline and
+    a target of max_target_length.
     A decoder reads the source as its tokenizer frames it (a BOS stays, an EOS at the end goes), a newline, and writes the
     target and EOS. The three are tokenised apart, so that training and decoding see the same tokens at the seams.
     """
     if not examples:
         return []
     decoder = family == "decoder"
-    newline = (
-        tokenizer("\n", add_special_tokens=False)["input_ids"] if decoder else []
-    )  # none, if whitespace is nothing
+    newline = plain_ids(tokenizer, ["\n"])[0][0] if decoder else []  # none, if whitespace is nothing
     limit, told = max_source_length, f"--max-source-length {max_source_length}"
     if positions and positions - (len(newline) + max_target_length if decoder else 0) < limit:
         limit = positions - (len(newline) + max_target_length if decoder else 0)
@@ -202,34 +230,73 @@ def encode(
             fail(
                 f"--max-target-length {max_target_length}: leaves no room for a source in {positions} positions; lower it"
             )
-    asked = {"return_token_type_ids": False, "return_special_tokens_mask": decoder}
-    texts = [e["source"] for e in examples]
-    sources = tokenizer(texts, **asked)
-    framed = decoder and any(  # by an EOS of the tokenizer's own
-        0 in mask and mask[-1] == 1 and ids[-1] == tokenizer.eos_token_id
-        for ids, mask in zip(sources["input_ids"], sources["special_tokens_mask"], strict=True)
-    )
-    if cut := sum(len(ids) - framed > limit for ids in sources["input_ids"]):
-        say(f"{cut:,} of {len(examples):,} sources are longer than {told}: cut")
-        sources = tokenizer(texts, truncation=True, max_length=limit + framed, **asked)
-    sources = sources["input_ids"]
+    before, after = frame_of(tokenizer)
+    if decoder and after[-1:] == [tokenizer.eos_token_id]:
+        after = after[:-1]
+    sources = readable_ids("sources", [e["source"] for e in examples], tokenizer)
+    sources = cut_sources(sources, examples, tokenizer, task, max(limit - len(before) - len(after), 0), told)
+    sources = [before + ids + after + newline for ids in sources]
     if decoder:  # an empty prompt predicts nothing: it begins with EOS
-        sources = [((ids[:-1] if framed else ids) + newline) or [tokenizer.eos_token_id] for ids in sources]
+        sources = [ids or [tokenizer.eos_token_id] for ids in sources]
     features = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sources]
     if family == "encoder":
         ids = {name: i for i, name in enumerate(task.labels)}
         for feature, example in zip(features, examples, strict=True):
             feature["labels"] = ids[example[task.answer_field]]
         return features
-    targets = target_ids([e["target"] for e in examples], tokenizer, family)
-    unknown = sorted({e["target"] for e, ids in zip(examples, targets, strict=True) if tokenizer.unk_token_id in ids})
-    if tokenizer.unk_token_id is not None and unknown:  # T5 knows no <, { or line end, for one
-        say(f"{len(unknown):,} targets cannot be written with the tokens of this student, such as {unknown[0]!r}")
+    targets = ended(readable_ids("targets", [e["target"] for e in examples], tokenizer), tokenizer, family)
     if cut := sum(len(ids) > max_target_length for ids in targets):
         say(f"{cut:,} of {len(examples):,} targets are longer than --max-target-length {max_target_length}: cut")
     for feature, ids in zip(features, targets, strict=True):
         feature["labels"] = ids[:max_target_length]
     return features
+
+
+def readable_ids(what: str, texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of the texts without a frame; what the tokenizer cannot read of them is said. what: sources | targets."""
+    ids, broken, _ = plain_ids(tokenizer, texts)
+    if broken:
+        say(
+            f"{len(broken):,} of {len(texts):,} {what} spell out a control token of this student, whose tokenizer would "
+            f"take it for a real one: broken up with a blank; such as {texts[broken[0]][:80]!r}"
+        )
+    for line in told_of_losses(what, texts, ids, tokenizer):
+        say(line)
+    return ids
+
+
+def cut_sources(
+    sources: list[list[int]], examples: list[dict], tokenizer: Any, task: Task, room: int, told: str
+) -> list[list[int]]:
+    """The sources (without a frame), each at most `room` tokens: its longest fields lose their ends, and it is said how much.
+
+    Where that cannot be (a record without the task's fields, a tokenizer that tells no places) the end of the source goes.
+    """
+    long = [i for i, ids in enumerate(sources) if len(ids) > room]
+    if not long:
+        return sources
+    rendered: dict[int, list] = {}
+    for i in long if tokenizer.is_fast else []:
+        values = {name: str(examples[i].get(name)) for name in task.fields}
+        text, fields = field_spans(task.student["source"], values)
+        if text == examples[i]["source"]:
+            rendered[i] = fields
+    texts = [examples[i]["source"] for i in rendered]
+    spans = dict(zip(rendered, plain_ids(tokenizer, texts, spans=True)[2], strict=True))
+    made, by_field, at_end = list(sources), {}, 0
+    for i in long:
+        found = cut_fields(sources[i], spans[i], rendered[i], room) if i in rendered else None
+        made[i], lost = found or (sources[i][:room], {})
+        at_end += not lost
+        for name, tokens in lost.items():
+            by_field.setdefault(name, []).append(tokens)
+    parts = [
+        f"field {name} of {len(tokens):,}, by {sum(tokens) / len(tokens):.0f} tokens in the mean"
+        for name, tokens in by_field.items()
+    ]
+    parts += [f"the end of {at_end:,}, whatever stands there"] * bool(at_end)
+    say(f"{len(long):,} of {len(sources):,} sources are longer than {told}: cut {'; '.join(parts)}")
+    return made
 
 
 def is_held_out(identifier: str) -> bool:
@@ -418,6 +485,9 @@ def main(
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"], training(help="auto = bfloat16 where the GPU has it.")
     ] = "auto",
+    new_head: Annotated[
+        bool, training(help="A new head for an encoder that was fine-tuned on other labels.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be trained on what; no model.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Train anew what is there already.")] = False,
@@ -453,6 +523,9 @@ def main(
     options |= {"gce_q": gce_q} if loss == Loss.gce else {}
     options |= {"ce_epochs": ce_epochs} if ce_epochs else {}
     options |= {"label_smoothing_factor": label_smoothing_factor} if label_smoothing_factor else {}
+    if new_head and family_of(model, task)[1] != "encoder":
+        fail(f"--new-head: --model {model} is no encoder, so it has no head of labels; leave the option out")
+    options |= {"new_head": True} if new_head else {}
     options |= {"processes of torchrun": number} if number > 1 else {}  # as a name in words: it is no option of ours
     rows = soft_examples(train, task, family_of(model, task)[1]) if loss == Loss.kl else train  # are they all there?
     if dry_run:
@@ -553,7 +626,7 @@ def train_on(
 
     rank, number = processes()
     set_seed(options["seed"])
-    network, tokenizer, family = load_student(model, task, options["seed"])
+    network, tokenizer, family = load_student(model, task, options["seed"], options.get("new_head", False))
     cuda = torch.cuda.is_available()
     if cuda and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (there := torch.cuda.device_count()):
         fail(f"torchrun: {local} processes for {there} GPUs on this machine; lower --nproc-per-node")
