@@ -42,7 +42,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from gold.control_tokens import broken_up, told_of_prompts
-from labelling import agrees, completed, draw_label_shots, label_records, label_tokens
+from gold.prompts import PromptForm, encode_prompt, encode_prompts, in_form
+from labelling import agrees, completed, draw_label_shots, label_prompts, label_records, tokens_needed
 from records import (
     Run,
     beside,
@@ -63,6 +64,7 @@ from records import (
 )
 from task import (
     Task,
+    another_begins,
     copies,
     load_task,
     parse_completion,
@@ -93,51 +95,12 @@ REASONS = (  # why an attempt was rejected: a closed list, in the order of the c
 # Prompts
 
 
-def encode_prompt(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> list[int]:
-    """encode_prompts of a single one."""
-    return encode_prompts(tokenizer, [(system, user)], chat_template_kwargs)[0]
-
-
-def encode_prompts(tokenizer: Any, texts: list[tuple[str, str]], chat_template_kwargs: dict) -> list[list[int]]:
-    """Token ids of prompts, each (system, user): all in one call of the tokenizer, which one by one is most of our own time.
-
-    By the tokenizer's chat template when it has one, else `system`, blank line, `user`. Control tokens that the texts spell
-    out are broken up: only the template's own, and a BOS, are real ones.
-    """
-    framed = bool(tokenizer.chat_template)
-    texts = [(broken_up(tokenizer, system), broken_up(tokenizer, user)) for system, user in texts]
-    shown = [
-        in_chat(tokenizer, *text, chat_template_kwargs) if framed else "\n\n".join(filter(None, text)) for text in texts
-    ]
-    return tokenizer(shown, add_special_tokens=not framed)["input_ids"]
-
-
 def say_control_tokens(tokenizer: Any, task: Task, records: Sequence[dict]) -> None:
     """Say once what encode_prompts breaks up in the task file's prompts and in the records that prompts will show."""
     texts = ["\n".join(str(record.get(name, "")) for name in [*task.fields, task.answer_field]) for record in records]
     for what, shown in (("prompts of the task file", list(task.prompt.values())), ("records", texts)):
         for line in told_of_prompts(what, tokenizer, shown):
             say(line)
-
-
-def in_chat(tokenizer: Any, system: str, user: str, chat_template_kwargs: dict) -> str:
-    """The prompt in the chat template; one without a system role gets the system text at the top of the user turn."""
-    from jinja2 import TemplateError
-
-    plain = f"{system}\n\n{user}" if system else user
-    both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    for messages in ([both] if system else []) + [[{"role": "user", "content": plain}]]:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
-            )
-        except TemplateError:
-            continue
-        if system.strip() in text:  # some templates drop a system turn without a word
-            return text
-    fail(
-        "--model: its chat template takes neither a system turn nor a user turn alone; use a base model or another one"
-    )
 
 
 def read_report(path: Path, task: Task) -> str:
@@ -444,7 +407,7 @@ def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
     shard: tuple[int, int] = (0, 1), signals: Sequence[int] = (),
-    judge: Callable[[list[dict], Counter], list[dict]] | None = None, report: str = "",
+    judge: Callable[[list[dict], Counter], list[dict | None]] | None = None, report: str = "",
 ) -> dict:  # fmt: skip
     """Generate one split with an engine that is up, from where `run` left off; returns the counts for the run record.
 
@@ -463,7 +426,8 @@ def sample_split(
     names = list(task.labels) or [None]
     shares = shares_of(options["num_examples"], len(names), shard)
     tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion", "verify")})
-    # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop strings
+    # A chat model ends its turn by itself, and may put blank lines before an example and between its fields: there the
+    # parser looks for stop strings, in the last field alone
     stops = None if tokenizer.chat_template else task.parse.get("stop")
     forms: dict[str | None, Any] = dict.fromkeys(names)
     if options.get("structured"):
@@ -524,7 +488,8 @@ def sample_split(
             spent["prompt"] += len(output.prompt_token_ids)
             spent["completion"] += len(output.outputs[0].token_ids)
             fields, reason = parse_completion(task, completion, a["label"])
-            if finish_reason == "length":
+            last = next(reversed(fields.values()), "")
+            if finish_reason == "length" and (reason == "no_match" or not another_begins(task, last, completion)):
                 reason = "truncated"
             elif reason is None and copies(task, fields, shown):
                 reason = "copied_shot"
@@ -551,6 +516,8 @@ def sample_split(
             attempted[slot] += 1
             if reason is None and (key := text_key(task, example)) in seen:
                 reason = "duplicate"
+            elif answer is None:  # the teacher cannot be asked for its label
+                reason, answer = "prompt_too_long", {}
             elif reason is None and answer and not agrees(task, example, answer["teacher_label"]):
                 reason = "label_disagrees"
             elif reason is None and accepted[slot] >= shares[slot]:
@@ -610,16 +577,22 @@ def sample_split(
     summary = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
     say(f"{run.output}: {counts['attempted']:,} attempted = {counts['accepted']:,} accepted + rejected ({summary})")
     if sum(accepted) < sum(shares):
+        cure = "mend the prompt or [parse], or raise --max-attempts"
+        if 2 * reasons["truncated"] > reasons.total():
+            cure = "raise --max-tokens, or give [parse] a stop string that ends an example"
+            if tokenizer.chat_template:  # a base model's tokenizer may have one too
+                cure = "take --prompt-form completion for a base model, which ends no turn, or raise --max-tokens"
         fail(
             f"{run.output}: {max_attempts:,} attempts gave {sum(accepted):,} of {sum(shares):,}; rejected: "
-            f"{summary}. Read {rejected_path}, mend the prompt or [parse], or raise --max-attempts; what was made is kept"
+            f"{summary}. Read {rejected_path}, {cure}; what was made is kept"
         )
     seconds = max(run.notes.get("generate_seconds", 0.0), 0.01)
     counts |= {"prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"]}
     counts |= {"verify_tokens": tokens["verify"]} if judge else {}  # computed ones: the prompts share most of theirs
     finish_run(
-        run, counts, generate_seconds=seconds, completion_tokens_per_second=round(tokens["completion"] / seconds, 1)
-    )
+        run, counts, generate_seconds=seconds, completion_tokens_per_second=round(tokens["completion"] / seconds, 1),
+        prompt_form="chat" if tokenizer.chat_template else "completion",
+    )  # fmt: skip
     return counts
 
 
@@ -636,6 +609,10 @@ files = partial(typer.Option, rich_help_panel="Files")
 sampling = partial(typer.Option, rich_help_panel="Sampling")
 engine = partial(typer.Option, rich_help_panel="Engine (changes no example: not compared when a run is gone on with)")
 
+PromptFormOption = Annotated[
+    PromptForm,
+    sampling(help="chat = the chat template; completion = plain text, for base models; auto = chat if it has one."),
+]
 ChatTemplateKwargs = Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")]
 EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")]
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")]
@@ -677,6 +654,7 @@ def sample(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see: generate.py label).")] = False,
+    prompt_form: PromptFormOption = "auto",
     chat_template_kwargs: ChatTemplateKwargs = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
     dtype: EngineDtype = "auto",
@@ -691,7 +669,7 @@ def sample(
     """Sample train.jsonl and validation.jsonl of one iteration; one engine start for both."""
     # Check what is cheap to check
     task = load_task(task_file)
-    template_kwargs = read_template_kwargs(chat_template_kwargs)
+    template_kwargs = read_template_kwargs(chat_template_kwargs, prompt_form)
     part = parse_shard(shard)
     if feedback_label != "any" and not task.labels:
         raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
@@ -712,7 +690,8 @@ def sample(
     if limit:
         wanted = {split: min(limit, number) for split, number in wanted.items()}
     common = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
-    common |= {"chat_template_kwargs": template_kwargs} | ({"shard": shard} if part else {})
+    common |= {"prompt_form": prompt_form, "chat_template_kwargs": template_kwargs}
+    common |= {"shard": shard} if part else {}
     common |= ({"structured": True} if structured else {}) | ({"verify": True} if verify else {})
     label_shots = draw_label_shots(task, pools["seed"], LABEL_SHOTS, seed) if verify else []
     if verify:
@@ -735,9 +714,10 @@ def sample(
     }  # fmt: skip
 
     if dry_run:
-        show_prompts(task, model, iteration, options, pools, template_kwargs, part or (0, 1), report)
+        tokenizer = in_form(load_tokenizer(model)[0], prompt_form)
+        show_prompts(task, tokenizer, iteration, options, pools, template_kwargs, part or (0, 1), report)
         if verify:
-            show_label_prompts(task, model, pools["seed"][:1], label_shots, template_kwargs)
+            show_label_prompts(task, tokenizer, pools["seed"][:1], label_shots, template_kwargs)
         return
 
     # What is to be done? The validation split is made from this very train.jsonl, so that file is no input of it.
@@ -766,6 +746,7 @@ def sample(
 
     # Engine, with a context no longer than needed
     tokenizer, context = load_tokenizer(model)
+    in_form(tokenizer, prompt_form)
     say_control_tokens(tokenizer, task, [*pools["seed"], *pools["feedback"]])
     how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
@@ -778,11 +759,9 @@ def sample(
         need = max(need, asks)
     llm, length = engine_for(model, max_model_len or need, context, bool(max_model_len), signals, output_dir, **how)
 
-    def judge(records: list[dict], tokens: Counter) -> list[dict]:
-        return label_records(
-            llm, tokenizer, task, records, label_shots,
-            lambda text: encode_prompt(tokenizer, "", text, template_kwargs), max_tokens=max_tokens, tokens=tokens,
-        )  # fmt: skip
+    def judge(records: list[dict], tokens: Counter) -> list[dict | None]:
+        how = {"max_tokens": max_tokens, "tokens": tokens, "room": length}
+        return label_records(llm, tokenizer, task, records, label_shots, template_kwargs, **how)
 
     for split, run in runs.items():
         if run is None:
@@ -819,6 +798,7 @@ def label(
     num_samples: Annotated[int, sampling(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
     temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
     max_tokens: Annotated[int, sampling(min=1, help="text2text: longest answer in tokens.")] = 128,
+    prompt_form: PromptFormOption = "auto",
     chat_template_kwargs: ChatTemplateKwargs = "{}",
     seed: Annotated[int, sampling(help="Chooses the seed examples, and the samples.")] = 0,
     dtype: EngineDtype = "auto",
@@ -833,7 +813,7 @@ def label(
     """Write --input-file with the teacher's own answers: probabilities of all labels, or for text2text what it answers."""
     # Check what is cheap to check
     task, part, shard_counts = load_task(task_file), parse_shard(shard), {}
-    template_kwargs = read_template_kwargs(chat_template_kwargs)
+    template_kwargs = read_template_kwargs(chat_template_kwargs, prompt_form)
     if num_samples > 1 and task.labels:
         raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
     input_file = expand("--input-file", input_file)
@@ -842,84 +822,115 @@ def label(
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
     if dry_run:
-        show_label_prompts(task, model, records[:2], shots, template_kwargs)
+        show_label_prompts(task, in_form(load_tokenizer(model)[0], prompt_form), records[:2], shots, template_kwargs)
         print(f"=== would label {len(records):,} records")
         return
     options = {"num_fewshot": num_fewshot, "chat_template_kwargs": template_kwargs, "seed": seed, "limit": limit}
+    options |= {"prompt_form": prompt_form}
     options |= {} if task.labels else {"num_samples": num_samples, "max_tokens": max_tokens}
     options |= {"temperature": temperature} if num_samples > 1 else {}
     inputs = {"task_file": task_file, "model": model, "input_file": input_file}
     inputs |= {"the seed_examples of the task": task.seed_examples}
     signals = note_signals()
+    rejected_file = output_file.with_suffix(".rejected.jsonl")
     run = start_run(
-        "generate.py label", output_file, options | ({"shard": shard} if part else {}), inputs, resumable=True,
-        overwrite=overwrite,
+        "generate.py label", output_file, options | ({"shard": shard} if part else {}), inputs, also=[rejected_file],
+        resumable=True, overwrite=overwrite,
     )  # fmt: skip
     if run is None:
         return
 
     # Engine
     tokenizer, context = load_tokenizer(model)
+    in_form(tokenizer, prompt_form)
     say_control_tokens(tokenizer, task, [*shots, *records])
-
-    def encode(text: str) -> list[int]:
-        return encode_prompt(tokenizer, "", text, template_kwargs)
-
-    longest = max(len(encode(render_label_prompt(task, record, shots))) for record in records)
-    need = longest + (max(map(len, label_tokens(task, tokenizer))) if task.labels else max_tokens)
-    if (room := max_model_len or context) and need > room:
+    needs: list[int] = []
+    for begin in range(0, len(records), CHUNK):
+        rows = label_prompts(task, tokenizer, records[begin : begin + CHUNK], shots, template_kwargs)
+        needs += tokens_needed(rows, max_tokens)
+    room = max_model_len or context or max(needs)
+    need = max((n for n in needs if n <= room), default=0)
+    if not need:
         fail(
-            f"{output_file}: the longest prompt and its answer have {need:,} tokens, the context holds {room:,}; lower "
+            f"{output_file}: the shortest prompt and its answer have {min(needs):,} tokens, the context holds {room:,}; lower "
             "--num-fewshot"
+        )
+    if max(needs) > room:
+        (most, longest), number = (
+            max((n, r["id"]) for n, r in zip(needs, records, strict=True)),
+            sum(n > room for n in needs),
+        )
+        say(
+            f"{output_file}: {number:,} of {len(records):,} records are left out (prompt_too_long), such as {longest}: prompt "
+            f"and answer have {most:,} tokens, the context holds {room:,}; they go to {rejected_file}. To label them, lower "
+            f"--num-fewshot{' or raise --max-model-len' * bool(max_model_len)}, or shorten them"
         )
     how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
-    llm, _ = engine_for(model, max_model_len or need + 1, context, bool(max_model_len), signals, output_file, **how)
+    wanted = max_model_len or need + 1
+    llm, length = engine_for(model, wanted, context, bool(max_model_len), signals, output_file, **how)
 
     # Label, chunk by chunk; what an unfinished one left behind is cut
     from tqdm import tqdm
 
-    cut_off(run.partial, (run.state.get("progress") or [0])[0])
-    done = [record for _, record in read_records(run.partial)]
-    if [r.get("id") for r in done] != [r["id"] for r in records[: len(done)]]:
+    partials = [run.partial, beside(rejected_file, ".partial")]
+    for path, size in zip(partials, run.state.get("progress") or [0, 0], strict=True):
+        cut_off(path, size)
+    done, left_out = ([record for _, record in read_records(path)] for path in partials)
+    out = {r.get("id") for r in left_out}
+    gone = [r["id"] for r in records[: len(done) + len(left_out)] if r["id"] not in out]
+    if [r.get("id") for r in done] != gone:
         fail(f"{run.partial}: is not what this stage has written; begin with --overwrite")
     tokens = Counter({kind: run.notes.get(f"{kind}_tokens", 0) for kind in ("prompt", "computed")})
     shown = ["id", *task.fields, task.answer_field, "teacher_label", "label_probs"]
-    size = chunk_size(llm, longest)
-    if done:
-        say(f"{output_file}: going on after {len(done):,} records")
-    with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
-        for begin in range(len(done), len(records), size):
+    size, begun = chunk_size(llm, need), len(done) + len(left_out)
+    if begun:
+        say(f"{output_file}: going on after {begun:,} records")
+    with tqdm(total=len(records), initial=begun, desc="label", unit="record") as bar:
+        for begin in range(begun, len(records), size):
             if signals:
                 stop(signals, output_file)
             chunk = records[begin : begin + size]
             llm.reset_prefix_cache()
             try:
                 answers = label_records(
-                    llm, tokenizer, task, chunk, shots, encode, num_samples, temperature, max_tokens, seed, tokens
-                )
+                    llm, tokenizer, task, chunk, shots, template_kwargs, num_samples, temperature, max_tokens, seed, tokens,
+                    length,
+                )  # fmt: skip
             except Exception as error:
                 if signals:
                     stop(signals, output_file)
                 fail(f"{output_file}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
             own = ("teacher_label", "label_probs")  # another teacher's stay nowhere
             chunk = [{k: v for k, v in record.items() if k not in own} for record in chunk]
-            made = [record | answer for record, answer in zip(chunk, answers, strict=True)]
+            made = [r | answer for r, answer in zip(chunk, answers, strict=True) if answer is not None]
             made = [{k: r[k] for k in shown if k in r} | {k: v for k, v in r.items() if k not in shown} for r in made]
-            with run.partial.open("a", encoding="utf-8") as file:
-                write_records(file, made)
+            unread = [r for r, answer in zip(chunk, answers, strict=True) if answer is None]
+            rejects = [{"id": r["id"], "reason": None, **r} | {"reason": "prompt_too_long"} for r in unread]
+            for path, new in zip(partials, (made, rejects), strict=True):
+                with path.open("a", encoding="utf-8") as file:
+                    write_records(file, new)
             done += made
+            left_out += rejects
             run.notes.update({f"{kind}_tokens": number for kind, number in tokens.items()})
-            save_progress(run, [run.partial.stat().st_size])
+            save_progress(run, [path.stat().st_size for path in partials])
             bar.update(len(chunk))
     answered = [r for r in done if r.get(task.answer_field) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
-    counts = {"labelled": len(done), "with_answer": len(answered), "agreeing": agreeing} | shard_counts
+    rejected = {"prompt_too_long": len(left_out)} if left_out else {}
+    counts = {"records": len(records), "labelled": len(done), "rejected": rejected}
+    counts |= {"with_answer": len(answered), "agreeing": agreeing} | shard_counts
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
-    finish_run(run, counts | {"prompt_tokens": tokens["prompt"], "computed_tokens": tokens["computed"]})
+    counts |= {"prompt_tokens": tokens["prompt"], "computed_tokens": tokens["computed"]}
+    finish_run(run, counts, prompt_form="chat" if tokenizer.chat_template else "completion")
+    empty = sum(not r["teacher_label"] for r in done)
+    if 2 * empty > len(done):
+        cure = " (a base model: take --prompt-form completion)" * bool(tokenizer.chat_template)
+        say(f"warning: {output_file}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")
+    left = f" + {len(left_out):,} rejected (prompt_too_long) = {len(records):,} read" * bool(left_out)
     say(
-        f"{output_file}: {len(done):,} labelled, {agreeing:,} of {len(answered):,} as their answer says; "
+        f"{output_file}: {len(done):,} labelled{left}, {agreeing:,} of {len(answered):,} as their answer says; "
         f"{tokens['computed']:,} of {tokens['prompt']:,} prompt tokens computed, the rest came from the prefix cache"
     )
     if signals:  # what comes after this stage would not know of it
@@ -933,7 +944,7 @@ def chunk_size(llm: Any, longest: int) -> int:
     return max(1, min(512, held // (2 * longest))) if held else 64
 
 
-def read_template_kwargs(text: str) -> dict:
+def read_template_kwargs(text: str, prompt_form: PromptForm) -> dict:
     """The value of --chat-template-kwargs; a bad one is an error of the command line (exit code 2)."""
     try:
         value = json.loads(text)
@@ -941,6 +952,8 @@ def read_template_kwargs(text: str) -> dict:
         raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
     if not isinstance(value, dict):
         raise typer.BadParameter("must be a JSON object", param_hint="--chat-template-kwargs")
+    if value and prompt_form == "completion":
+        raise typer.BadParameter("is for the chat form; leave it out", param_hint="--chat-template-kwargs")
     return value
 
 
@@ -1007,11 +1020,10 @@ def longest_prompt(
 
 
 def show_prompts(
-    task: Task, model: str, iteration: int, options: dict, pools: dict, template_kwargs: dict, shard: tuple[int, int],
+    task: Task, tokenizer: Any, iteration: int, options: dict, pools: dict, template_kwargs: dict, shard: tuple[int, int],
     report: str,
 ) -> None:  # fmt: skip
     """Print the first prompts of each kind, as the teacher gets them."""
-    tokenizer, _ = load_tokenizer(model)
     pools = pools | {"train": pools["seed"]}  # train.jsonl is not there yet: seed examples stand in for it
     for split in ("train", "validation"):
         if not options[split]["num_examples"]:
@@ -1034,15 +1046,16 @@ def show_prompts(
         print(f"=== would write {number} examples of the {split} split\n")
 
 
-def show_label_prompts(task: Task, model: str, records: list[dict], shots: list[dict], template_kwargs: dict) -> None:
+def show_label_prompts(
+    task: Task, tokenizer: Any, records: list[dict], shots: list[dict], template_kwargs: dict
+) -> None:
     """Print label prompts, as the teacher gets them, and the tokens by which the labels are told apart."""
-    tokenizer, _ = load_tokenizer(model)
-    for record in records:
-        ids = encode_prompt(tokenizer, "", render_label_prompt(task, record, shots), template_kwargs)
-        print(f"--- label {record['id']}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in shots)}")
-        print(tokenizer.decode(ids) + "\n")
-    for name, sequence in zip(task.labels, label_tokens(task, tokenizer) if task.labels else [], strict=True):
-        print(f"--- {name}: {' | '.join(repr(tokenizer.decode([token])) for token in sequence)}")
+    rows = label_prompts(task, tokenizer, records, shots, template_kwargs)
+    for record, (root, _) in zip(records, rows, strict=True):
+        print(f"--- label {record['id']}: {len(root)} tokens, shots {', '.join(shot['id'] for shot in shots)}")
+        print(tokenizer.decode(root) + "\n")
+    for name, rest in zip(task.labels, rows[0][1], strict=True):
+        print(f"--- {name}: {' | '.join(repr(tokenizer.decode([token])) for token in rest)}")
 
 
 if __name__ == "__main__":

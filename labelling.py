@@ -3,9 +3,10 @@
     label_records(llm, tokenizer, task, records, shots)     by an engine that is up; generate.py label and --verify use it
 
 A label's probability is that of its tokens and of the token that ends its line (or, in a chat, the turn), normalised over
-the labels. The labels of a task form a trie of tokens; each node with children is one request: the prompt and the path to
-the node as token ids, one new token, the log-probabilities of the children alone (`logprob_token_ids`). No prompt_logprobs,
-which would switch vLLM's prefix cache off: with it a node costs the tokens of the last, unfilled cache block only.
+the labels. Its tokens are those that it has in the running text of the prompt (gold/prompts.py). For a record the labels
+form a trie of tokens; each node with children is one request: the prompt and the path to the node as token ids, one new
+token, the log-probabilities of the children alone (`logprob_token_ids`). No prompt_logprobs, which would switch vLLM's
+prefix cache off: with it a node costs the tokens of the last, unfilled cache block only.
 """
 
 import math
@@ -16,10 +17,12 @@ from typing import Any
 
 from equations import evaluate_equation
 from formulations import optimum
+from gold.prompts import chat_answer, encode_texts, frame_prompts, running_labels
 from records import fail, normalise
-from task import Task, is_correct, label_template, render_label_prompt, split_example
+from task import Task, another_begins, is_correct, label_template, render_label_prompt, split_example
 
 MOST_CHILDREN = 128  # vLLM's limit on logprob_token_ids
+Row = tuple[list[int], list[list[int]]]  # token ids of a prompt, and of the answers that may follow
 
 
 def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> list[dict]:
@@ -34,49 +37,37 @@ def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> li
     return [shot for row in rows for shot in row][:count]
 
 
-def label_tokens(task: Task, tokenizer: Any) -> list[list[int]]:
-    """Token ids of every label as the teacher would write it after the prompt, with the token that ends it.
+def label_place(task: Task, tokenizer: Any, chat_template_kwargs: dict) -> tuple[str, str]:
+    """(blanks between a label prompt and the label, what comes after the label) in the running text.
 
-    Plain text: as it stands between two shots, the token of the line's end included. Chat: at the beginning of the turn,
-    with the end-of-turn token. Ends the stage (exit 1) where the tokenizer has no such thing.
+    Plain text: as a label stands between two shots; chat: as the template writes an answer and the end of its turn.
     """
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
     if tokenizer.chat_template:
-        return [[*ids(name), turn_end(tokenizer)] for name in task.labels]
+        return chat_answer(tokenizer, chat_template_kwargs)
     example = task.prompt[label_template(task)]
     *_, previous, answer = string.Template.pattern.finditer(example)
     before = example[previous.end() : answer.start()]
-    anchor = before.rsplit("\n", 1)[-1].rstrip(" ")
-    gap, opening = before[len(before.rstrip(" ")) :], example.split("$", 1)[0]
-    sequences = []
-    for name in task.labels:
-        known, whole = ids(anchor), ids(f"{anchor}{gap}{name}")
-        going_on = ids(f"{anchor}{gap}{name}\n\n{opening}")  # "\n\n" is one token or two, by what follows
-        if going_on[: len(whole)] != whole or len(going_on) == len(whole):
-            fail(
-                f"--model: its tokenizer joins the label {name!r} and the end of its line in one token; use another model"
-            )
-        tokens = whole[len(known) :] if whole[: len(known)] == known else ids(f"{gap}{name}")
-        sequences.append([*tokens, going_on[len(whole)]])
-    return sequences
+    # The opening of the next shot decides whether the "\n\n" before it is one token or two
+    return before[len(before.rstrip(" ")) :], "\n\n" + example.split("$", 1)[0]
 
 
-def turn_end(tokenizer: Any) -> int:
-    """The token with which a chat model ends its turn, as its template writes it (for some it is not the end token)."""
-    from jinja2 import TemplateError
+def label_prompts(
+    task: Task, tokenizer: Any, records: list[dict], shots: list[dict], chat_template_kwargs: dict
+) -> list[Row]:
+    """Token ids of the label prompts: (root, the rests of the labels), for text2text (prompt, [])."""
+    texts = [("", render_label_prompt(task, record, shots)) for record in records]
+    prompts = frame_prompts(tokenizer, texts, chat_template_kwargs)
+    if not task.labels:
+        return [(ids, []) for ids in encode_texts(tokenizer, prompts)]
+    gap, end = label_place(task, tokenizer, chat_template_kwargs)
+    if not tokenizer.chat_template:
+        prompts = [prompt.rstrip(" ") for prompt in prompts]  # the blank of a "$start " is in the gap
+    return running_labels(tokenizer, prompts, [gap + name for name in task.labels], end)
 
-    try:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "LABEL"}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("LABEL")[2].strip()
-    except TemplateError:
-        after = ""
-    found = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if after else [tokenizer.eos_token_id]
-    if found[0] is None:
-        fail("--model: neither its chat template nor its tokenizer has an end, so no label would end; set eos_token")
-    return found[0]
+
+def tokens_needed(rows: list[Row], max_tokens: int) -> list[int]:
+    """How many tokens each prompt and its answer take: of a label as many as it has, else max_tokens."""
+    return [len(root) + max(map(len, rests), default=max_tokens) for root, rests in rows]
 
 
 def token_trie(sequences: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -88,10 +79,8 @@ def token_trie(sequences: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
     return {path: list(tokens) for path, tokens in sorted(children.items(), key=lambda item: len(item[0]))}
 
 
-def label_log_probs(
-    llm: Any, prompts: list[list[int]], sequences: list[list[int]], tokens: Counter
-) -> list[list[float]]:
-    """Sum of the log-probabilities (nats) of each sequence's tokens after each prompt: (prompts, sequences).
+def label_log_probs(llm: Any, rows: list[Row], tokens: Counter) -> list[list[float]]:
+    """Sum of the log-probabilities (nats) of the tokens of each rest after the root of its row: (rows, rests).
 
     tokens: "prompt" and "computed" are counted up, what the engine was sent and what the prefix cache did not hold.
     """
@@ -103,16 +92,16 @@ def label_log_probs(
         fail(
             f"vLLM {vllm.__version__} has no logprob_token_ids, by which labels are read; install the one of requirements.txt"
         )
-    trie = token_trie(sequences)
-    found: list[dict[tuple[int, ...], dict[int, float]]] = [{} for _ in prompts]
-    deeper = [path for path in trie if path]
+    tries = [token_trie(rests) for _, rests in rows]
+    found: list[dict[tuple[int, ...], dict[int, float]]] = [{} for _ in rows]
     # The roots first: when the other nodes are asked for, the prompts are in the cache
-    for paths in ([()], deeper):
+    for at_root in (True, False):
         asked = [
-            (i, path, trie[path][k : k + MOST_CHILDREN])
-            for i in range(len(prompts)) for path in paths for k in range(0, len(trie[path]), MOST_CHILDREN)
+            (i, path, following[k : k + MOST_CHILDREN])
+            for i, trie in enumerate(tries) for path, following in trie.items() if (not path) == at_root
+            for k in range(0, len(following), MOST_CHILDREN)
         ]  # fmt: skip
-        sent = [{"prompt_token_ids": [*prompts[i], *path]} for i, path, _ in asked]
+        sent = [{"prompt_token_ids": [*rows[i][0], *path]} for i, path, _ in asked]
         one = {"max_tokens": 1, "temperature": 0, "detokenize": False}
         params = [SamplingParams(**one, logprob_token_ids=following) for *_, following in asked]
         outputs = completed(llm.generate(sent, params, use_tqdm=False)) if sent else []
@@ -122,8 +111,9 @@ def label_log_probs(
             given = output.outputs[0].logprobs[0]
             found[i].setdefault(path, {}).update({token: given[token].logprob for token in following})
     return [
-        [sum(of[tuple(s[:depth])][token] for depth, token in enumerate(s)) for s in sequences] for of in found
-    ]  # fmt: skip
+        [sum(of[tuple(rest[:depth])][token] for depth, token in enumerate(rest)) for rest in rests]
+        for of, (_, rests) in zip(found, rows, strict=True)
+    ]
 
 
 def agrees(task: Task, record: dict, teacher_label: str) -> bool:
@@ -165,46 +155,59 @@ def completed(outputs: list[Any]) -> list[Any]:
 
 
 def label_records(
-    llm: Any, tokenizer: Any, task: Task, records: list[dict], shots: list[dict], encode: Any,
+    llm: Any, tokenizer: Any, task: Task, records: list[dict], shots: list[dict], chat_template_kwargs: dict,
     num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0, tokens: Counter | None = None,
-) -> list[dict]:  # fmt: skip
+    room: int | None = None,
+) -> list[dict | None]:  # fmt: skip
     """The teacher's own answer for each record: {"teacher_label": ..., "label_probs": {answer: share}}.
 
     Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. text2text:
     the greedy answer (no label_probs), or with num_samples > 1 the answer with most votes among the samples that are one
     (the first of them where there is a tie) and the shares of all; "" and {} where none is. An answer that is cut off at
-    max_tokens is none. encode: text of a prompt -> token ids.
+    max_tokens is none. None for a record whose prompt and answer take more than `room` tokens, the engine's context.
     """
     tokens = Counter() if tokens is None else tokens
-    prompts = [encode(render_label_prompt(task, record, shots)) for record in records]
+    rows = label_prompts(task, tokenizer, records, shots, chat_template_kwargs)
+    fits = [room is None or need <= room for need in tokens_needed(rows, max_tokens)]
+    rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    asked = [record for record, fit in zip(records, fits, strict=True) if fit]
     if task.labels:
         results = []
-        for sums in label_log_probs(llm, prompts, label_tokens(task, tokenizer), tokens):
+        for sums in label_log_probs(llm, rows, tokens):
             top = max(sums)
             weights = [math.exp(value - top) for value in sums]
             probs = {n: float(f"{w / sum(weights):.6g}") for n, w in zip(task.labels, weights, strict=True)}
             results.append({"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs})
-        return results
+    else:
+        prompts = [ids for ids, _ in rows]
+        stops = None if tokenizer.chat_template else [*dict.fromkeys(["\n\n", *task.parse.get("stop", [])])]
+        how = {"n": num_samples, "temperature": temperature if num_samples > 1 else 0, "max_tokens": max_tokens}
+        results = answer_records(llm, task, asked, prompts, how | {"stop": stops}, seed, tokens)
+    answers = iter(results)
+    return [next(answers) if fit else None for fit in fits]
 
+
+def answer_records(
+    llm: Any, task: Task, records: list[dict], prompts: list[list[int]], how: dict, seed: int, tokens: Counter
+) -> list[dict]:
+    """label_records of a text2text task. how: sampling parameters."""
     from vllm import SamplingParams
 
     params = [
-        SamplingParams(
-            n=num_samples, temperature=temperature if num_samples > 1 else 0, max_tokens=max_tokens,
-            stop=[*dict.fromkeys(["\n\n", *task.parse.get("stop", [])])] if not tokenizer.chat_template else None,
-            seed=random.Random(f"{seed}/{record.get('id')}").getrandbits(31),
-        )
-        for record in records
-    ]  # fmt: skip
-    results = []
-    outputs = completed(llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False))
-    for record, output in zip(records, outputs, strict=True):
+        SamplingParams(**how, seed=random.Random(f"{seed}/{record.get('id')}").getrandbits(31)) for record in records
+    ]
+    results, sent = [], [{"prompt_token_ids": prompt} for prompt in prompts]
+    for record, output in zip(records, completed(llm.generate(sent, params, use_tqdm=False)), strict=True):
         tokens["prompt"] += len(output.prompt_token_ids)
         tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+        answers = [read_answer(task, record, one.text) for one in output.outputs]
         answers = [
-            read_answer(task, record, one.text) if one.finish_reason != "length" else "" for one in output.outputs
+            answer
+            if one.finish_reason != "length" or another_begins(task, answer, one.text, label_template(task))
+            else ""
+            for answer, one in zip(answers, output.outputs, strict=True)
         ]
-        if num_samples == 1:
+        if how["n"] == 1:
             results.append({"teacher_label": answers[0]})
             continue
         votes: dict[Any, list[str]] = {}

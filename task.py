@@ -300,6 +300,15 @@ def label_template(task: Task) -> str:
     return "label_example" if "label_example" in task.prompt else "example"
 
 
+def another_begins(task: Task, value: str, text: str, template: str = "example") -> bool:
+    """Whether `text` goes on with another example after `value`, the last field of its first: then that one is whole, even
+    where the text was cut off later, as that of a base model in a chat template, which ends no turn."""
+    opening = task.prompt[template].split("$", 1)[0].strip()
+    return bool(
+        opening and value and re.search(rf"{re.escape(value)}\s*\n\s*{re.escape(opening)}", text, re.IGNORECASE)
+    )
+
+
 def render_label_prompt(task: Task, record: dict, shots: list[dict]) -> str:
     """The prompt that asks the teacher for the answer of a record, up to where the answer stands; it has no system text.
 
