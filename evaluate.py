@@ -34,6 +34,7 @@ import typer
 
 from formulations import optimum
 from gold.columns import asked_for
+from gold.trained import trained_lengths
 from metrics import chrf_counts, chrf_interval, class_intervals, mean_interval, rouge_l, squad_scores
 from records import (
     beside,
@@ -149,8 +150,12 @@ def main(
     ] = None,
     num_resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the 95 % interval.")] = 10_000,
     per_device_eval_batch_size: Annotated[int, typer.Option(min=1, help=EXAMPLES_HELP)] = 64,
-    max_source_length: Annotated[int, typer.Option(min=1, help="Tokens read.")] = 512,
-    max_target_length: Annotated[int, typer.Option(min=1, help="Tokens written.")] = 128,
+    max_source_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens read (none = as the student was trained, 512 of a base).")
+    ] = None,
+    max_target_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens written (none = as the student was trained, 128 of a base).")
+    ] = None,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many records.")] = None,
@@ -182,7 +187,8 @@ def main(
     if dry_run:
         print(f"would measure {model or prediction_field} on {len(examples):,} records of {names}")
         return
-    lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length, "dtype": dtype}
+    lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
+    lengths = (trained_lengths(model, task, **lengths) if model else lengths) | {"dtype": dtype}
     compared = {
         "prediction_field": prediction_field,
         "group_by": group_by,
@@ -204,9 +210,11 @@ def main(
         ]
     else:
         predictions = ["" if e.get(prediction_field) is None else str(e[prediction_field]).strip() for e in examples]
-    if task.labels:  # a label's name, as the teacher gives it, stands for what a student writes for it
-        written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
-        written |= {target.strip().lower(): target for target in targets_of(task)}
+    if task.labels:
+        written = {}
+        if prediction_field not in (None, "prediction"):  # of a teacher, say: a label's name stands for its target
+            written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
+            written |= {target.strip().lower(): target for target in targets_of(task)}
         predictions = [written.get(p.lower(), p).strip().lower() for p in predictions]
     elif prediction_field in ("teacher_label", "original_teacher_label"):
         # An answer, which a student may write in another form

@@ -32,6 +32,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from gold.decoding import greedy_texts
+from gold.trained import trained_lengths
 from labelling import agrees
 from records import (
     beside,
@@ -51,7 +53,7 @@ from records import (
     write_records,
 )
 from task import Task, is_correct, load_task, overlap, text_key
-from train_student import encode, family_of, load_student, positions_of, target_ids, targets_of
+from train_student import answer_length, encode, family_of, load_student, positions_of, targets_of
 
 EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
 EXAMPLES_HELP = (
@@ -71,21 +73,22 @@ def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, A
     msp      1 - max_k p_k                  Hendrycks & Gimpel 2017, as uncertainty
     entropy  -sum_k p_k log p_k, in nats
     margin   1 - (p_1 - p_2), of the two likeliest
-    hit      the likeliest class or token is the label (bool)
+    hit      the label is the likeliest class or token, and no other is as likely (bool)
     T scales the energy alone; the probabilities are those of T = 1.
     """
     import torch
 
     z = logits.float()
     log_p = z.log_softmax(-1)
-    first, second = log_p.topk(2).values.unbind(-1)
+    two = log_p.topk(2)
+    first, second = two.values.unbind(-1)
     return {
         "energy": -temperature * torch.logsumexp(z / temperature, -1),
         "nll": -log_p.gather(-1, labels[:, None]).squeeze(-1),
         "msp": -torch.expm1(first),  # 1 - p loses all digits where p is near 1
         "entropy": -(log_p.exp() * log_p).sum(-1),
         "margin": second.exp() - torch.expm1(first),
-        "hit": z.argmax(-1) == labels,
+        "hit": (two.indices[:, 0] == labels) & (first > second),
     }
 
 
@@ -124,9 +127,9 @@ def score_examples(
     batch_size: in examples of EXAMPLE_TOKENS tokens; shorter ones make larger batches, longer ones smaller, at least one.
     padded: also `energy_padded`, over max_target_length positions as the authors' code does (dearer). dtype: of the
     weights; with bfloat16 neighbouring ranks may change places. `random` is a function of the seed and the id.
-    `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: by the task's
-    metric. A teacher-forced target whose tokens are all the likeliest ones is what greedy decoding would write, so
-    only the other examples are decoded.
+    `prediction`: the label's target, lower-cased, or the greedily decoded text, stripped; `correct`: of the prediction,
+    by the task's metric. Tokens of a target that are all the likeliest ones are those that greedy decoding would write,
+    so only the other examples are decoded (gold/decoding.py).
 
     error          1 = not correct, else 0 (S3, Wang et al. 2023)
     hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
@@ -208,7 +211,6 @@ def score_pass(
     """
     import torch
     from tqdm import tqdm
-    from transformers.modeling_outputs import BaseModelOutput
 
     if padded:
         check_score("energy_padded", model, task)
@@ -235,15 +237,12 @@ def score_pass(
         begin += count
     pad = tokenizer.pad_token_id
 
-    def batch_of(rows: list[list[int]], value: int, length: int = 0, left: bool = False) -> Any:
+    def batch_of(rows: list[list[int]], value: int, length: int = 0) -> Any:
         length = max(length, *map(len, rows))
-        gaps = [[value] * (length - len(row)) for row in rows]
-        return torch.tensor([g + row if left else row + g for row, g in zip(rows, gaps, strict=True)], device=device)
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
 
-    # A class needs no more tokens than the longest label has; what goes on longer is no label.
     targets = targets_of(task)
-    names = target_ids(targets, tokenizer, family) if task.labels else []
-    max_new_tokens = max(map(len, names), default=max_target_length)
+    max_new_tokens = 0 if family == "encoder" else answer_length(task, tokenizer, family, max_target_length)
     bar = tqdm(total=len(examples), desc="score", unit="example")
     with torch.inference_mode():
         for chosen in batches:
@@ -259,7 +258,7 @@ def score_pass(
                 logits = network(**inputs).logits
                 columns = position_scores(logits, labels, energy_temperature)
                 reading, read = below_head.pop() if embed else None, inputs["attention_mask"].bool()
-                correct = columns.pop("hit")
+                columns.pop("hit")
                 predictions = [targets[k] for k in logits.argmax(-1).tolist()]
             else:
                 labels = batch_of([f["labels"] for f in batch], pad, max_target_length if padded else 0)
@@ -293,39 +292,17 @@ def score_pass(
                     values = torch.cat([piece[name] for piece in pieces])
                     grids[name] = torch.zeros(real.shape, dtype=values.dtype, device=device)
                     grids[name][scored] = values
-                # A target that was cut at max_target_length cannot be written, however well its beginning is known
-                whole = [
-                    f["labels"][-1] == tokenizer.eos_token_id or len(f["labels"]) < max_target_length for f in batch
-                ]
-                correct = (grids.pop("hit") | ~real).all(-1) & torch.tensor(whole, device=device)
+                hits = grids.pop("hit").tolist()
                 columns = reduce_positions(grids.pop("energy"), real)
                 if not padded:
                     columns.pop("energy_padded")
                 columns |= {name: grid.masked_fill(~real, 0).sum(-1) / real.sum(-1) for name, grid in grids.items()}
-                predictions = [examples[i]["target"] for i in chosen]
-                # What is decoded freely may be longer than the target, by which the batch was made
-                room = max(1, batch_size * EXAMPLE_TOKENS // (len(batch[0]["input_ids"]) + max_new_tokens))
-                for wrong in (~correct).nonzero().flatten().split(room) if predict else []:
-                    if not len(wrong):
-                        continue
-                    if decoder:
-                        prompts = [batch[row]["input_ids"] for row in wrong.tolist()]
-                        begun = {
-                            "input_ids": batch_of(prompts, pad, left=True),
-                            "attention_mask": batch_of([[1] * len(prompt) for prompt in prompts], 0, left=True),
-                        }
-                    else:
-                        begun = {
-                            "encoder_outputs": BaseModelOutput(outputs.encoder_last_hidden_state[wrong]),
-                            "attention_mask": inputs["attention_mask"][wrong],
-                        }
-                    written = network.generate(**begun, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-                    if decoder:
-                        written = written[:, begun["input_ids"].shape[1] :]
-                    for row, text in zip(
-                        wrong.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
-                    ):
-                        predictions[row] = text
+                predictions = [""] * len(batch)
+                if predict:
+                    # What is decoded freely may be longer than the target, by which the batch was made
+                    room = max(1, batch_size * EXAMPLE_TOKENS // (len(batch[0]["input_ids"]) + max_new_tokens))
+                    known = None if decoder else (outputs.encoder_last_hidden_state, inputs["attention_mask"])
+                    predictions = greedy_texts(network, tokenizer, batch, hits, max_new_tokens, room, known)
             if embed:
                 means = (reading.float() * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # (B, d)
                 points = torch.empty(len(examples), means.shape[1]) if points is None else points
@@ -527,10 +504,15 @@ def main(
         float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")
     ] = 1.0,
     per_device_eval_batch_size: Annotated[int, scoring(min=1, help=EXAMPLES_HELP)] = 64,
-    max_source_length: Annotated[int, scoring(min=1, help="Tokens read; more are cut, and counted.")] = 512,
+    max_source_length: Annotated[
+        int | None, scoring(min=1, help="Tokens read (none = as the student was trained, 512 of a base).")
+    ] = None,
     max_target_length: Annotated[
-        int, scoring(min=1, help="Tokens written; also the positions of energy_padded.")
-    ] = 128,
+        int | None,
+        scoring(
+            min=1, help="Tokens written, and positions of energy_padded (none = as it was trained, 128 of a base)."
+        ),
+    ] = None,
     seed: Annotated[int, scoring(help="Seed of the random score.")] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], scoring(help="Of the weights; bfloat16 blurs ranks.")] = "float32",
     limit: Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")] = None,
@@ -618,10 +600,9 @@ def main(
             f"--ood-file: {first} has no {task.answer_field!r} that the task knows, and this student's scores are those of a "
             "target; add one to every record, or use an encoder"
         )
-    how = {
-        "energy_temperature": energy_temperature, "max_source_length": max_source_length,
-        "max_target_length": max_target_length, "seed": seed, "dtype": dtype,
-    }  # fmt: skip
+    lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
+    lengths = trained_lengths(model, task, **lengths) if model else lengths
+    how = {"energy_temperature": energy_temperature, **lengths, "seed": seed, "dtype": dtype}
     what = {"score": score, "low": low, "high": high, "feedback": bool(feedback_file)} | (
         {"shard": shard} if part else {}
     )

@@ -20,6 +20,7 @@ The best epoch is chosen on a tenth of the training examples, picked by a hash o
 stand in held_out.jsonl of the student.
 """
 
+import contextlib
 import math
 import os
 import string
@@ -34,10 +35,12 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from gold.control_tokens import frame_of, plain_ids
+from gold.decoding import decode_plainly, greedy_texts
+from gold.trained import SOURCE_LENGTH, TARGET_LENGTH, write_trained
 from gold.truncation import cut_fields, field_spans
 from gold.unreadable import told_of_losses
 from records import beside, expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
-from task import Task, load_task
+from task import Task, is_correct, load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Student: loading, encoding (score_ood.py and evaluate.py use these too, so that all three see the same strings)
@@ -134,7 +137,6 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
         AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
-        GenerationConfig,
         logging,
     )
 
@@ -162,17 +164,13 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
             fail(
                 f"--model {model}: {config.model_type} is built unlike Llama and Qwen2, which a decoder-only student must be"
             )
+    if family != "encoder":
         if tokenizer.eos_token_id is None:
             fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         network.config.pad_token_id = tokenizer.pad_token_id
-        # A base may come with sampling settings, penalties and other end tokens: a student is decoded plainly
-        network.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        decode_plainly(network, tokenizer)
     return network.eval(), tokenizer, family
 
 
@@ -204,6 +202,35 @@ def ended(targets: list[list[int]], tokenizer: Any, family: str) -> list[list[in
         return [[*ids, tokenizer.eos_token_id] for ids in targets]
     before, after = frame_of(tokenizer)
     return [before + ids + after for ids in targets]
+
+
+def answer_length(task: Task, tokenizer: Any, family: str, max_target_length: int) -> int:
+    """How many tokens a student may write: no more than the longest label has, as what goes on longer is no label."""
+    names = target_ids(targets_of(task), tokenizer, family) if task.labels else []
+    return min(max_target_length, max(map(len, names), default=max_target_length))
+
+
+def check_labels(task: Task, tokenizer: Any, model: str, max_target_length: int) -> None:
+    """Ends the stage (exit 1) where a student that writes could never be right about a label of the task.
+
+    Its tokens must spell each label, and each as another text; predictions are compared stripped and lower-cased.
+    """
+    family = family_of(model, task)[1]
+    if family == "encoder" or not task.labels:
+        return
+    spelt: dict[str, str] = {}
+    rows = zip(task.labels, targets_of(task), target_ids(targets_of(task), tokenizer, family), strict=True)
+    for name, target, ids in rows:
+        if len(ids) > max_target_length:
+            problem = f"the label {name!r} takes {len(ids)} tokens, its end included"
+            fail(f"--max-target-length {max_target_length}: {problem}; give {len(ids)} or more")
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip().lower()
+        cure = "rename the label in the task file and the data, or choose a student that can write it"
+        if text in spelt:
+            fail(f"--model {model}: its tokens write the labels {spelt[text]!r} and {name!r} alike, {text!r}; {cure}")
+        if text != target.strip().lower():
+            fail(f"--model {model}: its tokens write {text!r} for {target!r}, the label {name!r}; {cure}")
+        spelt[text] = name
 
 
 def encode(
@@ -479,8 +506,8 @@ def main(
     lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
     weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
-    max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
-    max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
+    max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = SOURCE_LENGTH,
+    max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = TARGET_LENGTH,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"], training(help="auto = bfloat16 where the GPU has it.")
@@ -606,12 +633,12 @@ def train_on(
 ) -> tuple[dict, list]:
     """Fine-tune `model` on `train`, keep the best epoch on `held_out`, save into `folder`; (counts, log records).
 
-    options: those of the command, by name. The held-out accuracy is exact: with the target teacher-forced, the likeliest
-    token is right at every position if and only if greedy decoding would write the target. Of several processes each calls
-    this; the first one saves.
+    options: those of the command, by name. The held-out accuracy is that of what the student writes, decoded greedily and
+    compared by the task's metric, as evaluate.py has it on held_out.jsonl. Of several processes each calls this; the first
+    one saves.
     """
     import torch
-    from torch.utils.data import DataLoader, Sampler
+    from torch.utils.data import Sampler
     from tqdm import tqdm
     from transformers import (
         DataCollatorForSeq2Seq,
@@ -627,6 +654,7 @@ def train_on(
     rank, number = processes()
     set_seed(options["seed"])
     network, tokenizer, family = load_student(model, task, options["seed"], options.get("new_head", False))
+    check_labels(task, tokenizer, model, options["max_target_length"])
     cuda = torch.cuda.is_available()
     if cuda and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (there := torch.cuda.device_count()):
         fail(f"torchrun: {local} processes for {there} GPUs on this machine; lower --nproc-per-node")
@@ -641,7 +669,8 @@ def train_on(
     data = {
         name: encode(part, tokenizer, family, task, **lengths) for name, part in (("train", rows), ("eval", held_out))
     }
-    decoder = family == "decoder"
+    decoder, targets = family == "decoder", targets_of(task)
+    max_new_tokens = answer_length(task, tokenizer, family, options["max_target_length"])
     for feature, row in zip(data["train"], rows, strict=True) if options["loss"] == "kl" else []:
         feature["soft"] = row["soft"]
 
@@ -722,6 +751,29 @@ def train_on(
             pending.append((self.state.global_step, total.detach()))
             return total
 
+        def answers(self, features, logits, labels):
+            """What the student writes for each example, or the target of the class that it chooses."""
+            if family == "encoder":
+                return [targets[k] for k in logits.argmax(-1).tolist()]
+            two, real = logits.float().topk(2), labels != -100
+            hit = (two.indices[..., 0] == labels) & (two.values[..., 0] > two.values[..., 1])
+            hits = [row[there].tolist() for row, there in zip(hit, real, strict=True)]
+            return greedy_texts(self.model, tokenizer, features, hits, max_new_tokens, len(features))
+
+        def measured(self, places, context):
+            """[right answers, sum of losses, tokens with a loss] of held-out examples, computed in a context of Trainer's."""
+            sums = [0.0, 0.0, 0.0]
+            self.model.eval()
+            for begin in range(0, len(places), self.args.per_device_eval_batch_size):
+                chosen = places[begin : begin + self.args.per_device_eval_batch_size]
+                features = [data["eval"][i] for i in chosen]
+                with torch.no_grad(), context():
+                    losses, logits, labels = self.losses_of(self.model, self._prepare_inputs(collate(features)))
+                    texts = self.answers(features, logits, labels)
+                right = sum(is_correct(task, text, held_out[i]) for text, i in zip(texts, chosen, strict=True))
+                sums = [a + b for a, b in zip(sums, (right, float(losses.sum()), losses.numel()), strict=True)]
+            return sums
+
         def evaluate(self, *args, **kwargs):
             """eval_loss per token, eval_accuracy, and eval_choice, by which the best epoch is kept.
 
@@ -729,16 +781,10 @@ def train_on(
             """
             start = time.time()
             # The longest first: examples of like length share a batch, and memory that does not suffice shows at once
-            share = sorted(data["eval"], key=lambda f: -len(f["input_ids"]))[rank::number]
-            self.model.eval()
-            sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # right answers, loss, its tokens
-            for batch in DataLoader(share, self.args.per_device_eval_batch_size, collate_fn=collate):
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    losses, logits, labels = self.losses_of(self.model, self._prepare_inputs(batch))
-                right = (logits.argmax(-1) == labels) | (labels == -100)
-                right = right if right.dim() == 1 else right.all(-1)
-                for i, value in enumerate((right.sum(), losses.sum(), losses.numel())):
-                    sums[i] += value
+            share = sorted(range(len(held_out)), key=lambda i: -len(data["eval"][i]["input_ids"]))[rank::number]
+            sums = torch.tensor(
+                self.measured(share, self.compute_loss_context_manager), dtype=torch.float64, device=self.args.device
+            )
             right, loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
             progress.refuse(self.state.global_step, loss)
             # Few examples, many ties: the later epoch wins them
@@ -815,6 +861,7 @@ def train_on(
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if held_out else "no",
         save_strategy="no",
+        use_cache=True,  # Trainer writes it into the config, which is saved: "false" would decode in quadratic time
         logging_strategy="epoch",
         logging_nan_inf_filter=False,  # it waits for the GPU at every batch
         ddp_find_unused_parameters=False,  # there are none, and to look for them takes time at every step
@@ -843,6 +890,10 @@ def train_on(
                 values.copy_(kept.get(name, values))
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_trained(folder, task, lengths, dtype)
+        if best and dtype != "float32":  # near ties fall otherwise in 16 bits; evaluate.py measures in 32
+            trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+            best["eval_accuracy"] = trainer.measured(range(len(held_out)), contextlib.nullcontext)[0] / len(held_out)
     counts = {
         "train_examples": len(train),
         **({"soft_targets": len(rows)} if options["loss"] == "kl" else {}),
