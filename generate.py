@@ -84,7 +84,7 @@ LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that 
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
+    "prompt_too_long", "truncated", "reasoning", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
     "copied_shot", "duplicate", "label_disagrees", "surplus",
 )  # fmt: skip
 

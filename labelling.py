@@ -16,6 +16,7 @@ from typing import Any
 
 from equations import evaluate_equation
 from formulations import optimum
+from gold.reasoning import strip_reasoning
 from records import fail, normalise
 from task import Task, is_correct, label_template, render_label_prompt, split_example
 
@@ -148,7 +149,8 @@ def read_answer(task: Task, record: dict, text: str) -> str:
     template = label_template(task)
     start = split_example(task, {name: record[name] for name in task.fields}, template)[0].strip()
     last, opening = start.rsplit("\n", 1)[-1], task.prompt[template].split("$", 1)[0].strip()
-    text = text.rsplit("</think>", 1)[-1].strip()
+    text, reason = strip_reasoning(text, task.prompt[template])
+    text = "" if reason else text.strip()
     for said in filter(None, (start, last)):
         if text.lower().startswith(said.lower()):
             text = text[len(said) :].lstrip()
