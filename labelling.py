@@ -12,6 +12,7 @@ import math
 import random
 import string
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from equations import evaluate_equation
@@ -159,9 +160,9 @@ def read_answer(task: Task, record: dict, text: str) -> str:
     return text.strip()
 
 
-def completed(outputs: list[Any]) -> list[Any]:
+def completed(outputs: list[Any], given_up: Sequence[str] = ("abort", "error")) -> list[Any]:
     """The outputs; RuntimeError where the engine gave a request up, as vLLM's own process does at a SIGTERM: half a text."""
-    if any(one.finish_reason in ("abort", "error") for output in outputs for one in output.outputs):
+    if any(one.finish_reason in given_up for output in outputs for one in output.outputs):
         raise RuntimeError("the engine has given up its requests")
     return outputs
 

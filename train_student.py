@@ -33,6 +33,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gold.model_folder import explain_model_folder, refuse_misfit, refuse_model
 from records import beside, expand, fail, finish_run, read_examples, run_command, say, start_run, write_records
 from task import Task, load_task
 
@@ -56,8 +57,12 @@ def family_of(model: str, task: Task) -> tuple[Any, str]:
     from transformers.models.auto import modeling_auto as auto
 
     logging.set_verbosity_error()
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(
+            model, trust_remote_code=False
+        )  # left out, transformers asks at the terminal
     except Exception as error:  # broken files make transformers raise many kinds
         no_student(model, error)
     kind = config.model_type
@@ -85,8 +90,9 @@ def family_of(model: str, task: Task) -> tuple[Any, str]:
 
 
 def no_student(model: str, error: Exception) -> NoReturn:
-    what = (str(error) or repr(error)).splitlines()[0]
-    fail(f"--model {model}: no student there that transformers can load: {what}")
+    refuse_model(
+        model, "no student there", error, "choose one that transformers knows, such as a T5, a BERT or a Llama"
+    )
 
 
 def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
@@ -112,21 +118,23 @@ def load_student(model: str, task: Task, seed: int = 0) -> tuple[Any, Any, str]:
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
         if family == "encoder":
             labels = list(task.labels)
             trained = "SequenceClassification" in "".join(config.architectures or [])
             if trained and [config.id2label[i] for i in range(config.num_labels)] != labels:
                 fail(f"--model {model}: has the labels {list(config.id2label.values())}, {task.path} has {labels}")
             ids = {name: i for i, name in enumerate(labels)}
-            network = AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=ids
+            network, told = AutoModelForSequenceClassification.from_pretrained(
+                model, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=ids, **how
             )
         else:  # bf16 by autocast only
             auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
-            network = auto.from_pretrained(model, dtype=torch.float32)
+            network, told = auto.from_pretrained(model, **how)
     except Exception as error:  # broken files make transformers raise many kinds
         no_student(model, error)
+    refuse_misfit(model, told["mismatched_keys"])
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # transformers makes one up in silence
         fail(
             f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"

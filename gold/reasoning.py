@@ -9,6 +9,10 @@ gpt-oss (its channels' names run into the text: "analysisWe need ...assistantfin
 
 import functools
 import re
+from typing import Any
+
+from gold.causes import cause_of
+from records import fail
 
 THOUGHT = "think|thinking|thought|thoughts|reasoning|seed:think"  # <think>...</think>
 FINAL = "answer|response"  # <answer>...</answer>: all that counts
@@ -65,3 +69,27 @@ def inside(text: str, tags: str) -> str | None:
     begin = re.match(rf"\s*<(?:{tags})>", text, re.IGNORECASE)
     rest = text[begin.end() :] if begin else ""
     return rest if begin and not re.search(rf"</?(?:{tags})>", rest, re.IGNORECASE) else None
+
+
+def reasoning_parser(name: str, tokenizer: Any, chat_template_kwargs: dict) -> Any:
+    """vLLM's own parser of a model's form, as its server uses it (--reasoning-parser): `.extract_reasoning` of a text in
+    which the special tokens are kept. Ends the stage (exit 1) where it is not known or does not fit the tokenizer."""
+    from vllm.reasoning import ReasoningParserManager
+
+    if name not in (known := ReasoningParserManager.list_registered()):
+        fail(f"--reasoning-parser {name}: vLLM has none of this name; it has {', '.join(known)}")
+    try:
+        parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer, chat_template_kwargs=chat_template_kwargs)
+        _, _ = parser.extract_reasoning("", request=None)
+    except Exception as error:  # a missing token, or a form that is read in vLLM's server alone: many kinds
+        fail(
+            f"--reasoning-parser {name}: does not fit this teacher's tokenizer, or needs vLLM's server: {cause_of(error)}; "
+            "choose another, or leave it out: the common forms are read without"
+        )
+    return parser
+
+
+def final_of(parser: Any, text: str) -> tuple[str, str | None]:
+    """(what follows the thought, None), or (the text, "reasoning") where nothing does; parser: of reasoning_parser."""
+    final = parser.extract_reasoning(text, request=None)[1]
+    return (final, None) if final and final.strip() else (text, "reasoning")

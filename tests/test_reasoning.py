@@ -17,7 +17,8 @@ FORMS = {  # how open models write a thought and an answer, their special tokens
     "gpt-oss": "analysisWe need one. {hm}assistantfinal{x}",
     "gpt-oss, two thoughts": "analysisWe need one.assistantcommentaryHm.assistantanalysisSo be it.assistantfinal{x}",
     "gpt-oss, no thought": "final{x}",
-    "gpt-oss, tokens kept": "<|channel|>analysis<|message|>We need one.<|end|><|start|>assistant<|channel|>final<|message|>{x}<|return|>",
+    "gpt-oss, tokens kept": "<|channel|>analysis<|message|>We need one.<|end|><|start|>assistant"
+    "<|channel|>final<|message|>{x}<|return|>",
     "think": "<think>\n{hm}\n</think>\n\n{x}",
     "think, begun by the prompt": "{hm}\n</think>\n\n{x}",
     "think twice": "<think>one</think>Hm.<think>two</think>{x}",
