@@ -41,8 +41,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gold.causes import cause_of
 from gold.control_tokens import broken_up, told_of_prompts
+from gold.model_folder import explain_model_folder, refuse_model
 from gold.prompts import PromptForm, encode_prompt, encode_prompts, in_form
+from gold.reasoning import final_of, reasoning_parser
 from labelling import agrees, completed, draw_label_shots, label_prompts, label_records, tokens_needed
 from records import (
     Run,
@@ -87,8 +90,8 @@ LABEL_SHOTS = 6  # seed examples in a label prompt: they are in the prefix that 
 STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again to go on
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (algorithms.md 2.3)
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "no_match", "empty_field", "debris", "too_short", "too_long", "check_failed",
-    "copied_shot", "duplicate", "label_disagrees", "surplus",
+    "prompt_too_long", "truncated", "engine_error", "reasoning", "no_match", "empty_field", "debris", "too_short",
+    "too_long", "check_failed", "copied_shot", "duplicate", "label_disagrees", "surplus",
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,7 +219,9 @@ def draw_attempt(task: Task, seed: int, iteration: int, split: str, attempt: int
     With options["temperature_end"] its temperature too: linear in the attempt's number up to num_examples (prompt2model).
     """
     rng = random.Random(f"{seed}/{iteration}/{split}/{attempt}")
-    sampling_seed = rng.getrandbits(31)  # never the engine's one seed: that makes every shard alike (vLLM issue 11953)
+    # Never the engine's one seed: that makes every shard alike (vLLM issue 11953). 31 bits, all that a CPU's generator
+    # tells apart, and another for each attempt: drawn at random, two of 77,000 would more likely than not be equal
+    sampling_seed = random.Random(f"{seed}/{iteration}/{split}").getrandbits(31) ^ attempt
     names, feedback = list(task.labels) or [None], []
     wanted = names[attempt % len(names)]
     if split == "train":
@@ -279,15 +284,17 @@ def start_engine(
             "max_num_batched_tokens": max(4096, max_model_len),
             "max_num_seqs": 1024,  # with the default of 256 a tiny model writes the same text at 0.6 of the speed
         }
+    # "auto" lets the first request choose, and the dialect of regular expressions with it; the second kind then ends in errors
+    engine_options = {"structured_outputs_config": {"backend": "xgrammar"}} | engine_options
     from vllm import LLM
 
-    try:
+    try:  # runner: a model that writes no text is refused
         llm = LLM(
-            model=model, max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
+            model=model, runner="generate", max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
             enforce_eager=enforce_eager, **engine_options,
         )  # fmt: skip
     except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
-        fail(f"--model {model}: vLLM cannot start: {_first_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
+        fail(f"--model {model}: vLLM cannot start: {cause_of(error)} (VLLM_LOGGING_LEVEL=INFO tells more)")
     gc.collect()
     gc.freeze()  # what all the modules hold is not looked through again; vLLM does so in a process of its own
     gc.set_threshold(
@@ -311,15 +318,11 @@ def wait_for(llm: Any, numbers: list[int], done: dict[int, Any], bar: Any) -> li
     """The outputs of these requests, taken out of `done`, where those of others stay that are finished sooner."""
     missing = set(numbers) - done.keys()
     while missing:
-        for output in completed(llm.llm_engine.step()):
+        for output in completed(llm.llm_engine.step(), given_up=("abort",)):  # an error of one is a reject
             done[number_of(output.request_id)] = output
             missing.discard(number_of(output.request_id))
             bar.update()
     return [done.pop(number) for number in numbers]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def note_signals() -> list[int]:
@@ -349,7 +352,7 @@ def engine_errors(output: Path, signals: Sequence[int]) -> Iterator[None]:
     except Exception as error:
         if signals:
             stop(signals, output)
-        fail(f"{output}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+        fail(f"{output}: vLLM stopped: {cause_of(error)}; what was made is kept: run again to go on")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -403,6 +406,20 @@ def read_texts(paths: Path | list[Path], task: Task) -> tuple[list[dict], set[st
     return examples, {text_key(task, example) for example in examples}
 
 
+def read_completion(
+    task: Task, completion: str, label: str | None, pattern: str | None, parser: Any
+) -> tuple[dict[str, str], str | None]:
+    """parse_completion, of what follows the thought where a parser of vLLM's is given; a forced one must match its pattern
+    whole: the grammar's dialect of regular expressions is not Python's, and a request may go wrong in silence."""
+    final, reason = final_of(parser, completion) if parser else (completion, None)
+    if reason:
+        return {}, reason
+    fields, reason = parse_completion(task, final, label)
+    if pattern and not re.fullmatch(pattern, completion):
+        reason = reason or "no_match"
+    return fields, reason
+
+
 def sample_split(
     run: Run, task: Task, split: str, iteration: int, options: dict, max_attempts: int,
     pools: dict, excluded: set[str], llm: Any, tokenizer: Any, max_model_len: int, chat_template_kwargs: dict,
@@ -429,9 +446,11 @@ def sample_split(
     # A chat model ends its turn by itself, and may put blank lines before an example and between its fields: there the
     # parser looks for stop strings, in the last field alone
     stops = None if tokenizer.chat_template else task.parse.get("stop")
-    forms: dict[str | None, Any] = dict.fromkeys(names)
-    if options.get("structured"):
-        forms = {name: StructuredOutputsParams(regex=structured_pattern(task, name)) for name in names}
+    patterns = {name: structured_pattern(task, name) if options.get("structured") else None for name in names}
+    forms = {name: pattern and StructuredOutputsParams(regex=pattern) for name, pattern in patterns.items()}
+    parser = options.get("reasoning_parser") and reasoning_parser(
+        options["reasoning_parser"], tokenizer, chat_template_kwargs
+    )
     attempted, accepted, reasons, seen, made = read_progress(
         accepted_path, rejected_path, task, f"{task.name}-{iteration:02d}-{split}", shard[1]
     )
@@ -469,7 +488,8 @@ def sample_split(
             SamplingParams(
                 temperature=a.get("temperature", options["temperature"]), top_p=options["top_p"], top_k=options["top_k"],
                 min_p=options["min_p"], max_tokens=options["max_tokens"], stop=stops, seed=a["sampling_seed"],
-                structured_outputs=forms[a["label"]], output_kind=RequestOutputKind.FINAL_ONLY, **own,
+                structured_outputs=forms[a["label"]], output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_special_tokens=not parser, **own,
             )
             for a, fit in zip(attempts, fits, strict=True) if fit
         ]  # fmt: skip
@@ -487,9 +507,11 @@ def sample_split(
             completion, finish_reason = output.outputs[0].text, output.outputs[0].finish_reason
             spent["prompt"] += len(output.prompt_token_ids)
             spent["completion"] += len(output.outputs[0].token_ids)
-            fields, reason = parse_completion(task, completion, a["label"])
+            fields, reason = read_completion(task, completion, a["label"], patterns[a["label"]], parser)
             last = next(reversed(fields.values()), "")
-            if finish_reason == "length" and (reason == "no_match" or not another_begins(task, last, completion)):
+            if finish_reason == "error":
+                reason = "engine_error"
+            elif finish_reason == "length" and (reason == "no_match" or not another_begins(task, last, completion)):
                 reason = "truncated"
             elif reason is None and copies(task, fields, shown):
                 reason = "copied_shot"
@@ -614,6 +636,7 @@ PromptFormOption = Annotated[
     sampling(help="chat = the chat template; completion = plain text, for base models; auto = chat if it has one."),
 ]
 ChatTemplateKwargs = Annotated[str, sampling(help="""JSON, such as '{"enable_thinking": false}'.""")]
+TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
 EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")]
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (longest prompt + --max-tokens).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
@@ -655,8 +678,11 @@ def sample(
     structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see: generate.py label).")] = False,
     prompt_form: PromptFormOption = "auto",
+    reasoning_parser_name: Annotated[str | None, sampling("--reasoning-parser", help="vLLM's parser of the teacher's thoughts, "
+        "by name, such as mistral (none: the common forms are read).")] = None,
     chat_template_kwargs: ChatTemplateKwargs = "{}",
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: EngineDtype = "auto",
     max_model_len: MaxModelLen = None,
     gpu_memory_utilization: GpuMemoryUtilization = 0.9,
@@ -671,6 +697,8 @@ def sample(
     task = load_task(task_file)
     template_kwargs = read_template_kwargs(chat_template_kwargs, prompt_form)
     part = parse_shard(shard)
+    if structured and reasoning_parser_name:
+        raise typer.BadParameter("a forced completion holds no thought: leave it out", param_hint="--reasoning-parser")
     if feedback_label != "any" and not task.labels:
         raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
     feedback_file = expand("--feedback-file", feedback_file or [])
@@ -693,6 +721,8 @@ def sample(
     common |= {"prompt_form": prompt_form, "chat_template_kwargs": template_kwargs}
     common |= {"shard": shard} if part else {}
     common |= ({"structured": True} if structured else {}) | ({"verify": True} if verify else {})
+    common |= {"reasoning_parser": reasoning_parser_name} if reasoning_parser_name else {}
+    common |= {"trust_remote_code": True} if trust_remote_code else {}
     label_shots = draw_label_shots(task, pools["seed"], LABEL_SHOTS, seed) if verify else []
     if verify:
         render_label_prompt(task, pools["seed"][0], label_shots)  # is there one?
@@ -714,7 +744,7 @@ def sample(
     }  # fmt: skip
 
     if dry_run:
-        tokenizer = in_form(load_tokenizer(model)[0], prompt_form)
+        tokenizer = in_form(load_tokenizer(model, trust_remote_code)[0], prompt_form)
         show_prompts(task, tokenizer, iteration, options, pools, template_kwargs, part or (0, 1), report)
         if verify:
             show_label_prompts(task, tokenizer, pools["seed"][:1], label_shots, template_kwargs)
@@ -745,10 +775,12 @@ def sample(
         return
 
     # Engine, with a context no longer than needed
-    tokenizer, context = load_tokenizer(model)
+    tokenizer, context = load_tokenizer(model, trust_remote_code)
     in_form(tokenizer, prompt_form)
+    if reasoning_parser_name:  # is there one, and does it fit?
+        reasoning_parser(reasoning_parser_name, tokenizer, template_kwargs)
     say_control_tokens(tokenizer, task, [*pools["seed"], *pools["feedback"]])
-    how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
+    how = {"trust_remote_code": trust_remote_code, "dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
     need = longest_prompt(task, tokenizer, pools, options, template_kwargs, report) + max_tokens
     if verify:  # a generated example of max_tokens, and the answer
@@ -801,6 +833,7 @@ def label(
     prompt_form: PromptFormOption = "auto",
     chat_template_kwargs: ChatTemplateKwargs = "{}",
     seed: Annotated[int, sampling(help="Chooses the seed examples, and the samples.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: EngineDtype = "auto",
     max_model_len: MaxModelLen = None,
     gpu_memory_utilization: GpuMemoryUtilization = 0.9,
@@ -822,13 +855,15 @@ def label(
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
     if dry_run:
-        show_label_prompts(task, in_form(load_tokenizer(model)[0], prompt_form), records[:2], shots, template_kwargs)
+        tokenizer = in_form(load_tokenizer(model, trust_remote_code)[0], prompt_form)
+        show_label_prompts(task, tokenizer, records[:2], shots, template_kwargs)
         print(f"=== would label {len(records):,} records")
         return
     options = {"num_fewshot": num_fewshot, "chat_template_kwargs": template_kwargs, "seed": seed, "limit": limit}
     options |= {"prompt_form": prompt_form}
     options |= {} if task.labels else {"num_samples": num_samples, "max_tokens": max_tokens}
     options |= {"temperature": temperature} if num_samples > 1 else {}
+    options |= {"trust_remote_code": True} if trust_remote_code else {}
     inputs = {"task_file": task_file, "model": model, "input_file": input_file}
     inputs |= {"the seed_examples of the task": task.seed_examples}
     signals = note_signals()
@@ -841,7 +876,7 @@ def label(
         return
 
     # Engine
-    tokenizer, context = load_tokenizer(model)
+    tokenizer, context = load_tokenizer(model, trust_remote_code)
     in_form(tokenizer, prompt_form)
     say_control_tokens(tokenizer, task, [*shots, *records])
     needs: list[int] = []
@@ -865,7 +900,7 @@ def label(
             f"and answer have {most:,} tokens, the context holds {room:,}; they go to {rejected_file}. To label them, lower "
             f"--num-fewshot{' or raise --max-model-len' * bool(max_model_len)}, or shorten them"
         )
-    how = {"dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
+    how = {"trust_remote_code": trust_remote_code, "dtype": dtype, "gpu_memory_utilization": gpu_memory_utilization}
     how |= {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": enforce_eager}
     wanted = max_model_len or need + 1
     llm, length = engine_for(model, wanted, context, bool(max_model_len), signals, output_file, **how)
@@ -900,7 +935,7 @@ def label(
             except Exception as error:
                 if signals:
                     stop(signals, output_file)
-                fail(f"{output_file}: vLLM stopped: {_first_line(error)}; what was made is kept: run again to go on")
+                fail(f"{output_file}: vLLM stopped: {cause_of(error)}; what was made is kept: run again to go on")
             own = ("teacher_label", "label_probs")  # another teacher's stay nowhere
             chunk = [{k: v for k, v in record.items() if k not in own} for record in chunk]
             made = [r | answer for r, answer in zip(chunk, answers, strict=True) if answer is not None]
@@ -979,17 +1014,27 @@ def engine_for(
     return llm, need
 
 
-def load_tokenizer(model: str) -> tuple[Any, int | None]:
-    """The teacher's tokenizer and the length of its context in tokens (None: not told by its config)."""
-    from transformers import AutoConfig, AutoTokenizer
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> tuple[Any, int | None]:
+    """The teacher's tokenizer and the length of its context in tokens (None: not told by its config).
 
+    Refuses what writes no text by itself; which of the others run, vLLM tells when it starts.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto import modeling_auto as auto
+
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
     try:
-        config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # broken files make transformers raise many kinds
-        fail(f"--model {model}: no model there that transformers can load: {_first_line(error)}")
+        refuse_model(model, "no model there", error, "read that code, and allow it by --trust-remote-code")
     names = config.architectures or []
-    if config.is_encoder_decoder or (names and all(n.endswith(("MaskedLM", "Classification", "Model")) for n in names)):
+    silent = {
+        *auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+        *auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
+    }
+    if config.is_encoder_decoder or (names and silent.issuperset(names)):
         fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 

@@ -13,11 +13,13 @@ import math
 import random
 import string
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from equations import evaluate_equation
 from formulations import optimum
 from gold.prompts import chat_answer, encode_texts, frame_prompts, running_labels
+from gold.reasoning import strip_reasoning
 from records import fail, normalise
 from task import Task, another_begins, is_correct, label_template, render_label_prompt, split_example
 
@@ -138,7 +140,8 @@ def read_answer(task: Task, record: dict, text: str) -> str:
     template = label_template(task)
     start = split_example(task, {name: record[name] for name in task.fields}, template)[0].strip()
     last, opening = start.rsplit("\n", 1)[-1], task.prompt[template].split("$", 1)[0].strip()
-    text = text.rsplit("</think>", 1)[-1].strip()
+    text, reason = strip_reasoning(text, task.prompt[template])
+    text = "" if reason else text.strip()
     for said in filter(None, (start, last)):
         if text.lower().startswith(said.lower()):
             text = text[len(said) :].lstrip()
@@ -147,9 +150,9 @@ def read_answer(task: Task, record: dict, text: str) -> str:
     return text.strip()
 
 
-def completed(outputs: list[Any]) -> list[Any]:
+def completed(outputs: list[Any], given_up: Sequence[str] = ("abort", "error")) -> list[Any]:
     """The outputs; RuntimeError where the engine gave a request up, as vLLM's own process does at a SIGTERM: half a text."""
-    if any(one.finish_reason in ("abort", "error") for output in outputs for one in output.outputs):
+    if any(one.finish_reason in given_up for output in outputs for one in output.outputs):
         raise RuntimeError("the engine has given up its requests")
     return outputs
 

@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from gold.causes import chain_of
 from gold.columns import Columns, Edited
 from gold.fingerprint import fingerprint as content_of
 from gold.fingerprint import same_content, with_commit
@@ -77,10 +77,7 @@ def interrupted(number: int, frame: Any) -> None:
 
 
 def run_command(app: Callable[[], Any]) -> None:
-    """Run a stage's command; what a library raises ends it with one line: a full disk, a full GPU, a broken model.
-
-    TRACEBACK=1 in the environment shows all of what nobody expected.
-    """
+    """Run a stage's command; a full disk or GPU ends it with one line. What nobody foresaw shows its traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the caller has it ignored
         signal.signal(signal.SIGINT, interrupted)
     try:
@@ -89,9 +86,7 @@ def run_command(app: Callable[[], Any]) -> None:
         if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
             for bar in list(sys.modules["tqdm"].tqdm._instances):
                 bar.close()
-        chain: list[BaseException] = [error]
-        while before := chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(before)
+        chain = chain_of(error)
         for e in chain:
             code, reason = getattr(e, "errno", None), getattr(e, "strerror", None)
             if found := re.search(r"([^:]+) \(os error (\d+)\)", str(e)):  # safetensors and tokenizers, written in Rust
@@ -102,18 +97,11 @@ def run_command(app: Callable[[], Any]) -> None:
                 names = [str(e.filename) for e in chain if isinstance(e, OSError) and e.filename]
                 name = [*names, *map(str, at_work[:1]), "a file"][0]
                 fail(f"{name}: {reason}; {DISK[code]}: what was written stays")
-        if type(error).__name__ == "OutOfMemoryError":
+        if any(type(e).__name__ == "OutOfMemoryError" for e in chain):
             fail(
                 "out of GPU memory: halve the batch size, --per-device-train-batch-size or --per-device-eval-batch-size"
             )
-        if os.environ.get("TRACEBACK"):
-            raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        what = (str(error).strip() or repr(error)).splitlines()[0]
-        fail(
-            f"unexpected {type(error).__name__}: {what} ({where}); is the model whole? TRACEBACK=1 in front shows more"
-        )
+        raise
 
 
 @contextlib.contextmanager

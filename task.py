@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from equations import equations_agree, evaluate_equation, states_value
+from gold.reasoning import strip_reasoning
 from records import fail, normalise
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,10 +356,14 @@ def structured_pattern(task: Task, label: str | None) -> str:
 def parse_completion(task: Task, completion: str, label: str | None) -> tuple[dict[str, str], str | None]:
     """(fields by name, reason of rejection or None). The fields found so far come back with a reason too."""
     start, parts = split_example(task, {task.answer_field: label} if label is not None else {})
-    text = completion.rsplit("</think>", 1)[-1]  # what a thinking model says to itself is no part of the example
+    text, reason = strip_reasoning(completion, task.prompt["example"])
+    if reason:
+        return {}, reason
+    text = plain_marks(text, task.prompt["example"], label)
     # A chat model may repeat where it was to begin, perhaps after a line like "Here is one:"
     preface, found, rest = text, "", ""
-    if start.strip() and (at := re.search(re.escape(start.strip()), text, re.IGNORECASE)):
+    begins = r"\s+".join(map(re.escape, start.split()))
+    if begins and (at := re.search(begins, text, re.IGNORECASE)):
         preface, found, rest = text[: at.start()], at[0], text[at.end() :]
     last = start.strip().rsplit("\n", 1)[-1].strip()
     if found and (not preface.strip() or (preface.rstrip().endswith(":") and "\n" not in preface.strip())):
@@ -437,6 +442,19 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
 
         holds += [optimum(fields[name]) is not None for name in task.parse["solves"]]
     return None if all(holds) else "check_failed"
+
+
+def plain_marks(text: str, example: str, label: str | None) -> str:
+    """The text with the fields' marks, and the label behind one, as `example` writes them where they stand in bold:
+    **Review:** or **Review**: is Review:."""
+    for mark in field_marks(example):
+        name = re.escape(mark.removesuffix(":"))
+        text = re.sub(rf"\*\*({name})(?::\*\*|\*\*:)", r"\1:", text, flags=re.IGNORECASE)
+        if label is not None:
+            given = re.escape(label)
+            text = re.sub(rf"(?m)^(\s*{name}: *)\*\*({given})\*\*", r"\1\2", text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?m)^(\s*)\*\*({name}: *{given})\*\*", r"\1\2", text, flags=re.IGNORECASE)
+    return text
 
 
 @functools.cache

@@ -36,6 +36,7 @@ import typer
 
 from gold.control_tokens import frame_of, plain_ids
 from gold.decoding import decode_plainly, greedy_texts
+from gold.model_folder import explain_model_folder, refuse_misfit, refuse_model
 from gold.trained import SOURCE_LENGTH, TARGET_LENGTH, write_trained
 from gold.truncation import cut_fields, field_spans
 from gold.unreadable import told_of_losses
@@ -62,8 +63,12 @@ def family_of(model: str, task: Task) -> tuple[Any, str]:
     from transformers.models.auto import modeling_auto as auto
 
     logging.set_verbosity_error()
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(
+            model, trust_remote_code=False
+        )  # left out, transformers asks at the terminal
     except Exception as error:  # broken files make transformers raise many kinds
         no_student(model, error)
     kind = config.model_type
@@ -91,17 +96,17 @@ def family_of(model: str, task: Task) -> tuple[Any, str]:
 
 
 def no_student(model: str, error: Exception) -> NoReturn:
-    what = (str(error) or repr(error)).splitlines()[0]
-    fail(f"--model {model}: no student there that transformers can load: {what}")
+    refuse_model(
+        model, "no student there", error, "choose one that transformers knows, such as a T5, a BERT or a Llama"
+    )
 
 
-def load_encoder(model: str, config: Any, task: Task, new_head: bool) -> Any:
-    """An encoder with a classification head in the order of the task's labels.
+def load_encoder(model: str, config: Any, task: Task, new_head: bool, how: dict) -> tuple[Any, dict]:
+    """(an encoder with a classification head in the order of the task's labels, loading info); how: of from_pretrained.
 
     A base gets a new head, as does a checkpoint that was fine-tuned on other labels with `new_head`, which keeps the weights
     below it. Without it such a checkpoint ends the stage (exit 1).
     """
-    import torch
     from transformers import AutoModelForSequenceClassification as auto
 
     labels = list(task.labels)
@@ -113,13 +118,13 @@ def load_encoder(model: str, config: Any, task: Task, new_head: bool) -> Any:
         )
     heads = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if not trained or not new_head:
-        return auto.from_pretrained(model, dtype=torch.float32, num_labels=len(labels), **heads)
-    old = auto.from_pretrained(model, dtype=torch.float32)
+        return auto.from_pretrained(model, num_labels=len(labels), **heads, **how)
+    old, told = auto.from_pretrained(model, **how)
     # In place: num_labels alone would leave the old names in label2id
     config.id2label, config.label2id, config.problem_type = heads["id2label"], heads["label2id"], None
-    network = auto.from_config(config, dtype=torch.float32)
+    network = auto.from_config(config, dtype=how["dtype"])
     network.base_model.load_state_dict(old.base_model.state_dict())
-    return network
+    return network, told
 
 
 def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) -> tuple[Any, Any, str]:
@@ -144,14 +149,16 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
         if family == "encoder":
-            network = load_encoder(model, config, task, new_head)
+            network, told = load_encoder(model, config, task, new_head, how)
         else:  # bf16 by autocast only
             auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
-            network = auto.from_pretrained(model, dtype=torch.float32)
+            network, told = auto.from_pretrained(model, **how)
     except Exception as error:  # broken files make transformers raise many kinds
         no_student(model, error)
+    refuse_misfit(model, told["mismatched_keys"])
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # transformers makes one up in silence
         fail(
             f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"

@@ -31,6 +31,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from equations import evaluate_equation
+from gold.causes import cause_of
 from records import beside, fail, read_records, run_command, say, write_records
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,9 +172,8 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, d
             config = None  # a folder of one configuration need not name it
         dataset = load_dataset(name, config, split=split)
     except Exception as error:  # of the network, of the repository, of the files in it: the libraries raise many kinds
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         cure = "check the folder" if Path(name).is_dir() else "try again, or give the official files with --source"
-        fail(f"{name} {config or ''} {split}: cannot be loaded: {reason}; {cure}")
+        fail(f"{name} {config or ''} {split}: cannot be loaded: {cause_of(error)}; {cure}")
     yield from dataset_rows(dataset, f"{name} {split}")
 
 
@@ -185,7 +185,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         dataset = Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:
-        fail(f"{path}: not a readable parquet file: {(str(error) or repr(error)).splitlines()[0]}; fetch it again")
+        fail(f"{path}: not a readable parquet file: {cause_of(error)}; fetch it again")
     yield from dataset_rows(dataset, str(path))
 
 
