@@ -51,7 +51,8 @@ def states_value(statement: str, equation: str) -> bool:
     """
     statement = re.sub(r"(?<=\d),(?=\d{3}\b)", "", statement.replace("\u2212", "-"))
     numbers, value = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", statement), evaluate_equation(equation)
-    if len(numbers) != 1 or value is None or len(numbers[0]) > 30:
+    # \d finds the digits of all scripts, since they state a number too, but only ASCII ones are read
+    if len(numbers) != 1 or value is None or len(numbers[0]) > 30 or not numbers[0].isascii():
         return False
     decimals = len(numbers[0].partition(".")[2])
     return math.isclose(round(value, decimals) if decimals else value, float(numbers[0]), rel_tol=1e-6, abs_tol=1e-9)

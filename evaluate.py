@@ -13,14 +13,16 @@ Reads a task file and a test file with human or trusted answers. Writes predicti
 
 What is reported, by the task's metric; shares, 0 to 1, higher = better; each with its 95 % bootstrap interval over examples:
 
-    accuracy, macro_f1   both, and precision, recall and F1 of each label; the confusion table
-    exact_match          equal when stripped and lower-cased
+    accuracy, macro_f1   both, and precision, recall and F1 of each label; the confusion table. macro_f1 is the mean over the
+                         labels that are a gold or a prediction
+    exact_match          equal when stripped, lower-cased and composed (NFC: é is one character or two)
     equation_value       equations that have the value of the target
-    squad                exact match (the headline) and F1 over words, by SQuAD's official rules
-    rouge_l              ROUGE-L F1 of words, mean over examples
+    squad                exact match (the headline) and F1 over words: on ASCII text the official script's numbers
+    rouge_l              ROUGE-L F1 of words, mean over examples: on ASCII text the numbers of Google's rouge-score
     optimum              linear programmes that have the optimum of the target (formulations.py), and rouge_l
     chrf                 chrF2 of the whole set; 100 times it is what sacrebleu prints
 
+Words of all scripts count in squad and rouge_l; metrics.json holds the rule in `rouge_l_tokenizer`, `squad_tokenizer`.
 Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. What is no label, no equation or
 no programme is wrong, and so is an empty or absent prediction.
 """
@@ -34,8 +36,9 @@ import typer
 
 from formulations import optimum
 from gold.columns import asked_for
+from gold.text import exact_form
 from gold.trained import trained_lengths
-from metrics import chrf_counts, chrf_interval, class_intervals, mean_interval, rouge_l, squad_scores
+from metrics import WORD_RULES, chrf_counts, chrf_interval, class_intervals, mean_interval, rouge_l, squad_scores
 from records import (
     beside,
     expand,
@@ -75,8 +78,8 @@ def of_example(task: Task, prediction: str, record: dict) -> dict[str, Any]:
 
 def confusion_cells(task: Task, records: list[dict]) -> Counter:
     """{(gold, predicted, or None for no label): examples}. A right prediction is its own gold, should there be several."""
-    names = {target.strip().lower(): name for name, target in zip(task.labels, targets_of(task), strict=True)}
-    predicted = [names.get(r["prediction"]) for r in records]
+    names = {exact_form(target): name for name, target in zip(task.labels, targets_of(task), strict=True)}
+    predicted = [names.get(exact_form(r["prediction"])) for r in records]
     return Counter((p if r["correct"] else r[task.answer_field], p) for r, p in zip(records, predicted, strict=True))
 
 
@@ -213,9 +216,9 @@ def main(
     if task.labels:
         written = {}
         if prediction_field not in (None, "prediction"):  # of a teacher, say: a label's name stands for its target
-            written = dict(zip((name.strip().lower() for name in task.labels), targets_of(task), strict=True))
-            written |= {target.strip().lower(): target for target in targets_of(task)}
-        predictions = [written.get(p.lower(), p).strip().lower() for p in predictions]
+            written = dict(zip(map(exact_form, task.labels), targets_of(task), strict=True))
+            written |= {exact_form(target): target for target in targets_of(task)}
+        predictions = [exact_form(written.get(exact_form(p), p)) for p in predictions]
     elif prediction_field in ("teacher_label", "original_teacher_label"):
         # An answer, which a student may write in another form
         target = string.Template(task.student["target"])
@@ -250,6 +253,9 @@ def main(
             "columns": [name or "no label" for name in columns],
             "matrix": [[cells[gold, predicted] for predicted in columns] for gold in labels],
         }
+    metrics |= {
+        f"{name}_tokenizer": rule for name, rule in WORD_RULES.items() if name in (task.metric, *metrics["overall"])
+    }
     if task.metric == "optimum":
         metrics["no_optimum"] = sum(all(optimum(gold) is None for gold in golds_of(task, r)) for r in records)
     if group_by and not by_label:

@@ -20,7 +20,8 @@ from equations import evaluate_equation
 from formulations import optimum
 from gold.prompts import chat_answer, encode_texts, frame_prompts, running_labels
 from gold.reasoning import strip_reasoning
-from records import fail, normalise
+from gold.text import exact_form, text_key
+from records import fail
 from task import Task, another_begins, is_correct, label_template, render_label_prompt, split_example
 
 MOST_CHILDREN = 128  # vLLM's limit on logprob_token_ids
@@ -131,7 +132,7 @@ def answer_key(task: Task, answer: str) -> Any:
     if task.metric in ("equation_value", "optimum"):
         value = (evaluate_equation if task.metric == "equation_value" else optimum)(answer)
         return None if value is None else float(f"{value:.6g}")
-    return (normalise(answer) if task.metric == "squad" else answer.strip().lower()) or None
+    return (text_key(answer) if task.metric == "squad" else exact_form(answer)) or None
 
 
 def read_answer(task: Task, record: dict, text: str) -> str:

@@ -12,7 +12,6 @@ Only the standard library and, where a file is read or written, jsonlines and ms
 import contextlib
 import errno
 import fcntl
-import functools
 import glob
 import itertools
 import json
@@ -456,12 +455,6 @@ def write_records(file: IO[str], records: Iterable[dict]) -> None:
         jsonlines.Writer(file, dumps=dumps).write_all(records)
         file.flush()
         os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
-
-
-@functools.lru_cache(maxsize=1_000)  # examples that prompts show come again and again
-def normalise(text: str) -> str:
-    """Lower-case letters and digits only: two texts that are equal after this count as duplicates."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

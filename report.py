@@ -6,9 +6,10 @@ Reads the run records and metrics that the stages left in RUN, and the accepted 
     python report.py runs/demo runs/mine
 
 The column with the interval, and those of the groups, hold the headline number of metrics.json, which is their title.
-distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same for
-all iterations of the run (the ratio falls with the length, so only equal lengths compare). tfidf, energy, ...: mean over all
-that was scored of the score that selected; another student every iteration, or for tfidf more texts, so compare with care.
+distinct-2: different / all pairs of neighbouring words (gold/text.py) in the first W words of the iteration's train.jsonl, W
+the same for all iterations of the run (the ratio falls with the length, so only equal lengths compare). tfidf, energy, ...:
+mean over all that was scored of the score that selected; another student every iteration, or for tfidf more texts, so
+compare with care.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from gold.text import words as words_of
 from records import beside, fail, read_records, run_command, write_records
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,7 +84,7 @@ def rows_of(run: Path) -> list[dict]:
     for folder in folders:
         files = [path for path in parts(folder, "train.jsonl") if path.exists()]
         records = [record for path in files for _, record in read_records(path)]
-        words[folder] = [str(r.get("source", "")).lower().split() for r in records]
+        words[folder] = [words_of(str(r.get("source", ""))) for r in records]
     budget = min((sum(map(len, w)) for w in words.values() if w), default=0)
     rows = []
     for folder in folders:

@@ -33,6 +33,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold.decoding import greedy_texts
+from gold.text import words
 from gold.trained import trained_lengths
 from labelling import agrees
 from records import (
@@ -171,12 +172,13 @@ def random_score(seed: int, identifier: str) -> float:
 def tfidf_vectors(examples: list[dict], train_examples: list[dict]) -> tuple[Any, Any]:
     """Unit vectors of TF-IDF of the sources' words: (n, V) of the examples, (V, m) of the training examples, sparse.
 
+    Words are those of gold/text.py: a character in scripts without blanks, and symbols, so that no text is a row of zeros.
     Document frequencies are those of both sets together: a word that no training example has counts too.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([*texts, *known])
+    vectorizer = TfidfVectorizer(analyzer=words).fit([*texts, *known])
     return vectorizer.transform(texts), vectorizer.transform(known).T
 
 

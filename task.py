@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gold.text
 from equations import equations_agree, evaluate_equation, states_value
 from gold.reasoning import strip_reasoning
-from records import fail, normalise
+from gold.text import exact_form, holds_span, words
+from records import fail
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
@@ -130,7 +132,7 @@ def load_task(path: Path) -> Task:
         bad("labels", f"a classification task needs two or more, found {len(labels)}")
     if data["kind"] == "text2text" and labels:
         bad("labels", 'a text2text task has none; delete the table or set kind = "classification"')
-    if len({name.strip().lower() for name in labels} - {""}) < len(labels):
+    if len({exact_form(name) for name in labels} - {""}) < len(labels):
         bad(
             "labels",
             "names must differ in more than capitals and blanks, and not be empty: predictions are compared so",
@@ -412,9 +414,9 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
     """Why fields that were read are no example (a reason of generate.py's closed list), or None: what is always checked,
     then what [parse] asks for:
 
-    min_words, max_words {field: n}; evaluates [field]: an equation with a value; gives {equation: field}: its value is the
-    number in that field; span_of {answer: context}: it occurs there word for word; solves [field]: a linear programme with
-    an optimum.
+    min_words, max_words {field: n}, as gold/text.py counts words; evaluates [field]: an equation with a value; gives
+    {equation: field}: its value is the number in that field; span_of {answer: context}: it occurs there word for word;
+    solves [field]: a linear programme with an optimum.
     """
     if not all(fields.values()):
         return "empty_field"
@@ -428,15 +430,14 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
     if any(re.search(DEBRIS, value, re.IGNORECASE) for value in fields.values()):
         return "debris"
     for name, value in fields.items():
-        words = len(value.split())
-        if words < task.parse.get("min_words", {}).get(name, 1):
+        count = len(words(value))
+        if count < task.parse.get("min_words", {}).get(name, 1):
             return "too_short"
-        if words > task.parse.get("max_words", {}).get(name, words):
+        if count > task.parse.get("max_words", {}).get(name, count):
             return "too_long"
     holds = [evaluate_equation(fields[name]) is not None for name in task.parse.get("evaluates", [])]
     holds += [states_value(fields[other], fields[name]) for name, other in task.parse.get("gives", {}).items()]
-    spans = [(re.escape(fields[name]), fields[other]) for name, other in task.parse.get("span_of", {}).items()]
-    holds += [bool(re.search(rf"(?<!\w){span}(?!\w)", text)) for span, text in spans]  # eight is none of weight
+    holds += [holds_span(fields[other], fields[name]) for name, other in task.parse.get("span_of", {}).items()]
     if task.parse.get("solves") and all(holds):
         from formulations import optimum
 
@@ -464,20 +465,20 @@ def field_marks(example: str) -> list[str]:
 
 
 def overlap(text: str, other: str) -> float:
-    """ROUGE-L F1 of two texts (Lin 2004), 0 to 1, on their normalised words: 2 LCS / (words of both)."""
+    """ROUGE-L F1 of two texts (Lin 2004), 0 to 1, on the words of gold/text.py: 2 LCS / (words of both)."""
     from rapidfuzz.distance import Indel
 
-    return Indel.normalized_similarity(normalise(text).split(), normalise(other).split())
+    return Indel.normalized_similarity(words(text), words(other))
 
 
 def copies(task: Task, record: dict, shots: list[dict]) -> bool:
-    """Whether a record repeats one of the shots: the same normalised fields, or with [parse] max_overlap any single field
+    """Whether a record repeats one of the shots: the same text_key, or with [parse] max_overlap any single field
     of 5 words or more whose overlap with the shot's is above it."""
     if text_key(task, record) in {text_key(task, shot) for shot in shots}:
         return True
     if (most := task.parse.get("max_overlap", 1)) == 1:
         return False
-    long = [name for name in task.fields if len(record[name].split()) >= 5]
+    long = [name for name in task.fields if len(words(record[name])) >= 5]
     return any(overlap(record[name], shot[name]) > most for name in long for shot in shots)
 
 
@@ -503,9 +504,9 @@ def render(template: str, values: dict) -> str:
 
 
 def text_key(task: Task, record: dict) -> str:
-    """What makes two examples duplicates: their normalised fields as far as the student reads them, whatever the answer."""
+    """What makes two examples duplicates: the keys of the fields that the student reads, a line each, whatever the answer."""
     read = variables(task.student["source"])
-    return "|".join(normalise(record[name]) for name in task.fields if name in read)
+    return "\n".join(gold.text.text_key(record[name]) for name in task.fields if name in read)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -524,7 +525,7 @@ def is_correct(task: Task, prediction: str, record: dict) -> bool:
     """Whether a prediction is one of a record's right answers, by the task's metric.
 
     equation_value and optimum: equal in value; squad: exact match as SQuAD's official script has it; the others: equal
-    when stripped and lower-cased. An empty prediction is never right.
+    when stripped, lower-cased and composed (NFC). An empty prediction is never right.
     """
     if task.metric == "squad":
         from metrics import squad_scores
@@ -536,4 +537,4 @@ def is_correct(task: Task, prediction: str, record: dict) -> bool:
         return any(optima_agree(prediction, gold) for gold in golds_of(task, record))
     if task.metric == "equation_value":
         return any(equations_agree(prediction, gold) for gold in golds_of(task, record))
-    return prediction.strip().lower() in [gold.strip().lower() for gold in golds_of(task, record)]
+    return exact_form(prediction) in map(exact_form, golds_of(task, record))

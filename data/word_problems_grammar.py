@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.zipf import draw_topic, zipf_weights
 from equations import evaluate_equation
-from records import normalise
+from gold.text import text_key
 
 # The settings in order of frequency. What happens in a setting is the setting's own business: every line after the nouns
 # has two clauses for one operation, # stands for the number. The words that tell the operation belong to the setting; the
@@ -308,14 +308,14 @@ def oracle_equation(text: str) -> str | None:
 
 def write_data(folder: Path) -> None:
     """Write seed_examples.jsonl, test.jsonl (balanced) and test_zipf.jsonl; no problem occurs twice in them."""
-    taken = {normalise(problem) for problem, _ in SEED_EXAMPLES}
+    taken = {text_key(problem) for problem, _ in SEED_EXAMPLES}
 
     def rows(name: str, seed: int, drawn: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
         rng = random.Random(seed)
         for number, (setting, operation) in enumerate(drawn, start=1):
-            while normalise((made := make_problem(rng, setting, operation))["problem"]) in taken:
+            while text_key((made := make_problem(rng, setting, operation))["problem"]) in taken:
                 pass
-            taken.add(normalise(made["problem"]))
+            taken.add(text_key(made["problem"]))
             yield {
                 "id": f"{name}-{number:04}",
                 **made,

@@ -29,7 +29,8 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
-    "records", "task", "tasks", "reasoning", "interrupt", "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
+    "records", "task", "tasks", "text", "reasoning", "interrupt",
+    "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
     "generate_units", "score", "train", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
     "bench_training", "bench_scoring", "engine", "label", "chat_teacher",
 )  # fmt: skip

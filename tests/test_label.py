@@ -77,6 +77,11 @@ def test_votes_are_counted_by_meaning(flip):
     assert answer_key(flip, " The SUN") == answer_key(flip, "the sun") != answer_key(
         flip, "the -sun"
     ) and not answer_key(flip, " ")
+    assert answer_key(flip, "caf\u00e9") == answer_key(flip, "cafe\u0301")
+    span = replace(flip, metric="squad")
+    assert answer_key(span, "C++.") != answer_key(span, "C#") and answer_key(span, "“Paris”") == answer_key(
+        span, "paris"
+    )
     sums = load_task(Path("prompts/word_problems.toml"))
     assert answer_key(sums, "12 - 5") == answer_key(sums, "(3.5 * 2)") and answer_key(sums, "many") is None
     assert agrees(sums, {"problem": "x", "equation": "7"}, "12 - 5") and not agrees(sums, {"equation": "7"}, "many")

@@ -28,7 +28,6 @@ from records import (
     beside,
     fingerprint,
     finish_run,
-    normalise,
     read_examples,
     read_records,
     run_command,
@@ -324,25 +323,6 @@ def test_any_bytes_are_read_or_refused_in_one_line(content, whole, tmp_path, pai
 def test_writing_refuses_what_is_no_json_number(tmp_path):
     with (tmp_path / "some.jsonl").open("w") as file, pytest.raises(SystemExit, match="error: r7: energy is nan"):
         write_records(file, [{"id": "r7", "energy": float("nan")}])
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("The  Lake, again!", "the lake again"),
-        ("snake_case-and\nlines", "snake case and lines"),
-        ("ÄRGER in 2024", "ärger in 2024"),
-        ("--- ...", ""),
-    ],
-)
-def test_normalise(text, expected):
-    assert normalise(text) == expected
-
-
-@given(st.text())
-@settings(deadline=None, max_examples=100)
-def test_normalise_twice_is_once(text):
-    assert normalise(normalise(text)) == normalise(text)
 
 
 def test_write_json_is_whole_or_not_at_all(tmp_path):
