@@ -70,7 +70,8 @@ def interrupted(number: int, frame: Any) -> None:
     started = sys.modules.get("multiprocessing.process")  # no import in here: one may be under way
     for child in getattr(started, "active_children", list)():  # an engine's own processes
         child.kill()
-    os.write(2, b"\ninterrupted; run it again to go on: what is saved stays\n")
+    # Not print, which may be at work; nor 2: torchrun's other processes have a stderr that nobody reads
+    os.write(sys.stderr.fileno(), b"\ninterrupted; run it again to go on: what is saved stays\n")
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -42,7 +42,7 @@ class Terminal:
             time.sleep(left)
 
     def until(self, met: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not met():
             alive = living(self.pid)
             self.read(0.02)
@@ -257,9 +257,7 @@ def test_ctrl_c_ends_a_stage_with_one_line(name, moment, home, models, embedded,
     ran = terminal([sys.executable, *command], {})
     ran.until(lambda: is_locked(Path(f"{output}.partial.json")))
     if moment == "at work":
-        begun = tmp_path / "student.partial" if name == "train_student.py" else Path(f"{output}.partial")
-        ran.until(begun.exists)
-        ran.read(1)
+        ran.until(lambda: "%|" in ran.printed)  # its bar
     os.write(ran.fd, CTRL_C)
     ran.assert_all_gone()
     assert "status 130" in ran.printed and ran.printed.count(SAID) == 1, ran.printed[-3000:]
