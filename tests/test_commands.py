@@ -186,7 +186,7 @@ CONTENTS = {  # name: (content of the data file, what is told)
     "field.jsonl": (RECORD.replace('"second"', '"third"').encode(), ":1: no field 'second'"),
     "latin.jsonl": (RECORD.replace("the", "thé").encode("latin-1"), ":1: "),
     "nan.jsonl": (RECORD.replace("}", ', "x": NaN}').encode(), ":1: "),
-    "source.jsonl": (RECORD.replace("}", ', "source": "x"}').encode(), ":1: 'source' is not what"),
+    "source.jsonl": (RECORD.replace("}", ', "source": "x", "sampling_seed": 1}').encode(), ":1: 'source' is not what"),
     "twice.jsonl": ((RECORD.replace("}", ', "id": "a"}') * 2).encode(), ":2: the id 'a' is already in"),
 }
 

@@ -441,7 +441,7 @@ def test_right_answers_are_rendered_as_the_target_is(flip):
     assert golds_of(task, {"target": "answer: a", "answers": ["a", "b"]}) == ["answer: a", "answer: b"]
 
 
-@pytest.mark.parametrize("answers", ["lake sun", [], [""], ["a", 3], None, {"a": 1}])
+@pytest.mark.parametrize("answers", ["lake sun", [], [""], ["a", 3.5], None, {"a": 1}])
 def test_right_answers_must_be_texts(answers, flip, tmp_path):
     good = {"text": "sun lake", "answer": "lake sun"}
     write_lines(tmp_path / "some.jsonl", [good | {"answers": ["x"]}, good | {"answers": answers}])
