@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from gold.control_tokens import frame_of, plain_ids
-from gold.decoding import decode_plainly, greedy_texts
+from gold.decoding import decode_plainly, greedy_texts, texts_of
 from gold.model_folder import explain_model_folder, refuse_misfit, refuse_model
 from gold.trained import SOURCE_LENGTH, TARGET_LENGTH, write_trained
 from gold.truncation import cut_fields, field_spans
@@ -225,19 +225,19 @@ def check_labels(task: Task, tokenizer: Any, model: str, max_target_length: int)
     family = family_of(model, task)[1]
     if family == "encoder" or not task.labels:
         return
-    spelt: dict[str, str] = {}
-    rows = zip(task.labels, targets_of(task), target_ids(targets_of(task), tokenizer, family), strict=True)
-    for name, target, ids in rows:
+    targets = targets_of(task)
+    rows = target_ids(targets, tokenizer, family)
+    texts = [text.strip().lower() for text in texts_of(rows, tokenizer)]
+    cure = "rename the label in the task file and the data, or choose a student that can write it"
+    for name, target, ids, text in zip(task.labels, targets, rows, texts, strict=True):
         if len(ids) > max_target_length:
             problem = f"the label {name!r} takes {len(ids)} tokens, its end included"
             fail(f"--max-target-length {max_target_length}: {problem}; give {len(ids)} or more")
-        text = tokenizer.decode(ids, skip_special_tokens=True).strip().lower()
-        cure = "rename the label in the task file and the data, or choose a student that can write it"
-        if text in spelt:
-            fail(f"--model {model}: its tokens write the labels {spelt[text]!r} and {name!r} alike, {text!r}; {cure}")
+        if texts.count(text) > 1:
+            alike = " and ".join(repr(n) for n, t in zip(task.labels, texts, strict=True) if t == text)
+            fail(f"--model {model}: its tokens write the labels {alike} alike, {text!r}; {cure}")
         if text != target.strip().lower():
             fail(f"--model {model}: its tokens write {text!r} for {target!r}, the label {name!r}; {cure}")
-        spelt[text] = name
 
 
 def encode(

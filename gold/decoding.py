@@ -56,7 +56,12 @@ def greedy_texts(
         # What it begins with: a decoder's prompt, or the token that an encoder-decoder's decoder starts with
         read = 1 if network.config.is_encoder_decoder else begun["input_ids"].shape[1]
         written |= dict(zip(rows, output[:, read:].tolist(), strict=True))
-    return tokenizer.batch_decode([written[row] for row in range(len(features))], skip_special_tokens=True)
+    return texts_of([written[row] for row in range(len(features))], tokenizer)
+
+
+def texts_of(rows: list[list[int]], tokenizer: Any) -> list[str]:
+    """The text of tokens without special ones; blanks stay as they are, which a tokenizer may be set to take from " ,"."""
+    return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def prompts(sources: list[list[int]], tokenizer: Any, network: Any) -> dict[str, Any]:
