@@ -8,6 +8,7 @@ from typing import Any
 
 MOST_NAMED = 6  # characters in a message
 PLAIN_BLANKS = " \t\n\r"
+RUNS = re.compile(r"[ \t]{2,}")
 
 
 def fold(text: str) -> str:
@@ -59,7 +60,8 @@ def told_of_losses(what: str, texts: Sequence[str], ids: list[list[int]], tokeni
     lines = runs = 0
     for text, row, back in zip(texts, ids, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
         lines += text.count("\n") > back.count("\n")
-        runs += len(re.findall(r"[ \t]{2,}", text)) > len(re.findall(r"[ \t]{2,}", back))
+        if wide := len(RUNS.findall(text)):  # the unknown tokens shown: the blanks around one are no run
+            runs += wide > len(RUNS.findall(tokenizer.decode(row)))
         count = row.count(unknown) if unknown is not None else 0
         missing = lost_characters(text, back, odd)
         if not count and not missing:
@@ -78,6 +80,6 @@ def told_of_losses(what: str, texts: Sequence[str], ids: list[list[int]], tokeni
         if (inputs := len(set(map(tuple, ids)))) < len(set(texts)):
             told[0] += f"; {len(set(texts)):,} different {what} become {inputs:,}"
     if lines or runs:
-        parts = [f"{lines:,} lose their line ends"] * bool(lines) + [f"{runs:,} their runs of blanks"] * bool(runs)
-        told.append(f"of {len(texts):,} {what} {' and '.join(parts)}: this student's tokenizer drops them")
+        parts = [f"{lines:,} lose their line ends"] * bool(lines) + [f"{runs:,} lose their runs of blanks"] * bool(runs)
+        told.append(f"of {len(texts):,} {what} {', '.join(parts)}: this student's tokenizer drops them")
     return told
