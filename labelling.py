@@ -201,7 +201,8 @@ def answer_records(
         SamplingParams(**how, seed=random.Random(f"{seed}/{record.get('id')}").getrandbits(31)) for record in records
     ]
     results, sent = [], [{"prompt_token_ids": prompt} for prompt in prompts]
-    for record, output in zip(records, completed(llm.generate(sent, params, use_tqdm=False)), strict=True):
+    outputs = completed(llm.generate(sent, params, use_tqdm=False)) if sent else []
+    for record, output in zip(records, outputs, strict=True):
         tokens["prompt"] += len(output.prompt_token_ids)
         tokens["computed"] += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
         answers = [read_answer(task, record, one.text) for one in output.outputs]

@@ -447,7 +447,9 @@ def split(pairs, pools, models, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as start_engine does without a GPU
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
 
-    def sample(folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, **changed):
+    def sample(
+        folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, judge=None, **changed
+    ):
         output, options = tmp_path / folder / "train.jsonl", OPTIONS | {"num_examples": num_examples} | changed
         run = start_run(
             "generate.py sample", output, options, {}, also=[output.with_name("train.rejected.jsonl")],
@@ -456,7 +458,8 @@ def split(pairs, pools, models, tmp_path, monkeypatch):
         shown = {"seed": shown["seed"], "feedback": []}
         try:
             return sample_split(
-                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {}
+                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {},
+                judge=judge,
             )  # fmt: skip
         except BaseException:
             run.lock.close()  # as the end of the process does
@@ -513,6 +516,19 @@ def test_one_attempt_of_every_kind(split, pairs, pools, tmp_path):
     assert (first["source"], first["target"]) == ("pair: the sea with sun", "Warm")
     assert first["sampling_seed"] == seed_and_shots(0)[0] and first["completion"] == " the sea\nSecond: sun"
     assert len(read_examples(tmp_path / "a" / "train.jsonl", pairs)) == 4  # what was written can be read
+
+
+def test_an_example_whose_label_prompt_does_not_fit_is_rejected_and_the_others_go_on(split, tmp_path):
+    """label_records gives None for it; the others are labelled as they were asked for."""
+
+    def judge(examples, tokens):
+        return [{"teacher_label": e["label"]} if "sun" not in e["second"] else None for e in examples]
+
+    counts = split(judge=judge, num_examples=10)
+    accepted, rejected = both(tmp_path / "a")
+    unread = [r for r in rejected if r["reason"] == "prompt_too_long"]
+    assert len(accepted) == 10 and counts["rejected"]["prompt_too_long"] == len(unread) > 0
+    assert all("sun" in r["second"] for r in unread) and not any("sun" in r["second"] for r in accepted)
 
 
 def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pools, tmp_path):
