@@ -202,6 +202,22 @@ def test_an_attempt_is_a_function_of_its_arguments(pairs, pools):
     )
 
 
+def test_sampling_seeds_are_of_31_bits_and_each_attempt_has_its_own(pairs, pools):
+    """A CPU's generator takes 32 bits: of 100,000 seeds drawn at random two or three would be given twice."""
+    shots = pools | {"seed": pools["seed"][:1], "feedback": []}
+    for seed, split in ((0, "train"), (-3, "train")):
+        drawn = [draw_attempt(pairs, seed, 2, split, a, shots, OPTIONS)["sampling_seed"] for a in range(100_000)]
+        assert len(set(drawn)) == 100_000 and min(drawn) >= 0 and max(drawn) < 2**31
+    assert not set(drawn) & {draw_attempt(pairs, 7, 2, "train", a, shots, OPTIONS)["sampling_seed"] for a in range(99)}
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--temperature-end", "--validation-temperature"])
+@pytest.mark.parametrize("value", ["-0.1", "2.1"])
+def test_a_temperature_that_vllm_would_refuse_is_a_bad_option(option, value, command):
+    done = command(option, value)
+    assert done.returncode == 2 and option in done.stderr
+
+
 def test_many_attempts(pairs, pools):
     attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW) for a in range(2000)]
     assert len({a["sampling_seed"] for a in attempts}) == len({a["id"] for a in attempts}) == 2000
@@ -790,7 +806,8 @@ def test_a_schedule_ends_with_the_examples_that_were_asked_for(command, tmp_path
     other = command("--temperature-end", 0.3)
     assert other.returncode == 1 and "was made with --temperature-end 0.2, now 0.3" in other.stderr
     assert (tmp_path / "iter-00" / "train.jsonl").read_bytes() == before
-    done = command("--temperature-end", 0.2, "--num-validation", 9)  # that split has no schedule
+    # That split has no schedule
+    done = command("--temperature-end", 0.2, "--num-validation", 9, "--max-attempts", 100)
     assert done.returncode == 0 and len(read_lines(tmp_path / "iter-00" / "validation.jsonl")) == 9
 
 

@@ -872,9 +872,25 @@ def test_what_the_disk_refuses_is_one_line(error, told, monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_the_disks():
+    """What nobody foresaw goes on up: Python prints its traceback and ends with exit code 1."""
     for error in (FileNotFoundError(errno.ENOENT, "No such file"), ValueError("no")):
-        with pytest.raises(SystemExit, match=f"error: unexpected {type(error).__name__}: "):
+        with pytest.raises(type(error)) as caught:
             run_command(mock.Mock(side_effect=error))
+        assert caught.value is error
+
+
+def test_a_full_gpu_is_one_line_wherever_it_stands_in_the_chain():
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def wrapped():
+        try:
+            raise OutOfMemoryError("CUDA out of memory")
+        except RuntimeError as error:
+            raise ValueError("some library's own words") from error
+
+    for raised in (mock.Mock(side_effect=OutOfMemoryError("CUDA out of memory")), wrapped):
+        assert refusal(run_command, raised).startswith("error: out of GPU memory: halve the batch size")
 
 
 def test_lock_held_by_another_process(tmp_path):
