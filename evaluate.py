@@ -62,6 +62,8 @@ from train_student import targets_of
 HEADLINE = {"squad": "exact_match"}
 # Per-example values besides right and wrong
 VALUES = {"squad": ("f1",), "rouge_l": ("rouge_l",), "optimum": ("rouge_l",)}
+# What a record gets here: a column of this name in people's own file makes room (gold/columns.py)
+WRITTEN = {"source", "target", "prediction", "correct", *(name for names in VALUES.values() for name in names)}
 MOST_LABELS = 12  # of a confusion table that fits a terminal
 
 
@@ -173,7 +175,8 @@ def main(
     if part and not model:
         raise typer.BadParameter("stored predictions are measured in one go; leave it out", param_hint="--shard")
     test_file = expand("--test-file", test_file)
-    examples = read_examples(test_file, task, counts=counts)[:limit]
+    use = {prediction_field, group_by} - WRITTEN
+    examples = read_examples(test_file, task, counts=counts, use=use)[:limit]
     examples = take_shard(examples, part)
     prediction_field, group_by = asked_for(prediction_field, examples), asked_for(group_by, examples)
     names = ", ".join(map(str, test_file))
@@ -219,8 +222,7 @@ def main(
             written = dict(zip(map(exact_form, task.labels), targets_of(task), strict=True))
             written |= {exact_form(target): target for target in targets_of(task)}
         predictions = [exact_form(written.get(exact_form(p), p)) for p in predictions]
-    elif prediction_field in ("teacher_label", "original_teacher_label"):
-        # An answer, which a student may write in another form
+    elif prediction_field == "teacher_label":  # an answer, which a student may write in another form
         target = string.Template(task.student["target"])
         predictions = [p and target.substitute({task.answer_field: p}) for p in predictions]
     records = [e | of_example(task, p, e) for p, e in zip(predictions, examples, strict=True)]

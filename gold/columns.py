@@ -11,8 +11,8 @@ no longer fits the fields is refused, because the string that is scored would no
 record the column is the user's: it stays, as `original_<name>`, in all that is written, and no stage takes it for its own.
 A file in which the `source` of some records fits and that of others does not was edited: that is refused too.
 
-What an option asks for is used: --score of a file that is scored already, --confirmed and --loss kl under the own name,
---prediction-field and --group-by under whatever name the column has now.
+What an option asks for is used: --score of a file that is scored already, --confirmed, --loss kl, --prediction-field and
+--group-by under the own name, and where the stage writes another column of that name under the new one.
 """
 
 from collections import Counter
