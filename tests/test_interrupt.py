@@ -45,7 +45,7 @@ class Terminal:
         deadline = time.monotonic() + 600
         while not met():
             alive = living(self.pid)
-            self.read(0.02)
+            self.read(0.1)
             assert met() or (time.monotonic() < deadline and alive), self.printed[-3000:]
 
     def shell(self) -> int:
@@ -250,8 +250,13 @@ def stage(name: str, home: Path, models: dict[str, Path], teacher: Path, out: Pa
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["generate.py", "train_student.py", "score_ood.py", "evaluate.py"])
-@pytest.mark.parametrize("moment", ["as it begins", "at work"])
+@pytest.mark.parametrize(
+    "name, moment",
+    [
+        ("generate.py", "importing"),
+        *((f"{n}.py", "at work") for n in ("generate", "train_student", "score_ood", "evaluate")),
+    ],
+)
 def test_ctrl_c_ends_a_stage_with_one_line(name, moment, home, models, embedded, terminal, tmp_path):
     command, output = stage(name, home, models, embedded / "teacher", tmp_path)
     ran = terminal([sys.executable, *command], {})
