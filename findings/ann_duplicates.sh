@@ -10,7 +10,9 @@
 #   Just then it misses those of texts that have nothing to do with the copies.
 # In the toolkit: not met, `tfidf` compares with all rows, without an index, and exact copies are rejected before.
 #   Cure for an own index: drop exact copies first, and check that each row finds itself.
-# Seen: see the lines that this prints (the shares move by some points between processors).
+# Seen (Linux, a CPU; the shares move by some points between processors):
+#         0 copies of row 0: other rows that find themselves   faiss 100.0%   usearch 100.0%
+#     1,000 copies of row 0: other rows that find themselves   faiss 82.0%   usearch 65.8%
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

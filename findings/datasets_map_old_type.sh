@@ -11,7 +11,17 @@
 #   file they came from, and a column of soft scores is all True.
 # In the toolkit: not met, records are read and written line by line. Cure in a script of one's own: write to a NEW
 #   column, or give features=.
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#     int -> '0007'              returned ['0007', '0008']           in the column [7, 8]
+#     the same, remove_columns   returned ['0007', '0008']           in the column [7, 8]
+#     the same, features         returned ['0007', '0008']           in the column ['0007', '0008']
+#     int -> 'no', 'yes'         returned ['no', 'yes']              in the column ['no', 'yes']
+#     int -> '1', '0'            returned ['1', '0']                 in the column [1, 0]
+#     bool -> 0.9, 0.2           returned [0.9, 0.2]                 in the column [True, True]
+#     float -> v > .2            returned [True, False]              in the column [1.0, 0.0]
+#     timestamp -> isoformat()   returned ['2026-11-28T00:00:00']    in the column [datetime.datetime(2026, 11, 28,
+#       0, 0)]
+#     'eight' in row 1,001: ArrowInvalid: Failed to parse string: 'eight' as a scalar of type int64
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -12,7 +12,12 @@
 #   student learns variants of them.
 # In the toolkit: not met, examples and test sets are files of their own, and --exclude-file keeps their texts out.
 #   Cure: split first and draw from the training part only.
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#         50 rows, seed  0: 8 shots [18, 23, 36, 4, 2, 3, 34, 24], of these in the test set of 10:  8
+#      1,000 rows, seed 42: 8 shots [978, 933, 859, 916, 127, 608, 856, 260], of these in the test set of 100:  8
+#     12,345 rows, seed  7: 8 shots [10387, 11610, 4176, 3111, 4178, 3840, 2037, 4438], of these in the test set of
+#       3,087:  8
+#     stratified: 1 of 8
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -12,7 +12,10 @@
 #   and in container layers. The message names neither the folder nor datasets, and points at the data.
 # In the toolkit: met by data/prepare.py where it reads the hub or .parquet from such an installation. It ends with an
 #   error, no wrong data. Cure: a virtual environment (setup.sh makes one), or a folder named site-packages.
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#     in .../packages:       PicklingError: Can't pickle <class 'MonthDayNano'>: it's not found as
+#       builtins.MonthDayNano
+#     in .../site-packages:  row {'v': 1}
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

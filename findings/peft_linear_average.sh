@@ -10,7 +10,9 @@
 # Why it matters here: averaging the students of several rounds or seeds, or of two teachers. The more alike the
 #   adapters, the more the result overshoots, up to a doubled learning result that looks like a broken merge.
 # In the toolkit: not met, students are trained in full and never averaged. Cure: combination_type="cat" (or "svd").
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#     one averaged with itself: linear 2.000 times as long as the true mean, cosine 1.000; cat off by 3e-08
+#     one averaged with another: linear 1.601 times as long as the true mean, cosine 0.763; cat off by 3e-08
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

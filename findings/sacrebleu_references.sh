@@ -11,7 +11,11 @@
 #   Where each output has exactly one reference, both nestings look alike in the code.
 # In the toolkit: not met, metrics.py counts chrF itself and zips strictly. Cure: assert that each reference list is
 #   as long as the outputs.
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#     one list per set of references   BLEU  44.7   chrF  45.3   TER  53.8
+#     one list per output              BLEU 100.0   chrF 100.0   TER   0.0
+#     a set that is too short          BLEU 100.0   chrF 100.0   TER   0.0
+#     a set that is too long           BLEU  44.7   chrF  45.3   TER  53.8
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

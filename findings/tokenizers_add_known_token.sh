@@ -11,7 +11,12 @@
 # In the toolkit: not met, no stage adds tokens. A base model whose folder was changed like this brings it along.
 #   Cure: add only what token_to_id() does not know. AddedToken(word, single_word=True) spares "nothing", but not "
 #   no".
-# Seen: see the lines that this prints.
+# Seen (Linux, a CPU):
+#     'no' had id 256; add_tokens returned 1; vocabulary 294 -> 294
+#     before       ['nothing', 'Ġknown', 'Ġ', 'in', 'Ġthe', 'Ġsnow', ',', 'Ġno', 'Ġone']
+#     after        ['no', 'thing', 'Ġ', 'k', 'no', 'w', 'n', 'Ġ', 'in', 'Ġthe', 'Ġ', 's', 'no', 'w', ',', 'Ġ', 'no',
+#       'Ġone']
+#     single_word  ['nothing', 'Ġknown', 'Ġ', 'in', 'Ġthe', 'Ġsnow', ',', 'Ġ', 'no', 'Ġone']
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
