@@ -217,8 +217,8 @@ def case(script: str, rng: random.Random, home: Path) -> tuple[list[Path], list[
 
 
 def execute(script: str, args: list[str], seconds: int) -> tuple[str, str]:
-    """(what became of it, what it said): done | refused | bad option | up to date | stopped, unexpected (one line, of a
-    library's error) | or a defect in capitals."""
+    """(what became of it, what it said): done | refused | bad option | up to date | stopped
+    | or a defect in capitals."""
     out, err = io.StringIO(), io.StringIO()
 
     def too_long(number: int, frame: Any) -> None:
@@ -241,8 +241,6 @@ def execute(script: str, args: list[str], seconds: int) -> tuple[str, str]:
             print(end.code, file=err)
             lines = [line for line in end.code.splitlines() if line.strip()]
             became = "refused" if lines[0].startswith("error: ") and len(lines) == 1 else "MESSAGE"
-            if "error: unexpected" in lines[0]:  # a library stumbled: one line, but nobody had thought of it
-                became = "unexpected"
         elif end.code:
             became = {2: "bad option"}.get(end.code, "EXIT CODE")
         elif "up to date" in err.getvalue():
@@ -336,7 +334,7 @@ def main(
                     mutate(rng, target)
                     result, said = execute(script, args, time_limit)
                     became[result] += 1
-                    if result.isupper() or result == "unexpected" or only:
+                    if result.isupper() or only:
                         tqdm.write(
                             f"{result}: {script}/{number}, {target.relative_to(work)}\n{said[-3000:]}", file=sys.stderr
                         )

@@ -1,6 +1,6 @@
 """Kill loop.sh again and again, run it again each time, and compare what it made with a run that nobody interrupted.
 
-Builds tiny models and the uninterrupted run first (about two minutes), then kills SIGKILL-wise the whole process group of
+Builds tiny models and the uninterrupted run first (about two minutes), then kills SIGKILL-wise the whole session of
 loop.sh: ten times on the way of a run folder to its end, once inside every stage and the others at random seconds, each
 followed by the same command again. A folder that came to its end is compared, and the next one begins.
 
@@ -11,6 +11,7 @@ followed by the same command again. A folder that came to its end is compared, a
 Prints a line a kill, one a folder, and the counts. Exit code 1 when a file differs or a rerun ends with an error.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -31,7 +32,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
     "ITERATIONS": "2", "NUM_EXAMPLES": "80", "NUM_VALIDATION": "60", "EPOCHS": "2", "GENERATE_ARGS": "--enforce-eager",
-    "WARM": "1", "MEASURE_TEACHER": "0", "SCORE": "energy", "LOW": "0.5", "HIGH": "0.8", "FEEDBACK_RATE": "0.5",
+    "MEASURE_TEACHER": "0", "SCORE": "energy", "LOW": "0.5", "HIGH": "0.8", "FEEDBACK_RATE": "0.5",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder
     "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",
@@ -58,10 +59,10 @@ def environment(models: Path) -> dict[str, str]:
 
 
 def start_loop(run: Path, models: Path, log: Path) -> subprocess.Popen:
-    """loop.sh in a session, and so a process group, of its own; what it prints goes to `log`."""
+    """loop.sh in a session of its own; what it prints goes to `log`. It ends when this process does, however that ends."""
     with log.open("w") as file:
         return subprocess.Popen(
-            ["bash", "loop.sh", "prompts/reviews.toml", str(run)],
+            ["setpriv", "--pdeathsig", "HUP", "bash", "loop.sh", "prompts/reviews.toml", str(run)],
             cwd=ROOT, env=environment(models), stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -117,12 +118,19 @@ def living(session: int) -> list[int]:
     return sorted(found)
 
 
-def kill_group(process: subprocess.Popen) -> None:
+def signal_session(process: subprocess.Popen, number: int) -> None:
+    """To the shell first, which would start the next stage; its stage has a process group of its own."""
+    for pid in sorted(living(process.pid), key=process.pid.__ne__):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill_session(process: subprocess.Popen) -> None:
     """SIGKILL for all of them, and wait until the last one has let go of its files."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     while living(process.pid):
+        signal_session(process, signal.SIGKILL)
         time.sleep(0.01)
+    process.wait()
 
 
 def unfinished(run: Path) -> list[str]:
@@ -144,10 +152,7 @@ def without_times(value: Any) -> Any:
 def content(path: Path) -> Any:
     """What must be the same in two runs: the bytes; run records and logs without times, commands and code version."""
     if path.name.endswith(".run.json"):
-        record = without_times(json.loads(path.read_text()))
-        if record["stage"] in ("score_ood.py", "evaluate.py"):
-            del record["inputs"]["model"]  # the hash of the student's run record, times included
-        return record
+        return without_times(json.loads(path.read_text()))
     if path.name in ("training_log.jsonl", "metrics.jsonl"):
         return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
     return path.read_bytes()
@@ -186,7 +191,7 @@ def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random,
         at_place = at_place or (not last and is_inside(run, log, stage, folder))
         there = there and wait_for(process, lambda: False, linger)
         assert there, f"{run}: ended with {process.returncode} before it came into {stage} {folder}:\n{tail(log)}"
-        kill_group(process)
+        kill_session(process)
         inside = unfinished(run) or (["report"] if at_place and stage == "report" else [])
         if at_place:
             hits[stage if inside else "missed"] += 1

@@ -59,7 +59,7 @@ def cost(model: str, num_labels: int, num_prompts: int, length: int, repeats: in
             tokens, began, sums = Counter(), time.perf_counter(), [[] for _ in prompts]
             llm.reset_prefix_cache()
             if way == "trie":
-                sums = label_log_probs(llm, prompts, sequences, tokens)
+                sums = label_log_probs(llm, [(prompt, sequences) for prompt in prompts], tokens)
             else:  # the usual way: prompt_logprobs, which switches the prefix cache off
                 sent = [{"prompt_token_ids": [*p, *s]} for p in prompts for s in sequences]
                 outputs = llm.generate(sent, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)

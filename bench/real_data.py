@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import string
@@ -31,7 +32,7 @@ from typing import Annotated, Any
 import typer
 
 from metrics import mean_interval
-from records import fail, git_state, normalise, say, versions
+from records import fail, git_state, say, versions
 from score_ood import detection, score_examples, score_far
 from task import Task, check_fields, copies, load_task, text_key
 from train_student import train_on
@@ -140,12 +141,17 @@ def draw(rows: list[dict], n: int, seed: int) -> list[dict]:
     return random.Random(seed).sample(rows, min(n, len(rows)))
 
 
+def text_form(text: str) -> str:
+    """Letters and digits alone: the rule by which the sets of the stored results were split, whatever counts as a duplicate."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
 def is_test(row: dict, task: Task) -> bool:
     """A quarter, by a hash of the first field: rows with the same text, premise or first sentence stay together.
 
     With a word before it: a file that somebody sampled by the hash of its texts would be no quarter otherwise.
     """
-    return hashlib.sha256(f"real_data {normalise(row[task.fields[0]])}".encode()).digest()[0] < 64
+    return hashlib.sha256(f"real_data {text_form(row[task.fields[0]])}".encode()).digest()[0] < 64
 
 
 def split(
@@ -154,8 +160,8 @@ def split(
     """(training rows, test rows) with no text in common; texts of `without` are left out of the test rows."""
     rows = read_rows(datasets, train)
     if without:  # what was written for these first fields is measured on the others
-        train_rows = [r for r in rows if normalise(r[task.fields[0]]) in without]
-        return train_rows, [r for r in rows if normalise(r[task.fields[0]]) not in without]
+        train_rows = [r for r in rows if text_form(r[task.fields[0]]) in without]
+        return train_rows, [r for r in rows if text_form(r[task.fields[0]]) not in without]
     if test is None:
         return [r for r in rows if not is_test(r, task)], [r for r in rows if is_test(r, task)]
     test_rows = read_rows(datasets, test)
@@ -313,7 +319,7 @@ def do_written(run: dict, task: Task, datasets: Path, model: str) -> dict:
     human, test_file, test_rows, n, sets = WRITTEN[run["data"]]
     name, filtered = run["how"].removesuffix(" filtered"), run["how"].endswith(" filtered")
     # S3 wrote its hypotheses for premises of RTE: the human rows of these premises are the ones to compare with
-    shared = {normalise(r["premise"]) for r in read_rows(datasets, sets[0])} if run["data"] == "rte" else set()
+    shared = {text_form(r["premise"]) for r in read_rows(datasets, sets[0])} if run["data"] == "rte" else set()
     train, test = split(datasets, task, human, test_file, shared)
     if name != human:
         train = read_rows(datasets, name)

@@ -29,8 +29,9 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
 ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
-    "records", "task", "tasks", "warm", "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
-    "generate_units", "score", "train", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
+    "records", "task", "tasks", "text", "reasoning", "interrupt",
+    "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
+    "generate_units", "score", "train", "predictions", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
     "bench_training", "bench_scoring", "engine", "label", "chat_teacher",
 )  # fmt: skip
 
@@ -265,6 +266,19 @@ def make_bpe():
     return Qwen2Tokenizer(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]])
 
 
+def untie(folder: Path) -> None:
+    """An output layer of its own, as FLAN-T5 has it: transformers ties every T5 that it builds, but not one that it loads."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn_like(weights["shared.weight"]) * 0.05
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("scale_decoder_outputs", None)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny models with random weights: t5, t5v11 (gated, untied), bert, modernbert, llama, bos, qwen2.
@@ -320,6 +334,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (model, tokenizer) in made.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    untie(folder / "t5v11")
     return {name: folder / name for name in made}
 
 

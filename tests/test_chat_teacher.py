@@ -26,7 +26,9 @@ TEMPLATES = {
     "system": TURNS,
     "no system": "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS,
     "thinking": TURNS + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}",
+    "thoughts": TURNS + "<think>",
 }
+THOUGHT = "One of six.</think>"  # what it is taught to write first where its template begins a thought
 ANSWERS = [
     ("The lamp came on time.", "The kettle was quiet."), ("A chair that holds.", "Our tent stayed dry."),
     ("It leaked at once.", "The zip broke twice."), ("The soup was cold.", "Its wheel fell off."),
@@ -83,7 +85,9 @@ def teacher(tmp_path_factory, pools):
         for drawn, said in lessons_of(pools):
             kwargs = {"enable_thinking": False} if name == "thinking" else {}
             ids = encode_prompt(tokenizer, *render_prompt(TASK, "train", drawn["shots"], drawn["label"]), kwargs)
-            answer = tokenizer(" " + said, add_special_tokens=False)["input_ids"] + [2]
+            answer = tokenizer((THOUGHT if name == "thoughts" else "") + " " + said, add_special_tokens=False)[
+                "input_ids"
+            ] + [2]
             lessons.append((ids + answer, [-100] * len(ids) + answer))
     width = max(len(ids) for ids, _ in lessons)
     ids = torch.tensor([i + [0] * (width - len(i)) for i, _ in lessons])
@@ -110,8 +114,8 @@ def engine(teacher):
 def sample(engine, teacher, pools, tmp_path):
     """Sample the training split through the template of this name; (accepted, rejected, prompts as vLLM had them)."""
 
-    def sample(template, kwargs, **changed):
-        output = tmp_path / "train.jsonl"
+    def sample(template, kwargs, folder=".", **changed):
+        output = tmp_path / folder / "train.jsonl"
         options = OPTIONS | changed
         run = start_run("generate.py sample", output, options, {}, also=[output.with_suffix(".rejected.jsonl")])
         prompts = []
@@ -147,6 +151,43 @@ def test_a_chat_teacher_reads_its_template_and_one_bos(sample, teacher, pools, t
         assert TASK.prompt["system"] in text and text.count("<|user|>") == 1
         assert ("<|system|>" in text) == (template != "no system")
         assert text.endswith("<|assistant|>" + ("<think></think>" if kwargs else ""))
+
+
+def test_vllms_parser_takes_the_thought_off_whose_special_tokens_would_be_gone(sample, pools):
+    """vLLM leaves special tokens out of a text, so that thought and answer run into each other."""
+    taught = {a["id"]: said for a, said in lessons_of(pools)}
+    accepted, _, _ = sample("thoughts", {})
+    assert len(accepted) == 4 and all(r["review"] == f"One of six. {taught[r['id']]}" for r in accepted)
+    accepted, _, _ = sample("thoughts", {}, folder="parsed", reasoning_parser="deepseek_r1")
+    assert len(accepted) == 4 and all(r["review"] == taught[r["id"]] for r in accepted)
+    assert all(r["completion"] == f"{THOUGHT} {taught[r['id']]}" for r in accepted)
+
+
+def test_parsers_of_vllm_by_name(teacher):
+    """The tokenizer has <think> and </think>: which parsers take it, and how a text of each kind is read."""
+    from gold.reasoning import final_of, reasoning_parser
+
+    tokenizer = teacher[1]["system"]
+    for name in ("deepseek_r1", "qwen3"):
+        parser = reasoning_parser(name, tokenizer, {})
+        for text in ("<think>Hm.</think>It is quiet.", "Hm.</think>It is quiet."):
+            assert final_of(parser, text) == ("It is quiet.", None)
+        assert final_of(parser, "<think>Hm. It is quiet.")[1] == "reasoning"
+    switched_off = reasoning_parser("qwen3", tokenizer, {"enable_thinking": False})
+    assert final_of(switched_off, "It is quiet.") == ("It is quiet.", None)
+    for name, told in (
+        ("mistral", "does not fit"),
+        ("openai_gptoss", "does not fit"),
+        ("mystery", "has none of this name"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: --reasoning-parser {name}: .*{told}"):
+            reasoning_parser(name, tokenizer, {})
+
+
+def test_a_forced_completion_has_no_thought_to_parse(teacher, tmp_path):
+    how = ("--task-file", ROOT / "prompts/reviews.toml", "--model", teacher[0], "--output-dir", tmp_path)
+    done = call("generate.py", "sample", *how, "--structured", "--reasoning-parser", "qwen3")
+    assert done.returncode == 2 and "--reasoning-parser" in done.stderr
 
 
 def test_the_thinking_switch_reaches_the_template_from_the_command_line(teacher, tmp_path):

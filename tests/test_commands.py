@@ -8,7 +8,6 @@ import pytest
 from conftest import PAIRS, ROOT, call, pair, read_lines, run, write_lines
 
 import generate
-from records import run_command
 
 SCRIPTS = ("generate.py", "train_student.py", "score_ood.py", "evaluate.py", "report.py")
 HEAVY = ("torch", "transformers", "vllm", "numpy")
@@ -186,7 +185,7 @@ CONTENTS = {  # name: (content of the data file, what is told)
     "field.jsonl": (RECORD.replace('"second"', '"third"').encode(), ":1: no field 'second'"),
     "latin.jsonl": (RECORD.replace("the", "thé").encode("latin-1"), ":1: "),
     "nan.jsonl": (RECORD.replace("}", ', "x": NaN}').encode(), ":1: "),
-    "source.jsonl": (RECORD.replace("}", ', "source": "x"}').encode(), ":1: 'source' is not what"),
+    "source.jsonl": (RECORD.replace("}", ', "source": "x", "sampling_seed": 1}').encode(), ":1: 'source' is not what"),
     "twice.jsonl": ((RECORD.replace("}", ', "id": "a"}') * 2).encode(), ":2: the id 'a' is already in"),
 }
 
@@ -337,14 +336,9 @@ def test_stages_by_hand_one_after_another(home, models, tmp_path, command):
     assert row["mean_score"] == record["means"]["energy"] and record["command"].startswith(str(ROOT / "score_ood.py"))
 
 
-def test_what_nobody_expected_is_one_line_too_and_all_of_it_with_TRACEBACK(monkeypatch):
-    def stumbles():
-        raise KeyError("a tensor\nof many lines")
-
-    with pytest.raises(
-        SystemExit, match=r"^error: unexpected KeyError: .*a tensor.* \(test_commands.py:\d+\); is the model"
-    ):
-        run_command(stumbles)
-    monkeypatch.setenv("TRACEBACK", "1")
-    with pytest.raises(KeyError):
-        run_command(stumbles)
+def test_what_nobody_foresaw_shows_its_traceback(tmp_path):
+    """In a process of its own, as the shell sees it: all of it, and exit code 1."""
+    code = "import records\ndef stumbles(): {}['a tensor']\nrecords.run_command(stumbles)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("KeyError: 'a tensor'\n")

@@ -27,7 +27,7 @@ def test_a_hand_edit_is_kept_and_the_printed_commands_lead_on(finished, embedded
     later = ["student", "scored.jsonl", "predictions.jsonl"]
     expected = [*(f"iter-00/{name}" for name in later), "iter-01/train.jsonl", "iter-01/student"]
     while stopped != expected:
-        done = loop(copy, embedded, WARM="0")  # every stage finds its work done, or stops: nothing to import
+        done = loop(copy, embedded)
         found = re.search(
             r"error: (\S+): --([\w-]+) has changed since this was made \(.*\); to make it anew: (.*)", done.stdout
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import string
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import make_bpe, run, write_lines
 
 import generate
 from records import read_examples, read_records, start_run
-from task import load_task, text_key
+from task import load_task, structured_pattern, text_key
 
 pytestmark = pytest.mark.engine
 TASK = load_task(Path("prompts/reviews.toml"))
@@ -32,7 +34,9 @@ def engine(small_teacher):
 def sample(engine, tmp_path):
     """Sample one split into tmp_path / name with the shared engine; returns (accepted, rejected, counts)."""
 
-    def sample(name="a", split="train", task=TASK, pools=None, excluded=(), max_attempts=600, context=512, **changed):
+    def sample(
+        name="a", split="train", task=TASK, pools=None, excluded=(), max_attempts=600, context=512, llm=None, **changed
+    ):
         options = OPTIONS | changed
         output, rejected = tmp_path / name / f"{split}.jsonl", tmp_path / name / f"{split}.rejected.jsonl"
         run = start_run(
@@ -48,7 +52,7 @@ def sample(engine, tmp_path):
             max_attempts,
             pools,
             set(excluded),
-            engine,
+            llm or engine,
             engine.get_tokenizer(),
             context,
             {},
@@ -199,6 +203,100 @@ def test_many_seeded_few_shot_requests_at_once_do_not_kill_the_cpu_engine(sample
     """With vLLM's own settings 1,200 of them died: "CPU Generator does not use offset" (chunked prefill)."""
     accepted, _, _ = sample("many", num_examples=1200, max_attempts=6000)
     assert len(accepted) == 1200
+
+
+def test_why_the_engine_cannot_start_is_told_in_one_line(small_teacher):
+    """vLLM: "1 validation error for VllmConfig", and the cause two lines below."""
+    with pytest.raises(SystemExit) as caught:
+        generate.start_engine(str(small_teacher), 512, tensor_parallel_size=7)
+    message = caught.value.code
+    assert message.startswith(f"error: --model {small_teacher}: vLLM cannot start: ") and "\n" not in message
+    assert "validation error" not in message and "divisible by tensor parallel size" in message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forced completions
+
+
+def test_the_engine_names_its_backend(engine):
+    """Else the first request chooses it, and with it the dialect: another order, as after a resume, another grammar."""
+    assert engine.llm_engine.vllm_config.structured_outputs_config.backend == "xgrammar"
+
+
+def test_a_forced_completion_matches_its_pattern_whole(sample):
+    accepted, rejected, _ = sample("forced", structured=True, temperature=1.5)
+    for r in accepted + rejected:
+        whole = re.fullmatch(structured_pattern(TASK, r["label"]), r["completion"])
+        assert whole or r["reason"] in ("truncated", "no_match")
+    assert len(accepted) == 60
+
+
+@pytest.mark.parametrize(
+    "completion, reason",
+    [(" The kettle was quiet.", None), (" The kettle was quiet.\n", "no_match"), ("", "empty_field")],
+)
+def test_what_does_not_match_whole_is_a_reject(completion, reason):
+    pattern = structured_pattern(TASK, "positive")
+    assert generate.read_completion(TASK, completion, "positive", pattern, None)[1] == reason
+    assert generate.read_completion(TASK, completion.strip() or "x y z w", "positive", None, None)[1] is None
+
+
+def test_a_request_that_ends_in_an_error_is_a_reject_and_the_others_go_on(sample, small_teacher, tmp_path, monkeypatch):
+    """vLLM with its backend left open: xgrammar is up, then a pattern comes that only another backend reads."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    llm = generate.start_engine(str(small_teacher), 512, structured_outputs_config={"backend": "auto"})
+    first = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(regex="(yes|no)"))
+    llm.generate(["Is it?"], first, use_tqdm=False)
+    pattern = generate.structured_pattern
+    odd = {"negative": "(?i) it broke at once", "positive": pattern(TASK, "positive")}
+    monkeypatch.setattr(generate, "structured_pattern", lambda task, label: odd[label])
+    with pytest.raises(SystemExit, match=r"gave \d+ of 8; rejected: .*engine_error"):
+        sample("errors", structured=True, num_examples=8, max_attempts=40, llm=llm)
+    made = [json.loads(line) for line in (tmp_path / "errors/train.rejected.jsonl.partial").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "errors/train.jsonl.partial").read_text().splitlines()]
+    assert {r["label"] for r in kept} == {"positive"} and len(kept) == 4
+    failed = [r for r in made if r["reason"] == "engine_error"]
+    assert {r["label"] for r in failed} == {"negative"} and {r["finish_reason"] for r in failed} == {"error"}
+
+
+JUNK = """
+name = "junk"
+version = 1
+description = "Any text."
+kind = "classification"
+metric = "accuracy"
+fields = ["text"]
+answer_field = "label"
+seed_examples = "seed.jsonl"
+labels = {a = "one", b = "two"}
+prompt = {train = "$shots $start", validation = "$shots $start", example = "Kind $label Text $text"}
+parse = {stop = ["a"]}
+student = {source = "$text", target = "$label"}
+"""
+
+
+def test_a_teacher_of_the_shape_of_gpt2_samples(tmp_path):
+    """By the command. It was refused by the name of its class, GPT2LMHeadModel; its weights are drawn by chance."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    words = make_bpe()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer, eos_token="<|endoftext|>")
+    # vLLM's attention on a CPU wants heads of 32 or more
+    shape = {"n_positions": 512, "n_embd": 64, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "junk.toml").write_text(JUNK)
+    write_lines(tmp_path / "seed.jsonl", [{"text": "the sun", "label": "a"}, {"text": "the snow", "label": "b"}])
+    done = run(
+        "generate.py", "sample", "--task-file", tmp_path / "junk.toml", "--model", tmp_path / "gpt2", "--output-dir",
+        tmp_path / "iter-00", "--num-examples", 10, "--num-validation", 0, "--max-attempts", 2000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len([r for _, r in read_records(tmp_path / "iter-00" / "train.jsonl")]) == 10
 
 
 def test_greedy_text_is_that_of_transformers(engine, sample, small_teacher):

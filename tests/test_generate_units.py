@@ -202,6 +202,22 @@ def test_an_attempt_is_a_function_of_its_arguments(pairs, pools):
     )
 
 
+def test_sampling_seeds_are_of_31_bits_and_each_attempt_has_its_own(pairs, pools):
+    """A CPU's generator takes 32 bits: of 100,000 seeds drawn at random two or three would be given twice."""
+    shots = pools | {"seed": pools["seed"][:1], "feedback": []}
+    for seed, split in ((0, "train"), (-3, "train")):
+        drawn = [draw_attempt(pairs, seed, 2, split, a, shots, OPTIONS)["sampling_seed"] for a in range(100_000)]
+        assert len(set(drawn)) == 100_000 and min(drawn) >= 0 and max(drawn) < 2**31
+    assert not set(drawn) & {draw_attempt(pairs, 7, 2, "train", a, shots, OPTIONS)["sampling_seed"] for a in range(99)}
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--temperature-end", "--validation-temperature"])
+@pytest.mark.parametrize("value", ["-0.1", "2.1"])
+def test_a_temperature_that_vllm_would_refuse_is_a_bad_option(option, value, command):
+    done = command(option, value)
+    assert done.returncode == 2 and option in done.stderr
+
+
 def test_many_attempts(pairs, pools):
     attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW) for a in range(2000)]
     assert len({a["sampling_seed"] for a in attempts}) == len({a["id"] for a in attempts}) == 2000
@@ -447,7 +463,9 @@ def split(pairs, pools, models, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as start_engine does without a GPU
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
 
-    def sample(folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, **changed):
+    def sample(
+        folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, judge=None, **changed
+    ):
         output, options = tmp_path / folder / "train.jsonl", OPTIONS | {"num_examples": num_examples} | changed
         run = start_run(
             "generate.py sample", output, options, {}, also=[output.with_name("train.rejected.jsonl")],
@@ -456,7 +474,8 @@ def split(pairs, pools, models, tmp_path, monkeypatch):
         shown = {"seed": shown["seed"], "feedback": []}
         try:
             return sample_split(
-                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {}
+                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {},
+                judge=judge,
             )  # fmt: skip
         except BaseException:
             run.lock.close()  # as the end of the process does
@@ -513,6 +532,19 @@ def test_one_attempt_of_every_kind(split, pairs, pools, tmp_path):
     assert (first["source"], first["target"]) == ("pair: the sea with sun", "Warm")
     assert first["sampling_seed"] == seed_and_shots(0)[0] and first["completion"] == " the sea\nSecond: sun"
     assert len(read_examples(tmp_path / "a" / "train.jsonl", pairs)) == 4  # what was written can be read
+
+
+def test_an_example_whose_label_prompt_does_not_fit_is_rejected_and_the_others_go_on(split, tmp_path):
+    """label_records gives None for it; the others are labelled as they were asked for."""
+
+    def judge(examples, tokens):
+        return [{"teacher_label": e["label"]} if "sun" not in e["second"] else None for e in examples]
+
+    counts = split(judge=judge, num_examples=10)
+    accepted, rejected = both(tmp_path / "a")
+    unread = [r for r in rejected if r["reason"] == "prompt_too_long"]
+    assert len(accepted) == 10 and counts["rejected"]["prompt_too_long"] == len(unread) > 0
+    assert all("sun" in r["second"] for r in unread) and not any("sun" in r["second"] for r in accepted)
 
 
 def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pools, tmp_path):
@@ -774,7 +806,8 @@ def test_a_schedule_ends_with_the_examples_that_were_asked_for(command, tmp_path
     other = command("--temperature-end", 0.3)
     assert other.returncode == 1 and "was made with --temperature-end 0.2, now 0.3" in other.stderr
     assert (tmp_path / "iter-00" / "train.jsonl").read_bytes() == before
-    done = command("--temperature-end", 0.2, "--num-validation", 9)  # that split has no schedule
+    # That split has no schedule
+    done = command("--temperature-end", 0.2, "--num-validation", 9, "--max-attempts", 100)
     assert done.returncode == 0 and len(read_lines(tmp_path / "iter-00" / "validation.jsonl")) == 9
 
 

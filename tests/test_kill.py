@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, copy_of, loop, one_error, run
 
-from bench.kill import OUTPUT, differences, is_inside, kill_group, kill_on_the_way, living, start_loop, wait_for
+from bench.kill import (
+    OUTPUT,
+    differences,
+    is_inside,
+    kill_on_the_way,
+    kill_session,
+    living,
+    signal_session,
+    start_loop,
+    wait_for,
+)
 
 pytestmark = pytest.mark.engine
 TASK = ("--task-file", ROOT / "prompts" / "reviews.toml")
@@ -67,7 +77,7 @@ def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
             os.kill(pid, signal.SIGSTOP)
         state = folder / "untrained" / "predictions.jsonl.partial.json"
         for _ in range(2):
-            again = loop(folder, embedded, WARM="0")
+            again = loop(folder, embedded)
             assert again.returncode == 1
             one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {state}")
         for pid in orphans:
@@ -77,8 +87,7 @@ def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
         metrics = folder / "untrained" / "metrics.json"
         assert metrics.exists() and not state.exists()
     finally:
-        if living(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process)
 
 
 def test_two_loops_in_one_run_folder(finished, embedded, tmp_path):
@@ -88,15 +97,14 @@ def test_two_loops_in_one_run_folder(finished, embedded, tmp_path):
     first = start_loop(copy, embedded, log)
     try:
         assert wait_for(first, lambda: is_inside(copy, log, "train", "final"))
-        os.killpg(first.pid, signal.SIGSTOP)
-        second = loop(copy, embedded, WARM="0")
+        signal_session(first, signal.SIGSTOP)
+        second = loop(copy, embedded)
         assert second.returncode == 1
         one_error(second.stdout, "final/student: another process is writing it")
-        os.killpg(first.pid, signal.SIGCONT)
+        signal_session(first, signal.SIGCONT)
         assert first.wait() == 0, log.read_text()[-3000:]
     finally:
-        if first.poll() is None:
-            kill_group(first)
+        kill_session(first)
     assert differences(copy, finished[0]) == []
 
 

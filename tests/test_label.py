@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from labelling import agrees, answer_key, draw_label_shots, label_log_probs, label_records, label_tokens, token_trie
+from gold.prompts import running_labels
+from labelling import (
+    agrees,
+    answer_key,
+    draw_label_shots,
+    label_log_probs,
+    label_place,
+    label_prompts,
+    label_records,
+    token_trie,
+)
 from records import read_examples
 from task import load_task, render_label_prompt
 
@@ -67,10 +77,22 @@ def test_votes_are_counted_by_meaning(flip):
     assert answer_key(flip, " The SUN") == answer_key(flip, "the sun") != answer_key(
         flip, "the -sun"
     ) and not answer_key(flip, " ")
+    assert answer_key(flip, "caf\u00e9") == answer_key(flip, "cafe\u0301")
+    span = replace(flip, metric="squad")
+    assert answer_key(span, "C++.") != answer_key(span, "C#") and answer_key(span, "“Paris”") == answer_key(
+        span, "paris"
+    )
     sums = load_task(Path("prompts/word_problems.toml"))
     assert answer_key(sums, "12 - 5") == answer_key(sums, "(3.5 * 2)") and answer_key(sums, "many") is None
     assert agrees(sums, {"problem": "x", "equation": "7"}, "12 - 5") and not agrees(sums, {"equation": "7"}, "many")
     assert agrees(TASK, {"label": "positive"}, "positive") and not agrees(TASK, {"label": "positive"}, "negative")
+
+
+@pytest.fixture
+def tokenizer(models):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models["qwen2"])
 
 
 class FakeEngine:
@@ -99,7 +121,7 @@ class FakeEngine:
 
 def test_more_children_than_vllm_takes_are_asked_in_turn():
     engine, tokens = FakeEngine(), Counter()
-    sums = label_log_probs(engine, [[1, 2]], [[100 + i, 9] for i in range(300)], tokens)
+    sums = label_log_probs(engine, [([1, 2], [[100 + i, 9] for i in range(300)])], tokens)
     assert sums == [[-2.0] * 300]
     assert [len(sent) for sent in engine.sent] == [3, 300]  # 128 + 128 + 44 at the root, first of all
     assert tokens["prompt"] == 3 * 2 + 300 * 3
@@ -115,18 +137,24 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
         (["none", "at all", "!"], "", {}),
     ],
 )
-@pytest.mark.parametrize("template", [None, "a chat"])
-def test_majority_of_answers(texts, label, probs, template):
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
+def test_majority_of_answers(texts, label, probs, template, tokenizer):
     task = load_task(Path("prompts/word_problems.toml"))
-    tokenizer = type("T", (), {"chat_template": template})
-    [answer] = label_records(
-        FakeEngine(texts), tokenizer, task, [{"problem": "x"}], [], lambda text: [1], num_samples=3
-    )
+    tokenizer.chat_template = template
+    [answer] = label_records(FakeEngine(texts), tokenizer, task, [{"problem": "x"}], [], {}, num_samples=3)
     assert answer == {"teacher_label": label, "label_probs": pytest.approx(probs)}
 
 
-def test_an_answer_that_is_cut_off_is_none():
-    task, engine = load_task(Path("prompts/word_problems.toml")), FakeEngine(["12 - 5"])
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("12 - 5", ""),
+        ("12 - 5\n\nBecause five of them", ""),
+        ("12 - 5\n\nProblem: There are 3", "12 - 5"),  # a base model in a chat template: the next example has begun
+    ],
+)
+def test_an_answer_that_is_cut_off_is_none(text, answer, tokenizer):
+    task, engine = load_task(Path("prompts/word_problems.toml")), FakeEngine([text])
     whole = engine.generate
 
     def cut(*args, **how):
@@ -135,8 +163,7 @@ def test_an_answer_that_is_cut_off_is_none():
         return outputs
 
     engine.generate = cut
-    tokenizer = type("T", (), {"chat_template": None})
-    assert label_records(engine, tokenizer, task, [{"problem": "x"}], [], lambda text: [1]) == [{"teacher_label": ""}]
+    assert label_records(engine, tokenizer, task, [{"problem": "x"}], [], {}) == [{"teacher_label": answer}]
 
 
 def test_programmes_vote_by_their_optimum():
@@ -162,8 +189,27 @@ def test_a_turn_ends_as_the_template_ends_it(after, end):
         tokenizer_object=words, unk_token="<unk>", eos_token="</s>", extra_special_tokens=["<end_of_turn>"]
     )
     tokenizer.chat_template = "{% for m in messages %}" + "{{ m['content'] }}" + after + "{% endfor %}"
-    found = label_tokens(replace(TASK, labels={"red": "a", "green": "b"}), tokenizer)
-    assert found == [[3, tokenizer.convert_tokens_to_ids(end)], [4, tokenizer.convert_tokens_to_ids(end)]]
+    gap, written = label_place(TASK, tokenizer, {})
+    assert gap == ""
+    [(root, rests)] = running_labels(tokenizer, ["green "], ["red", "green"], written)
+    assert root == [4]
+    assert rests == [[3, tokenizer.convert_tokens_to_ids(end)], [4, tokenizer.convert_tokens_to_ids(end)]]
+
+
+@pytest.mark.parametrize(
+    "template, gap",
+    [
+        (
+            "{{ '[' if m.role == 'user' else ' ' }}{{ m.content }}{{ ']' if m.role == 'user' else '</s>' }}",
+            " ",
+        ),  # Llama 2
+        ("{{ '[' if m.role == 'user' else '' }}{{ m.content }}{{ ']\n' if m.role == 'user' else '</s>' }}", ""),
+        ("{{ '[' if m.role == 'user' else '<think></think>' }}{{ m.content }}]", ""),  # what is no blank is left to it
+    ],
+)
+def test_a_chat_template_may_put_blanks_before_an_answer(template, gap, tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+    assert label_place(TASK, tokenizer, {})[0] == gap
 
 
 @pytest.mark.parametrize(
@@ -222,7 +268,7 @@ def command(engine, small_teacher, monkeypatch):
     return command
 
 
-def direct_log_probs(folder, prompts, sequences):
+def direct_log_probs(folder, rows):
     """The same sums by transformers in float32, one whole pass for each prompt and label."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -230,7 +276,7 @@ def direct_log_probs(folder, prompts, sequences):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sums = []
     with torch.inference_mode():
-        for prompt in prompts:
+        for prompt, sequences in rows:
             row = []
             for sequence in sequences:
                 log_p = model(torch.tensor([[*prompt, *sequence]])).logits[0].log_softmax(-1)
@@ -256,31 +302,27 @@ def test_probabilities_are_those_of_transformers(labels, engine, small_teacher):
     """Labels of one token and of several that share prefixes; 1e-3, as issue 4 asks, and much less is found."""
     task = replace(TASK, labels=labels)
     tokenizer = engine.get_tokenizer()
-    sequences = label_tokens(task, tokenizer)
-    assert len({len(s) for s in sequences}) > 1 or len(labels) == 2
     records = read_examples(Path("data/reviews/test.jsonl"), TASK)[::160]
     shots = draw_label_shots(TASK, SEEDS, 4, 0)
-
-    def encode(text):
-        return generate.encode_prompt(tokenizer, "", text, {})
-
-    got = label_records(engine, tokenizer, task, records, shots, encode)
-    prompts = [encode(render_label_prompt(task, record, shots)) for record in records]
-    for answer, sums in zip(got, direct_log_probs(small_teacher, prompts, sequences), strict=True):
+    got = label_records(engine, tokenizer, task, records, shots, {})
+    rows = label_prompts(task, tokenizer, records, shots, {})
+    assert len({len(rest) for _, rests in rows for rest in rests}) > 1 or len(labels) == 2
+    direct = direct_log_probs(small_teacher, rows)
+    for answer, sums in zip(got, direct, strict=True):
         total = sum(math.exp(s) for s in sums)
         expected = [math.exp(s) / total for s in sums]
         assert list(answer["label_probs"]) == list(labels)
         assert list(answer["label_probs"].values()) == pytest.approx(expected, abs=1e-4)
         assert answer["teacher_label"] == list(labels)[expected.index(max(expected))]
-    logs = label_log_probs(engine, prompts, sequences, Counter())
-    for row, sums in zip(logs, direct_log_probs(small_teacher, prompts, sequences), strict=True):
+    for row, sums in zip(label_log_probs(engine, rows, Counter()), direct, strict=True):
         assert row == pytest.approx(sums, abs=1e-3)
 
 
 @pytest.mark.engine
 def test_a_label_is_what_stands_in_the_prompt_with_the_end_of_its_line(engine):
     tokenizer = engine.get_tokenizer()
-    for name, sequence in zip(TASK.labels, label_tokens(TASK, tokenizer), strict=True):
+    [(_, rests)] = label_prompts(TASK, tokenizer, SEEDS[:1], [], {})
+    for name, sequence in zip(TASK.labels, rests, strict=True):
         shot = next(s for s in SEEDS if s["label"] == name)
         ids = tokenizer(render_label_prompt(TASK, SEEDS[0], [shot]))["input_ids"]
         places = [i for i in range(len(ids)) if ids[i : i + len(sequence)] == sequence]
@@ -294,10 +336,10 @@ def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine, small_teacher):
     words = " ".join(s["review"] for s in SEEDS).split()
     texts = [" ".join(rng.choices(words, k=700)) for _ in range(4)]  # nothing in common: no help from each other
     prompts = [tokenizer(text)["input_ids"][:600] for text in texts]
-    sequences = label_tokens(task, tokenizer)
+    [(_, sequences)] = label_prompts(task, tokenizer, SEEDS[:1], [], {})
     assert len(sequences) == 77 and {len(p) for p in prompts} == {600}
     engine.reset_prefix_cache()
-    label_log_probs(engine, prompts, sequences, tokens)
+    label_log_probs(engine, [(prompt, sequences) for prompt in prompts], tokens)
     whole = sum(len(p) + len(s) - 1 for p in prompts for s in sequences)  # one prompt a label
     assert whole / tokens["computed"] >= 5, (whole, tokens)
 

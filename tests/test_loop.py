@@ -2,15 +2,14 @@
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import call, copy_of, loop
-
-from bench.kill import differences
+from conftest import ROOT, call, copy_of, loop
 
 
 @pytest.mark.engine
@@ -71,21 +70,22 @@ def test_run_again_everything_is_up_to_date(finished, embedded, tmp_path):
     assert {p: p.read_bytes() for p in files} == before
 
 
-@pytest.mark.engine
-def test_stages_that_are_processes_of_their_own_make_the_same_files(finished, embedded, tmp_path):
-    """The run was made by forks of warm.py; here a part of it is made anew without."""
-    run = copy_of(finished, tmp_path)
-    shutil.rmtree(run / "iter-01")
-    shutil.rmtree(run / "final")
-    done = loop(run, embedded, WARM="0")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert differences(run, finished[0]) == []
+@pytest.fixture(scope="session", autouse=True)
+def no_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """NO_STAGE: in the place of Python, every stage succeeds at once; what loop.sh asks with -c is answered."""
+    python = tmp_path_factory.mktemp("no_stage") / "python"
+    python.write_text(f'#!/bin/bash\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n')
+    python.chmod(0o755)
+    os.environ["NO_STAGE"] = str(python)
+    yield
+    del os.environ["NO_STAGE"]
 
 
-def dry_loop(*args: object, **env: str) -> subprocess.CompletedProcess:
-    """The shell alone: with `true` in the place of Python every stage succeeds at once."""
-    env = {**os.environ, "PYTHON": "true", "ITERATIONS": "1", **env}
-    return subprocess.run(["bash", "loop.sh", *map(str, args)], env=env, capture_output=True, text=True, check=False)
+def dry_loop(*args: object, before: str = "", **env: str) -> subprocess.CompletedProcess:
+    """The shell alone, after the commands `before`: with no_stage in the place of Python."""
+    env = {**os.environ, "PYTHON": os.environ["NO_STAGE"], "ITERATIONS": "1", **env}
+    command = ["bash", "-c", f'{before}\nexec bash loop.sh "$@"', "bash", *map(str, args)]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("name, rate, batch", [("reviews", "7e-4", 32), ("word_problems", "5e-4", 16)])
@@ -109,6 +109,59 @@ def test_models_of_one_task_for_another(tmp_path):
     assert "--group-by" not in done.stdout
 
 
+HOME = {"TEACHER": "org/teacher", "STUDENT": "org/student"}
+
+
+def test_a_task_file_elsewhere_is_not_the_embedded_one_of_that_name(tmp_path):
+    """Neither this project's test data nor its special cases: the test file lies beside the task's own seed examples."""
+    (tmp_path / "prompts").mkdir()
+    task = tmp_path / "prompts/reviews.toml"
+    task.write_text((ROOT / "prompts/reviews.toml").read_text())
+    done = dry_loop(task, tmp_path / "r", **HOME)
+    assert done.returncode == 0 and "evaluate.py" not in done.stdout and "--group-by" not in done.stdout, done.stderr
+    assert f"no {tmp_path}/data/reviews/test.jsonl: org/student is not measured" in done.stderr
+    (tmp_path / "data/reviews").mkdir(parents=True)
+    for name in ("test", "test_hard"):
+        (tmp_path / f"data/reviews/{name}.jsonl").write_text("")
+    done = dry_loop(task, tmp_path / "r", **HOME)
+    assert f"test file: {tmp_path}/data/reviews/test.jsonl, beside the seed examples" in done.stderr
+    tested = re.findall(r"--test-file (\S+)", " ".join(commands(done, "evaluate.py --task-file")))
+    own = f"{tmp_path}/data/reviews/test"
+    assert {t for t in tested if "/r/" not in t} == {f"{own}.jsonl", f"{own}_hard.jsonl"}
+    # The embedded student goes by its place, however that is written, and its special rate by the embedded task
+    for student in ("data/reviews/models/t5", f"{ROOT}/data/../data/reviews/models/t5"):
+        done = dry_loop(task, tmp_path / "r", **HOME | {"STUDENT": student})
+        assert "--learning-rate 5e-4 --per-device-train-batch-size 16" in done.stdout
+        assert "+ -m data.build_models reviews t5" in done.stdout
+    linked = tmp_path / "linked.toml"
+    linked.symlink_to(ROOT / "prompts/reviews.toml")
+    assert "+ -m data.build_models reviews teacher" in dry_loop(linked, tmp_path / "r").stdout
+
+
+def test_a_copy_beside_the_embedded_task_file_has_its_seed_examples_and_so_its_test_file(tmp_path):
+    task = tmp_path / "mine.toml"
+    text = (ROOT / "prompts/reviews.toml").read_text()
+    task.write_text(text.replace("../data/reviews/", f"{ROOT}/data/reviews/"))
+    done = dry_loop(task, tmp_path / "r", **HOME)
+    assert f"--test-file {ROOT}/data/reviews/test.jsonl" in done.stdout, done.stderr
+
+
+def test_a_given_test_file_is_the_only_one(tmp_path):
+    """What lies beside it under a like name (test_old.jsonl, test_raw.jsonl) is the user's own."""
+    for name in ("test", "test_old"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", TEST_FILE=f"{tmp_path}/test.jsonl")
+    assert done.returncode == 0 and "test_old" not in done.stdout and f"{tmp_path}/test.jsonl" in done.stdout
+
+
+def test_a_task_file_that_is_none_stops_the_loop_before_any_model_is_built(tmp_path):
+    task = tmp_path / "task.toml"
+    task.write_text('name = "x"\n')
+    done = dry_loop(task, tmp_path / "r", **HOME)
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {task}: "), done.stderr
+
+
 def test_no_task_file(tmp_path):
     done = dry_loop(tmp_path / "none.toml", tmp_path / "run")
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(f"error: no {tmp_path}/none.toml: ")
@@ -127,19 +180,16 @@ def test_another_task_needs_models(given, tmp_path):
 
 
 def test_any_task_file_will_do_and_the_knobs_reach_the_stages(tmp_path):
-    """With `true` in the place of Python every stage succeeds at once: what is left is the shell itself."""
     task = tmp_path / "other.toml"
     task.write_text(Path("prompts/reviews.toml").read_text())
-    env = {**os.environ, "PYTHON": "true", "TEACHER": "org/teacher", "STUDENT": "org/student", "ITERATIONS": "2"}
+    env = {"TEACHER": "org/teacher", "STUDENT": "org/student", "ITERATIONS": "2"}
     env |= {"LAUNCH": "env A=1", "SCORE_ARGS": "--energy-temperature 2", "TEST_FILE": "data/reviews/test.jsonl"}
-    done = subprocess.run(
-        ["bash", "loop.sh", str(task), str(tmp_path / "run")], env=env, capture_output=True, text=True, check=False
-    )
+    done = dry_loop(task, tmp_path / "run", **env)
     assert done.returncode == 0, done.stderr
     ran = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("+ ")]
     stages = ["generate.py", "train_student.py", "score_ood.py", "evaluate.py"]
     first = ["evaluate.py", "generate.py", "evaluate.py"]  # the untrained student, the teacher
-    assert ran == [*first, *stages, *stages, "train_student.py", "evaluate.py", "evaluate.py", "report.py"]
+    assert ran == [*first, *stages, *stages, "train_student.py", "evaluate.py", "report.py"]
     assert "--prediction-field teacher_label" in done.stdout
     assert "--energy-temperature 2" in done.stdout and "--group-by" not in done.stdout
 
@@ -171,11 +221,7 @@ def test_by_default_the_training_examples_far_from_all_others_steer_every_prompt
 
 
 def test_the_profile_of_the_paper(tmp_path):
-    command = f"source profiles/paper.sh; bash loop.sh prompts/reviews.toml {tmp_path}/r"
-    done = subprocess.run(
-        ["bash", "-c", command], env={**os.environ, "PYTHON": "true", "ITERATIONS": "1"}, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", before="source profiles/paper.sh")
     (made,), (scored,) = commands(done, "generate.py sample"), commands(done, "score_ood.py")
     assert "--num-validation 200 --feedback-rate 0.5" in made and "--score energy --low 0.5 --high 0.8 " in scored
     assert f"--input-file {tmp_path}/r/iter-00/validation.jsonl --model {tmp_path}/r/iter-00/student " in scored
@@ -235,16 +281,13 @@ def test_validation_examples_are_trained_on_once_scored(tmp_path):
 )
 def test_patience(accuracies, iterations, tmp_path):
     """It stops after an iteration that is no better than the best one before it, on the newest held-out examples."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\nif [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi\n')
-    python.chmod(0o755)
     for i in range(len(accuracies)):
         for k in range(i + 1):
             folder = tmp_path / f"r/iter-{i:02d}/held_out/iter-{k:02d}"
             folder.mkdir(parents=True)
             metrics = {"metric": "accuracy", "overall": {"accuracy": {"value": accuracies[k] - 0.3 * i}}}
             (folder / "metrics.json").write_text(json.dumps(metrics))  # the newer examples are harder for all
-    knobs = {"PYTHON": str(python), "PATIENCE": "1", "MEASURE_TEACHER": "0"}
+    knobs = {"PATIENCE": "1", "MEASURE_TEACHER": "0"}
     done = dry_loop("prompts/reviews.toml", tmp_path / "r", ITERATIONS=str(len(accuracies)), **knobs)
     assert done.returncode == 0, done.stderr
     assert len(commands(done, "generate.py sample")) == iterations
@@ -286,10 +329,7 @@ def test_knobs_that_do_not_go_together_are_refused_at_once(knobs, told, tmp_path
 
 def test_options_of_the_profile_are_options_of_the_stages(tmp_path):
     """With --dry-run the two stages check all they can without a model; generate.py would read the teacher's tokenizer."""
-    done = subprocess.run(
-        ["bash", "-c", f"source profiles/released-code.sh; bash loop.sh prompts/reviews.toml {tmp_path}/r"],
-        env={**os.environ, "PYTHON": "true"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = dry_loop("prompts/reviews.toml", tmp_path / "r", before="source profiles/released-code.sh")
     assert done.returncode == 0, done.stderr
     assert len(commands(done, "generate.py sample")) == 8
     seeds = [json.loads(line) for line in Path("data/reviews/seed_examples.jsonl").read_text().splitlines()]

@@ -19,12 +19,15 @@ from conftest import ROOT, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import gold.fingerprint
 import records
+from gold.columns import MADE as MADE_COLUMNS
+from gold.columns import asked_for
+from gold.labels import as_label
 from records import (
     beside,
     fingerprint,
     finish_run,
-    normalise,
     read_examples,
     read_records,
     run_command,
@@ -33,6 +36,7 @@ from records import (
     write_json,
     write_records,
 )
+from task import RESERVED
 
 GOOD = b'{"first": "the lake", "second": "snow", "label": "not warm"}\n'
 
@@ -49,6 +53,7 @@ def refusal(function, *args, **options) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Records
 
+MADE = GOOD.replace(b"}", b', "sampling_seed": 7}')  # as generate.py writes it
 DEEP = b"[" * 100_000 + b"]" * 100_000
 BROKEN = {  # name: (third line of a file, what the message tells)
     "broken JSON": (b'{"first": "the lake", "second"\n', "not a JSON object"),
@@ -59,7 +64,7 @@ BROKEN = {  # name: (third line of a file, what the message tells)
     "NaN": (GOOD.replace(b"}", b', "energy": NaN}'), "NaN is not a JSON number"),
     "infinity": (GOOD.replace(b"}", b', "energy": -Infinity}'), "-Infinity is not a JSON number"),
     "number too large": (GOOD.replace(b"}", b', "energy": 1e999}'), "mend or delete the line"),
-    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogate"),
+    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogates not allowed"),
     "deep nesting": (GOOD.replace(b"}", b', "x": ' + DEEP + b"}"), "nested too deeply"),
     "long number": (GOOD.replace(b"}", b', "x": ' + b"7" * 9000 + b"}"), "4300"),
     "bad UTF-8": (GOOD.replace(b"lake", b"l\xe4ke"), "utf-8"),
@@ -68,9 +73,10 @@ BROKEN = {  # name: (third line of a file, what the message tells)
     "no answer": (b'{"first": "the lake", "second": "snow"}\n', "no field 'label'"),
     "empty field": (GOOD.replace(b"snow", b"  "), "'second' must be a text"),
     "field no text": (GOOD.replace(b'"snow"', b"7"), "'second' must be a text"),
-    "unknown label": (GOOD.replace(b"not warm", b"warm"), "no such label: 'warm'"),
-    "edited source": (GOOD.replace(b"}", b', "source": "pair: the lake with sun"}'), "'source' is not what"),
-    "edited target": (GOOD.replace(b"}", b', "target": "Warm"}'), "'target' is not what"),
+    "unknown label": (GOOD.replace(b"not warm", b"hot"), "no such label: 'hot'"),
+    "label a number": (GOOD.replace(b'"not warm"', b"1"), "if 0 is Warm, 1 is not warm, as in the task file: "),
+    "edited source": (MADE.replace(b"}", b', "source": "pair: the lake with sun"}'), "'source' is not what"),
+    "edited target": (MADE.replace(b"}", b', "target": "Warm"}'), "'target' is not what"),
     "id twice": (GOOD.replace(b"}", b', "id": "here"}'), "is already in"),
     "id a list": (GOOD.replace(b"}", b', "id": ["here"]}'), "id"),
 }
@@ -83,7 +89,7 @@ def test_broken_line_is_named(name, tmp_path, pairs):
     path.write_bytes(GOOD.replace(b"}", b', "id": "here"}') + b"\n" + line)  # a blank line counts, and is skipped
     message = refusal(read_examples, path, pairs)
     assert message.startswith(f"error: {path}:3: ") and told in message, message
-    assert len(message) < 600
+    assert len(message) < 800
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -105,6 +111,18 @@ def test_missing_end_of_last_line_is_no_fault(tmp_path, pairs):
     assert len(read_examples(path, pairs)) == 2
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("inner", ["\u2028", "\u2029", "\u0085", "\ufeff"])
+def test_a_record_ends_where_its_line_ends(end, mark, inner, tmp_path, pairs):
+    """Raw line separators within a string cut no record; an editor's byte order mark, CR LF and blank lines are no fault."""
+    rows = [{"first": f"the{inner}lake", "second": "snow", "label": "Warm"}] * 2
+    path = tmp_path / "some.jsonl"
+    text = mark + end.join(["", json.dumps(rows[0], ensure_ascii=False), " ", json.dumps(rows[1], ensure_ascii=False)])
+    path.write_text(text if not mark else mark + text[1:].lstrip(), encoding="utf-8", newline="")
+    assert [e["first"] for e in read_examples(path, pairs)] == [f"the{inner}lake"] * 2
+
+
 def test_read_examples_renders(tmp_path, pairs):
     rendered = {"source": "pair: the lake with snow", "target": "not warm"}
     fields = json.loads(GOOD)
@@ -118,11 +136,150 @@ def test_ids_are_unique_over_files_and_are_texts(tmp_path, pairs):
     two = write_lines(tmp_path / "two.jsonl", [json.loads(GOOD) | {"id": "x"}])
     message = refusal(read_examples, [one, two], pairs)
     assert f"{two}:1: " in message and f"{one}:1" in message
-    numbered = write_lines(tmp_path / "numbered.jsonl", [json.loads(GOOD) | {"id": n} for n in range(3)])
-    try:  # people's own ids are often numbers: taken as texts or refused, never a crash in a later stage
-        assert [e["id"] for e in read_examples(numbered, pairs)] == ["0", "1", "2"]
-    except SystemExit as end:
-        assert f"{numbered}:1" in end.code
+
+
+def test_whole_numbers_are_ids_and_null_is_none(tmp_path, pairs):
+    rows = [json.loads(GOOD) | {"id": n} for n in [0, 7, 10**20, None]]
+    numbered = write_lines(tmp_path / "numbered.jsonl", rows)
+    assert [e["id"] for e in read_examples(numbered, pairs)] == ["0", "7", f"{10**20}", "numbered:4"]
+    again = write_lines(tmp_path / "again.jsonl", [json.loads(GOOD) | {"id": "7"}])
+    assert f"'7' is already in {numbered}:2; " in refusal(read_examples, [numbered, again], pairs)
+    for bad in (True, 7.0, ""):
+        message = (
+            refusal(read_examples, write_lines(again, [json.loads(GOOD) | {"id": bad}]), pairs) if bad != "" else ""
+        )
+        assert bad == "" or f"{again}:1: the id must be a text or a whole number, found {bad!r}" in message
+
+
+def test_made_ids_are_unique_by_path(tmp_path, pairs):
+    """Two files of one name, a third of another, a fourth that differs in its ending alone: the shortest end that tells."""
+    paths = [tmp_path / "x" / "a" / "train.jsonl", tmp_path / "x" / "b" / "train.jsonl", tmp_path / "test.jsonl"]
+    paths += [tmp_path / "y" / "a" / "train.jsonl", tmp_path / "test.json"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, [json.loads(GOOD)])
+    a, b = (f"{tmp_path.name}/x/{n}/train" for n in "ab")
+    assert [e["id"] for e in read_examples(paths[:3], pairs)] == ["a/train:1", "b/train:1", "test:1"]
+    assert [e["id"] for e in read_examples(paths[2::-1], pairs)] == ["test:1", "b/train:1", "a/train:1"]  # in any order
+    assert [e["id"] for e in read_examples(paths[0], pairs)] == ["train:1"]
+    assert [e["id"] for e in read_examples(paths[0], pairs, among=paths[:2])] == ["a/train:1"]  # of one command
+    found = [e["id"] for e in read_examples(paths, pairs)]
+    assert found == ["x/a/train:1", "b/train:1", f"{paths[2]}:1", "y/a/train:1", f"{paths[4]}:1"] and a != b
+    assert "already in" in refusal(read_examples, [paths[0], paths[0]], pairs)  # one file twice is a mistake
+
+
+def test_labels_that_are_certain_are_mapped_and_counted(tmp_path, pairs, flip, capfd):
+    fields = {"first": "the lake", "second": "snow"}
+    labels = ["Warm", "WARM", " warm\n", "Not Warm", "not warm"]
+    rows = [fields | {"label": label, "labels": [label]} for label in labels]
+    path = write_lines(tmp_path / "some.jsonl", rows)
+    found = read_examples(path, pairs)
+    assert [e["label"] for e in found] == [e["target"] for e in found] == ["Warm"] * 3 + ["not warm"] * 2
+    assert [e["labels"] for e in found] == [[e["label"]] for e in found]
+    said = capfd.readouterr().err
+    assert (
+        said.startswith(f"{path}: answers read in another form: 'WARM' as 'Warm' (2 times), ") and said.count("\n") == 1
+    )
+    numbers = write_lines(tmp_path / "numbers.jsonl", [{"text": "3 and 4", "answer": 7, "answers": [7, "seven"]}])
+    assert [(e["answer"], e["answers"], e["target"]) for e in read_examples(numbers, flip)] == [
+        ("7", ["7", "seven"], "7")
+    ]
+    assert "7 as '7' (2 times)" in capfd.readouterr().err
+    wrong = write_lines(tmp_path / "wrong.jsonl", [{"text": "3 and 4", "answer": 7.5}])
+    assert "'answer' must be a text that is not empty, found 7.5; put it in quotes" in refusal(
+        read_examples, wrong, flip
+    )
+
+
+@pytest.mark.parametrize("names", [("no", "yes"), ("true", "false"), ("0", "1")])
+def test_a_bool_or_a_number_is_a_label_of_that_name_only(names):
+    expected = {"true": [True, "TRUE "], "1": [1, "1"]}
+    for value in (True, "TRUE ", 1, "1", 2, None, 1.0, [1]):
+        of = [name for name, values in expected.items() if any(v is value or v == value == str(v) for v in values)]
+        assert as_label(value, names) == (of[0] if of and of[0] in names else None), (value, names)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (False, True), ("0", " 1"), (0.0, 1.0)])
+def test_the_command_that_maps_numbers_to_labels_does(values, tmp_path, home, pairs):
+    path = write_lines(tmp_path / "it's mine.jsonl", [json.loads(GOOD) | {"label": value} for value in values])
+    command = refusal(read_examples, path, pairs).partition("as in the task file: ")[2]
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [e["label"] for e in read_examples(tmp_path / "it's mine.named.jsonl", pairs)] == ["Warm", "not warm"]
+
+
+def test_labels_that_no_order_explains(tmp_path, pairs):
+    path = write_lines(tmp_path / "some.jsonl", [json.loads(GOOD) | {"label": -1}])
+    assert "-1 often means that there is none: leave 'label' out" in refusal(read_examples, path, pairs)
+    write_lines(path, [json.loads(GOOD) | {"label": 2}])
+    assert refusal(read_examples, path, pairs).endswith("has Warm, not warm; correct the line")
+
+
+def test_columns_of_the_user_stay_under_another_name(tmp_path, pairs, capfd):
+    """The user's `correct`, `energy` ... of a file that no stage wrote; an id, a split or a group may be called so."""
+    own = {name: f"my {name}" for name in MADE_COLUMNS} | {
+        "original_f1": 1,
+        "split": "test",
+        "energy_kwh": 5,
+        "task": "a",
+    }
+    path = write_lines(tmp_path / "mine.jsonl", [json.loads(GOOD) | own, json.loads(GOOD)])
+    first, second = read_examples(path, pairs)
+    kept = {"split": "test", "energy_kwh": 5, "task": "a", "original_f1": 1, "original_original_f1": "my f1"}
+    kept |= {f"original_{name}": f"my {name}" for name in MADE_COLUMNS if name != "f1"}
+    rendered = {"source": "pair: the lake with snow", "target": "not warm"}
+    assert first == {"id": "mine:1", **json.loads(GOOD), **rendered, **kept}
+    assert second == {"id": "mine:2", **json.loads(GOOD), **rendered}
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "'correct' of 1 records as 'original_correct'" in said
+    used = read_examples(path, pairs, use={"energy", "teacher_label"})[0]  # what options ask for
+    assert used["energy"] == "my energy" and used["teacher_label"] == "my teacher_label"
+    assert used["original_nll"] == "my nll" and "original_energy" not in used
+    capfd.readouterr()
+    # What is written then is the toolkit's: read again, nothing changes
+    assert read_examples(write_lines(tmp_path / "again.jsonl", [first, second]), pairs) == [first, second]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_label_column_called_target_is_no_edit(tmp_path, pairs):
+    rows = [json.loads(GOOD) | {"target": t} for t in ("not warm", "0")]
+    same, other = read_examples(write_lines(tmp_path / "mine.jsonl", rows), pairs)
+    assert "original_target" not in same and other["original_target"] == "0"
+    assert same["target"] == other["target"] == "not warm"
+
+
+def test_records_of_the_toolkit_keep_their_columns_and_are_refused_when_edited(tmp_path, pairs):
+    scored = {"source": "pair: the lake with snow", "target": "not warm", "energy": -1.5, "correct": True}
+    made = {"sampling_seed": 7, "energy": -1.5}
+    rows = [json.loads(GOOD) | scored, json.loads(GOOD) | made]
+    for found, row in zip(read_examples(write_lines(tmp_path / "x.jsonl", rows), pairs), rows, strict=True):
+        assert found == {"id": found["id"]} | row | {"source": scored["source"], "target": "not warm"}
+    edited = json.loads(GOOD) | scored | {"second": "ice"}  # a record that no seed marks, among others that fit
+    for lines, line in (([rows[0], edited], 2), ([edited, rows[0]], 1), ([rows[1], edited, rows[0]], 2)):
+        path = write_lines(tmp_path / "edited.jsonl", lines)
+        assert refusal(read_examples, path, pairs).startswith(f"error: {path}:{line}: 'source' is not what ")
+    own = json.loads(GOOD) | {"source": "imdb"}  # beside generated ones: the seeds tell whose it is
+    path = write_lines(tmp_path / "mixed.jsonl", [json.loads(GOOD) | made, own])
+    assert read_examples(path, pairs)[1]["original_source"] == "imdb"
+
+
+def test_an_option_names_the_column_wherever_it_is_now():
+    assert asked_for("prediction", [{"prediction": "a", "original_prediction": "b"}]) == "prediction"
+    assert asked_for("prediction", [{"original_prediction": "b"}]) == "original_prediction"
+    assert asked_for("source", [{"source": "x", "original_source": "imdb"}]) == "original_source"
+    assert asked_for("source", [{"source": "x"}]) == "source" and asked_for(None, [{}]) is None
+
+
+def test_the_columns_are_those_that_the_stages_write():
+    from evaluate import VALUES
+    from score_ood import SCORED
+
+    written = {*SCORED, *(v for values in VALUES.values() for v in values), "score", "rank", "source", "target"}
+    assert (
+        written | {"teacher_label", "label_probs"}
+        == MADE_COLUMNS
+        <= RESERVED | {n for n in MADE_COLUMNS if "energy" in n}
+    )
 
 
 def test_read_examples_without_answers(tmp_path, pairs):
@@ -168,25 +325,6 @@ def test_writing_refuses_what_is_no_json_number(tmp_path):
         write_records(file, [{"id": "r7", "energy": float("nan")}])
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("The  Lake, again!", "the lake again"),
-        ("snake_case-and\nlines", "snake case and lines"),
-        ("ÄRGER in 2024", "ärger in 2024"),
-        ("--- ...", ""),
-    ],
-)
-def test_normalise(text, expected):
-    assert normalise(text) == expected
-
-
-@given(st.text())
-@settings(deadline=None, max_examples=100)
-def test_normalise_twice_is_once(text):
-    assert normalise(normalise(text)) == normalise(text)
-
-
 def test_write_json_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"a": "ä", "where": Path("x")})
@@ -217,24 +355,152 @@ def test_fingerprint_of_a_model_folder(tmp_path):
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"1234")
+    (folder / "model.safetensors").write_bytes(bytes(300_000))
     seen = [fingerprint("--model", folder)]
+    middle = bytes(150_000) + b"1" + bytes(149_999)
     for change in (
         lambda: (folder / "config.json").write_text('{"a": 1}'),
-        lambda: (folder / "config.json").write_text('{"a": 2}'),  # the same size: JSON files count by content
-        lambda: (folder / "model.safetensors").write_bytes(b"12345"),
+        lambda: (folder / "config.json").write_text('{"a": 2}'),  # the same size
+        lambda: (folder / "model.safetensors").write_bytes(middle),  # the same size, and the same at both ends
+        lambda: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         lambda: (folder / "sub" / "x").write_bytes(b""),
-        lambda: beside(folder, ".run.json").write_text("{}"),  # from now on the run record alone counts
-        lambda: beside(folder, ".run.json").write_text('{"finished_at": 1}'),
+        lambda: (folder / "chat_template.jinja").write_bytes(b""),
     ):
         change()
         assert fingerprint("--model", str(folder)) not in seen
         seen.append(fingerprint("--model", folder))
-    (folder / "training_log.jsonl").write_text("{}")
+    assert re.fullmatch(r"sha256:[0-9a-f]{64} of 4 files, 0.3 MB", seen[-1])
+    # What no stage computes with, times, and the place
+    for name in ("training_log.jsonl", "held_out.jsonl", "README.md", ".gitattributes"):
+        (folder / name).write_text("{}")
+    beside(folder, ".run.json").write_text('{"finished_at": 1}')
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
     assert fingerprint("--model", folder) == seen[-1]
-    beside(folder, ".run.json").rename(tmp_path / "copy.run.json")
     folder.rename(tmp_path / "copy")
-    assert fingerprint("--model", tmp_path / "copy") == seen[-1]  # by content, never by path
+    assert fingerprint("--model", tmp_path / "copy") == seen[-1]
+
+
+def reads(folder: Path, cache: Path) -> tuple[str, list[str]]:
+    """A folder's fingerprint and the files that were read for it."""
+    read = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return content(path)
+
+    content = gold.fingerprint._sha256
+    with mock.patch.object(gold.fingerprint, "_sha256", noted):
+        return gold.fingerprint.fingerprint(folder, cache), sorted(read)
+
+
+def test_a_large_file_is_read_once_a_run(tmp_path):
+    """Sparse files of 64 MiB: what is in the cache is not read, what was touched is read and found equal."""
+    folder, run = tmp_path / "teacher", tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name in ("1.safetensors", "2.safetensors"):
+        with (folder / name).open("wb") as file:
+            file.truncate(gold.fingerprint.LARGE)
+    whole, read = reads(folder, run)
+    assert read == ["1.safetensors", "2.safetensors", "config.json"]
+    assert reads(folder, run) == (whole, ["config.json"])
+    assert len(json.loads((run / ".hashes.json").read_text())) == 2
+    assert reads(folder, tmp_path / "another run")[1] == read
+    os.utime(folder / "1.safetensors")
+    assert reads(folder, run) == (whole, ["1.safetensors", "config.json"])
+    # Another content of the same size, with the old one's time, as `cp -p` leaves it
+    before = (folder / "2.safetensors").stat()
+    with (folder / "2.safetensors").open("r+b") as file:
+        file.write(b"1")
+    os.utime(folder / "2.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed, read = reads(folder, run)
+    assert changed != whole and read == ["2.safetensors", "config.json"]
+    for broken in ("", "[]", '{"a": 1}', "\0\0"):
+        (run / ".hashes.json").write_text(broken)
+        assert reads(folder, run)[0] == changed
+    (tmp_path / "file").write_text("")  # where nothing can be written the stage says so itself
+    assert reads(folder, tmp_path / "file")[0] == changed
+
+
+def test_the_cache_lies_in_the_run_folder(tmp_path):
+    teacher = tmp_path / "teacher.gguf"
+    with teacher.open("wb") as file:
+        file.truncate(gold.fingerprint.LARGE)
+    for name in ("iter-00/train.jsonl", "iter-01/train.jsonl", "final/student", "other.jsonl"):
+        run = start_run("stage.py", tmp_path / "run" / name, {}, {"model": teacher})
+        run.lock.close()
+    caches = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob(".hashes.json")]
+    assert caches == ["run/.hashes.json"]
+
+
+def test_a_changed_time_alone_is_no_change_and_other_weights_are(tmp_path):
+    """A model that was trained again with the same result, and one whose weights were exchanged behind its run record."""
+    model, output = tmp_path / "student", tmp_path / "out"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"1234")
+    beside(model, ".run.json").write_text('{"finished_at": "2026-01-01"}')
+
+    def stage():
+        run = start_run("stage.py", output, {}, {"model": str(model)})
+        if run:
+            run.partial.write_text("x")
+            finish_run(run, {})
+        return run
+
+    assert stage() and not stage()
+    beside(model, ".run.json").write_text('{"finished_at": "2027-01-01"}')
+    os.utime(model / "model.safetensors")
+    assert not stage()
+    (model / "model.safetensors").write_bytes(b"1235")
+    assert "--model has changed since this was made" in refusal(stage)
+
+
+HUB = """
+import os, sys
+from pathlib import Path
+from records import finish_run, start_run
+folder = Path(os.environ["HF_HUB_CACHE"]) / "models--some--model"
+def commit(name):
+    (folder / "snapshots" / name).mkdir(parents=True, exist_ok=True)
+    (folder / "snapshots" / name / "config.json").write_text("{}")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(name)
+def stage(load=None):
+    run = start_run("stage.py", Path("out"), {}, {"model": "some/model", "base_model": None})
+    if run:
+        run.partial.write_text("x")
+        load and commit(load)
+        return finish_run(run, {})["inputs"]["model"]
+print(stage(load="a" * 40))  # the first download is on the way
+print(stage())
+commit("b" * 40)
+print(stage())
+"""
+
+
+def test_a_hub_model_is_the_commit_in_the_cache(tmp_path):
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HUB]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"hub:some/model@{'a' * 40}", "None"], done.stderr
+    assert f"--model has changed since this was made (some/model, now hub:some/model@{'b' * 40})" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("hub:a", "hub:a", True),
+        ("hub:a", "hub:a@1", True),  # noted before the first download
+        ("hub:a@1", "hub:a@2", False),
+        ("hub:a", "hub:b@1", False),
+        ("hub:a@1", "sha256:1", False),
+        (["sha256:1"], ["sha256:1"], True),
+        (None, "hub:a", False),
+    ],
+)
+def test_same_content(old, new, same):
+    assert gold.fingerprint.same_content(old, new) == gold.fingerprint.same_content(new, old) == same
 
 
 @pytest.mark.parametrize("name", ["google-t5/t5-base", "gpt2", "Qwen/Qwen2.5-0.5B"])
@@ -606,9 +872,25 @@ def test_what_the_disk_refuses_is_one_line(error, told, monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_the_disks():
+    """What nobody foresaw goes on up: Python prints its traceback and ends with exit code 1."""
     for error in (FileNotFoundError(errno.ENOENT, "No such file"), ValueError("no")):
-        with pytest.raises(SystemExit, match=f"error: unexpected {type(error).__name__}: "):
+        with pytest.raises(type(error)) as caught:
             run_command(mock.Mock(side_effect=error))
+        assert caught.value is error
+
+
+def test_a_full_gpu_is_one_line_wherever_it_stands_in_the_chain():
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def wrapped():
+        try:
+            raise OutOfMemoryError("CUDA out of memory")
+        except RuntimeError as error:
+            raise ValueError("some library's own words") from error
+
+    for raised in (mock.Mock(side_effect=OutOfMemoryError("CUDA out of memory")), wrapped):
+        assert refusal(run_command, raised).startswith("error: out of GPU memory: halve the batch size")
 
 
 def test_lock_held_by_another_process(tmp_path):

@@ -394,6 +394,18 @@ def test_tfidf_by_hand():
     assert far == pytest.approx([1 - sun / math.hypot(sun, other), 0, 1])
 
 
+def test_tfidf_in_any_script():
+    """Texts of symbols and of scripts without blanks have words too; none of them is a row of zeros, or an error."""
+    texts = ["+ -", ":)", "我喜欢手机", "我喜欢电脑", "कमल की", "कमल का"]
+    examples = [{"id": n, "source": text} for n, text in enumerate(texts)]
+    far = nearest_distances(*tfidf_vectors(examples, examples), examples, examples)
+    assert far[:2] == [1, 1] and all(0 < distance < 1 for distance in far[2:])
+    twins = [{"id": f"twin {n}", "source": text} for n, text in enumerate(texts)]
+    assert nearest_distances(*tfidf_vectors(examples, twins), examples, twins) == pytest.approx([0] * 6, abs=1e-9)
+    alone = nearest_distances(*tfidf_vectors(examples[:1], twins[1:2]), examples[:1], twins[1:2])
+    assert alone == [1]
+
+
 def test_an_example_is_not_its_own_neighbour():
     """At 0, 60 and 90 degrees: the nearest others are 60, 30 and 30 degrees away; one alone has none."""
     import numpy as np

@@ -20,6 +20,7 @@ from task import (
     load_task,
     overlap,
     parse_completion,
+    render,
     render_label_prompt,
     render_prompt,
     split_example,
@@ -356,6 +357,7 @@ def test_text_key_is_of_the_fields_alone(pairs):
     one = {"first": "The  Lake!", "second": "sun", "label": "Warm", "id": "1"}
     assert text_key(pairs, one) == text_key(pairs, {"first": "the lake", "second": "Sun.", "label": "not warm"})
     assert text_key(pairs, {"first": "a", "second": "b c"}) != text_key(pairs, {"first": "a b", "second": "c"})
+    assert text_key(pairs, {"first": "a |", "second": "b"}) != text_key(pairs, {"first": "a", "second": "| b"})
 
 
 @pytest.mark.parametrize("label", ["Warm", "not warm"])
@@ -481,6 +483,33 @@ def test_overlap_is_rouge_l():
     assert overlap("a b", "c d") == 0
 
 
+def test_overlap_in_any_script():
+    assert overlap("", "") == 1 and overlap("", "a") == 0
+    assert overlap("Caf\u00e9 noir", "cafe\u0301 noir") == 1
+    assert overlap("2 + 3", "2 - 3") == pytest.approx(2 / 3)
+    assert overlap("我喜欢手机。", "我喜欢这个手机") == pytest.approx(2 * 5 / 12)  # by characters
+    assert overlap("कमल की", "कमल का") == 0.5 and overlap(":)", ":(") == 0
+
+
+def test_copies_in_a_script_without_blanks(tmp_path, flip):
+    strict = load(FLIP.replace("[student]", "[parse]\nmax_overlap = 0.8\n[student]"), tmp_path)
+    shot = {"text": "我非常喜欢这个手机", "answer": "x"}
+    assert copies(strict, {"text": "我非常喜欢那个手机", "answer": "x"}, [shot])  # 8 of 9 characters
+    assert not copies(flip, {"text": "我非常喜欢那个手机", "answer": "x"}, [shot])
+    assert copies(flip, shot | {"text": "我非常喜欢这个手机。"}, [shot])
+    assert not copies(flip, shot | {"text": "3 + 4"}, [shot | {"text": "3 - 4"}])
+
+
+@pytest.mark.parametrize(
+    "first, reason",
+    [("北京", None), ("京", "too_short"), ("我喜欢", None), ("नमस्ते", "too_short"), ("नमस्ते दुनिया", None)],
+)
+def test_words_are_counted_in_any_script(first, reason, pairs):
+    """min_words of first is 2, max_words of second 6."""
+    assert parse_completion(pairs, f" {first}\nSecond: 屏幕很好。", "Warm")[1] == reason
+    assert parse_completion(pairs, " 北京\nSecond: 屏幕非常非常好", "Warm")[1] == "too_long"
+
+
 def test_copies(tmp_path, flip):
     shot = {"text": "the red fox jumps over it", "answer": "x"}
     near = {"text": "the red fox hops over it", "answer": "y"}  # 2 * 5 / 12
@@ -601,6 +630,27 @@ def test_a_stated_answer_may_be_rounded(said, told):
 
     assert states_value(said, "10 / 3") is told
     assert states_value("\u22127 degrees", "3 - 10") and not states_value("1001", "1000")
+    assert states_value("12 m\u00b2", "12") and states_value("1,200", "1200")
+
+
+@pytest.mark.parametrize("said", ["\u0663", "\uff13 apples", "\u0967", "3 or \u0663", "", "three"])
+def test_a_stated_answer_is_in_ascii_digits(said):
+    from equations import evaluate_equation, states_value
+
+    assert not states_value(said, "1 + 2") and evaluate_equation(said) is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(["$label", "${label}s", "$$", "$label_x", "${second}", "\u00e9", "'s", " 5%", "%s"]), max_size=6
+    ),
+    st.sampled_from(["warm", "$second", "100%", "%(x)s", "\\1"]),
+)
+@settings(deadline=None, max_examples=100)
+def test_templates_are_those_of_the_standard_library(pieces, label):
+    values = {"label": label, "label_x": "x", "second": "$label"}
+    template = " ".join(pieces) + "$label\u00e9"
+    assert render(template, values) == string.Template(template).substitute(values)
 
 
 def test_a_label_prompt_ends_with_start(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from records import normalise, read_examples
+from gold.text import text_key
+from records import read_examples
 from task import (
     copies,
     load_task,
@@ -105,7 +106,7 @@ def test_no_text_is_there_twice():
         for example in examples:
             for name in task.fields:
                 if len(example[name].split()) > 1:  # numbers may come twice
-                    texts[normalise(example[name])].append((task.name, example["id"], name))
+                    texts[text_key(example[name])].append((task.name, example["id"], name))
     assert {text: places for text, places in texts.items() if len(places) > 1} == {}
 
 

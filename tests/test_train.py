@@ -185,10 +185,15 @@ def test_trained_student(name, trained, home, pairs, flip):
     import transformers
 
     folder = trained[name]
-    files = {p.name for p in folder.iterdir()} - {"training_args.bin", "generation_config.json"}
-    assert files == {
+    files = {p.name for p in folder.iterdir()} - {"training_args.bin"}
+    assert files - {"generation_config.json"} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_log.jsonl", "held_out.jsonl",
+        "gold.json",
     }  # fmt: skip
+    assert ("generation_config.json" in files) is ("bert" not in name)
+    config = json.loads((folder / "config.json").read_text())
+    # Trainer would leave a use_cache that decodes in quadratic time; a forward pass with labels its own kind of loss
+    assert config.get("use_cache") is not False and "problem_type" not in config
     assert not list(folder.parent.glob("*partial*"))
     task, data = (flip, "flip_train.jsonl") if "flip" in name else (pairs, "train.jsonl")
     examples = read_examples(home / data, task)
@@ -228,6 +233,61 @@ OPTIONS = {
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "weight_decay": 0.0,
     "max_source_length": 64, "max_target_length": 16, "seed": 0, "dtype": "float32", "limit": None,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio, rising", [(1.0, 6), (0.5, 3), (0.0, 0)])
+def test_the_warm_up_is_a_share_of_all_steps(ratio, rising, models, home, pairs, tmp_path):
+    """One step an epoch: the rate of each is in the log. transformers takes warmup_steps=1.0 for one step."""
+    rows = read_examples(home / "train.jsonl", pairs)[:8]
+    how = {"num_train_epochs": 6, "warmup_ratio": ratio, "gradient_accumulation_steps": 1}
+    _, log = train_on(pairs, str(models["bert"]), rows, [], tmp_path / "s", OPTIONS | how)
+    rates = [r["learning_rate"] for r in log if "learning_rate" in r]
+    assert rates == pytest.approx([1e-2 * min(1, step / rising if rising else 1) for step in range(6)])
+
+
+def test_an_untied_t5_stays_untied(models, home, pairs, tmp_path, monkeypatch):
+    """As FLAN-T5: two matrices, no scaling of what goes into the second. What is saved is what was trained."""
+    import torch
+    from safetensors.torch import load_file
+
+    import train_student
+
+    made = []
+    monkeypatch.setattr(train_student, "load_student", lambda *args: made.append(load_student(*args)) or made[-1])
+    rows = read_examples(home / "train.jsonl", pairs)
+    how = OPTIONS | {"num_train_epochs": 1, "per_device_train_batch_size": 30}
+    counts, _ = train_on(pairs, str(models["t5v11"]), rows, rows[:4], tmp_path / "s", how)
+    trained = made[0][0].eval()
+    again, tokenizer, family = load_student(str(tmp_path / "s"), pairs)
+    weights, base = load_file(tmp_path / "s" / "model.safetensors"), load_file(models["t5v11"] / "model.safetensors")
+    assert counts["steps"] == 2 and again.config.scale_decoder_outputs is False
+    assert not torch.equal(weights["lm_head.weight"], weights["shared.weight"])
+    for name in ("lm_head.weight", "shared.weight"):
+        assert not torch.equal(weights[name], base[name])
+    ids = torch.tensor([encode(rows[:1], tokenizer, family, pairs, 64, 8)[0]["input_ids"]])
+    start = torch.tensor([[0, 5, 6]])
+    with torch.inference_mode():
+        found, expected = (m(input_ids=ids, decoder_input_ids=start).logits for m in (again, trained))
+        states = trained.decoder(start, encoder_hidden_states=trained.encoder(ids).last_hidden_state).last_hidden_state
+    assert torch.equal(found, expected)
+    assert torch.allclose(found, states @ weights["lm_head.weight"].T, atol=1e-5)
+
+
+def test_a_bfloat16_base_is_trained_in_float32(models, home, pairs, tmp_path):
+    """Steps of 1e-5 are lost in bfloat16 weights; from_pretrained takes the dtype of the file unless it is told."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(models["bos"], dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(models["bos"]).save_pretrained(tmp_path / "base")
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["dtype"] == "bfloat16"
+    rows = read_examples(home / "train.jsonl", pairs)[:8]
+    how = OPTIONS | {"num_train_epochs": 1, "learning_rate": 1e-5, "dtype": "bfloat16"}
+    train_on(pairs, str(tmp_path / "base"), rows, [], tmp_path / "s", how)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "s"))
+    assert {v.dtype for v in after.values()} == {torch.float32}
+    assert all(not torch.equal(before[k].float(), v) for k, v in after.items() if "proj" in k)
 
 
 @pytest.mark.parametrize("name", ["t5", "bert", "qwen2"])

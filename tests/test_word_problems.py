@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from data import word_problems_grammar as grammar
 from equations import MAX_LENGTH, equations_agree, evaluate_equation
-from records import normalise, read_examples
+from gold.text import text_key
+from records import read_examples
 from task import is_correct, load_task, parse_completion
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_the_data_files_are_those_of_the_grammar(tmp_path, capsys):
     seeds = read_lines(tmp_path / "seed_examples.jsonl")
     assert {grammar.topic_of(r["problem"]) for r in seeds} == {"bakery", "library", "harbour"}
     assert all(grammar.oracle_equation(r["problem"]) == r["equation"] for r in seeds)
-    problems = [normalise(r["problem"]) for r in seeds + test + zipf]
+    problems = [text_key(r["problem"]) for r in seeds + test + zipf]
     assert len(set(problems)) == len(problems)
 
 

@@ -72,9 +72,39 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
+def sweep(folder: Path) -> None:
+    """Kill every process of the cluster in that folder, jobs and their steps included, and remove the folder.
+
+    Told by their environment: Slurm's own helpers and the jobs change parent and session, and some the user as well.
+    """
+    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
+    found = True
+    while found:  # until nobody is left who could start another
+        found = False
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if mark in environ.read_bytes().split(b"\0") and int(environ.parent.name) != os.getpid():
+                    os.kill(int(environ.parent.name), signal.SIGKILL)
+                    found = True
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def swept(folder: Path) -> Iterator[None]:
+    """`sweep` at the end, whatever ends this process, SIGKILL too: a process of its own session waits for the end of a pipe."""
+    command = [sys.executable, __file__, "--sweep", str(folder)]
+    broom = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        broom.stdin.close()
+        broom.wait()
+
+
 @contextlib.contextmanager
 def cluster(cpus: int) -> Iterator[dict[str, str]]:
-    """Yield the environment that makes Slurm's commands talk to the cluster; stops all jobs and daemons at the end."""
+    """Yield the environment that makes Slurm's commands talk to the cluster; all of it ends with this process at the latest."""
     # Its own folder under /tmp: munge wants every folder above its socket to be nobody else's, and a socket's name short
     folder = Path(tempfile.mkdtemp(prefix="gold-slurm-"))
     folder.chmod(0o755)
@@ -107,7 +137,7 @@ def cluster(cpus: int) -> Iterator[dict[str, str]]:
                 raise RuntimeError(f"{what}: it did not come to that\n{logs(folder)}")
             time.sleep(0.1)
 
-    try:
+    with swept(folder):
         for name, options in daemons.items():
             with (folder / f"{name}.out").open("w") as out:
                 command = [shutil.which(name, path=PATH), *options]
@@ -116,18 +146,6 @@ def cluster(cpus: int) -> Iterator[dict[str, str]]:
                 until(munge["socket"].exists, "munged listens")
         until(lambda: ask("sinfo", "--noheader", "--format=%T") == "idle", "the node is idle")
         yield env
-    finally:
-        if len(running) == len(daemons):
-            ask("scancel", f"--user={getpass.getuser()}")
-            with contextlib.suppress(RuntimeError):
-                until(lambda: not ask("squeue", "--noheader"), "all jobs have ended")
-        for daemon in reversed(running):
-            daemon.send_signal(signal.SIGTERM)
-            try:
-                daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def logs(folder: Path) -> str:
@@ -137,6 +155,10 @@ def logs(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--sweep"]:
+        sys.stdin.read()  # until the process that started it has ended
+        sweep(Path(sys.argv[2]))
+        sys.exit()
     if reason := why_not():
         sys.exit(f"error: {reason}")
     with cluster(cpus=os.cpu_count() or 1) as environment:

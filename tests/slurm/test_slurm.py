@@ -1,9 +1,11 @@
 """slurm/*.sbatch on a Slurm of one node (cluster.py), with the embedded teacher: stopped in the middle, nothing is lost."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -99,7 +101,7 @@ def read(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda p: p.name)
 def test_a_wrapper_is_short_and_says_what_is_missing(wrapper, tmp_path):
-    assert len(wrapper.read_text().splitlines()) < 60
+    assert len(wrapper.read_text().splitlines()) < 65
     env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "5"}
     given = {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": "o", "NUM_EXAMPLES": "9"}
     arguments = ["prompts/reviews.toml", "runs/x"] if wrapper.name == "loop.sbatch" else []
@@ -122,6 +124,44 @@ def test_a_wrapper_is_short_and_says_what_is_missing(wrapper, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The cluster of these tests
+
+
+@needs_slurm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_process_that_started_it_ends_the_cluster(number, tmp_path):
+    """No daemon, no step, no job, no folder: also where nothing of ours can run any more."""
+    job = "sbatch --output=/dev/null --wrap 'srun sleep 300' && until [[ $(squeue -h -t R) ]]; do sleep 0.1; done"
+    script = f'{job}; srun sleep 300 & sleep 1; echo "$SLURM_CONF" > {tmp_path}/conf; sleep 300'
+    command = [sys.executable, ROOT / "tests/slurm/cluster.py", "bash", "-c", script]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "conf").exists() or not (tmp_path / "conf").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    conf = (tmp_path / "conf").read_text().strip()
+    names = {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"}
+    assert names <= {Path(words.split()[0]).name.rstrip(":") for words in of_the_cluster(conf)}
+    process.send_signal(number)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while (of_the_cluster(conf) or Path(conf).parent.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert of_the_cluster(conf) == [] and not Path(conf).parent.exists()
+
+
+def of_the_cluster(conf: str) -> list[str]:
+    """Command lines of the processes that were started with this configuration."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"SLURM_CONF={conf}".encode() in path.read_bytes().split(b"\0"):
+                found.append(path.with_name("cmdline").read_text().replace("\0", " "))
+    return [words for words in found if words]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # generate.sbatch
 
 
@@ -137,6 +177,64 @@ def test_a_job_that_saves_nothing_is_not_queued_again_and_a_failure_neither(slur
         ended = slurm.wait(f"{job}_1")
         assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0")
         assert said in slurm.log(f"{job}_1")
+
+
+# The first start saves something and is told to stop, as generate.py is; the second ends well
+STUB = """#!/bin/bash
+if [[ $1 == -c ]]; then exit; fi
+if [[ -z ${SLURM_RESTART_COUNT:-} ]]; then echo new > "$SAVED"; exit 75; fi
+"""
+# Slurm's own, slow to return: the SIGTERM of the requeue always comes before it has
+SCONTROL = """#!/bin/bash
+%s "$@"; code=$?
+if [[ $1 == requeue ]]; then sleep 3; touch "$PLACE/outlived"; fi
+exit $code
+"""
+SLEEP = """#!/bin/bash
+if [[ $1 == 60 ]]; then touch "$PLACE/slept"; fi
+exec %s "$@"
+"""
+
+
+def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
+    """Submit a wrapper with these in the places of Python, scontrol and sleep; the task's or job's number."""
+    bin = place / "bin"
+    bin.mkdir()
+    real = {name: shutil.which(name, path=slurm.env["PATH"]) for name in ("scontrol", "sleep")}
+    for name, text in (("python", STUB), ("scontrol", SCONTROL % real["scontrol"]), ("sleep", SLEEP % real["sleep"])):
+        (bin / name).write_text(text)
+        (bin / name).chmod(0o755)
+    variables = {"PYTHON": bin / "python", "PLACE": place, "PATH": f"{bin}:{slurm.env['PATH']}"}
+    (place / "test.jsonl").write_text("")
+    if wrapper == "loop":
+        variables |= {"TEACHER": "a", "STUDENT": "b", "TEST_FILE": place / "test.jsonl", "ITERATIONS": 1}
+        variables |= {"SAVED": place / "run/train.jsonl.partial.json"}
+        return slurm.submit("loop", "prompts/rte.toml", place / "run", options=options, **variables)
+    variables |= {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": place, "NUM_EXAMPLES": 9}
+    variables |= {"SAVED": place / "train-00001-of-00004.jsonl.partial.json"}
+    return slurm.submit("generate", options=("--array=1", *options), **variables) + "_1"
+
+
+@needs_slurm
+@pytest.mark.parametrize("wrapper", ["generate", "loop"])
+def test_the_sigterm_of_a_requeue_ends_neither_scontrol_nor_the_wait_for_it(wrapper, slurm, tmp_path):
+    """Else the script ends by itself, and Slurm can take its exit code for the next start's."""
+    job = stub_job(slurm, wrapper, tmp_path)
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.log(job)
+    assert (tmp_path / "outlived").exists() and (tmp_path / "slept").exists(), slurm.log(job)
+    log = slurm.log(job)  # appended to, so that both starts stand in it
+    assert log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
+
+
+@needs_slurm
+@pytest.mark.parametrize("wrapper", ["generate", "loop"])
+def test_a_job_that_may_not_be_queued_again_says_so_and_ends(wrapper, slurm, tmp_path):
+    job = stub_job(slurm, wrapper, tmp_path, "--no-requeue")
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), slurm.log(job)
+    assert "error: not queued again, see above; " in slurm.log(job)
+    assert not (tmp_path / "slept").exists()
 
 
 @needs_slurm
@@ -193,6 +291,32 @@ def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm,
 
 # ---------------------------------------------------------------------------------------------------------------------
 # loop.sbatch
+
+
+@needs_slurm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_path):
+    """As in salloc. The first SIGINT makes srun report only; a killed srun would leave its step behind."""
+    stage = tmp_path / "python"
+    stage.write_text(f"#!/bin/bash\nif [[ $1 == -c ]]; then exit; fi\necho $$ > {tmp_path}/stage\nexec sleep 300\n")
+    stage.chmod(0o755)
+    (tmp_path / "test.jsonl").write_text("")
+    env = slurm.env | {"PYTHON": str(stage), "LAUNCH": "srun", "TEACHER": "a", "STUDENT": "b"}
+    env |= {"TEST_FILE": f"{tmp_path}/test.jsonl"}
+    command = ["bash", "loop.sh", "prompts/rte.toml", str(tmp_path / "run")]
+    with (tmp_path / "said").open("w") as said:
+        loop = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said, start_new_session=True)
+    pid, deadline = tmp_path / "stage", time.monotonic() + 60
+    while not pid.exists() or not pid.read_text():
+        assert loop.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    loop.send_signal(number)
+    assert loop.wait(30) == -number, (tmp_path / "said").read_text()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid.read_text().strip()}").exists():
+        assert time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    assert not slurm.ask("squeue", "--noheader", "--name=python")
 
 
 @needs_slurm

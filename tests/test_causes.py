@@ -1,0 +1,108 @@
+"""One line with the cause of a library's error: hand-made errors, and what the installed libraries really raise."""
+
+import json
+import shutil
+
+import pytest
+from conftest import call, one_error
+
+from gold.causes import LONGEST, cause_of, chain_of
+
+
+def raised(make) -> Exception:
+    try:
+        make()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def chained(outer: Exception, inner: Exception, explicit: bool = True) -> Exception:
+    def make():
+        try:
+            raise inner
+        except Exception as error:
+            if explicit:
+                raise outer from error
+            raise outer  # noqa: B904 (as libraries do)
+
+    return raised(make)
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (ValueError("no such thing"), "no such thing"),
+        (ValueError(""), "ValueError('')"),
+        (KeyError("a.weight"), "KeyError: 'a.weight'"),
+        (ValueError("First says it.\nSecond adds to it."), "First says it."),
+        (ValueError("Nothing worked:\n (1) one,\n\n (2) two"), "Nothing worked: (1) one, (2) two"),
+        (chained(RuntimeError("For details look at the above report!"), OSError("it is torn")), "it is torn"),
+        (chained(RuntimeError("Engine core initialization failed. See root cause above."), OSError("no GPU"), False), "no GPU"),
+        (chained(RuntimeError(""), OSError("")), "RuntimeError('')"),
+        (chained(RuntimeError("outer says it"), OSError("inner")), "outer says it"),
+    ],
+)  # fmt: skip
+def test_the_cause_by_hand(error, told):
+    assert cause_of(error) == told
+
+
+def test_a_suppressed_context_is_no_cause_and_a_circle_ends():
+    def make():
+        try:
+            raise OSError("inner")
+        except OSError:
+            raise RuntimeError("") from None
+
+    assert len(chain_of(raised(make))) == 1
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert chain_of(one) == [one, two]
+    assert len(cause_of(ValueError("a " * 1000))) <= LONGEST
+
+
+def test_the_messages_of_a_pydantic_error():
+    """As vLLM's configs raise them: "1 validation error for VllmConfig" is no cause."""
+    import pydantic
+
+    class Config(pydantic.BaseModel):
+        length: int = pydantic.Field(gt=0)
+        name: str = ""
+
+        @pydantic.field_validator("name")
+        @classmethod
+        def known(cls, value):
+            raise ValueError(f"{value} is\nno name")
+
+    error = raised(lambda: Config(length=0, name="x"))
+    assert str(error).startswith("2 validation errors for Config\n")
+    assert cause_of(error) == "length: Input should be greater than 0; name: x is no name"
+    assert cause_of(chained(RuntimeError(""), error)) == cause_of(error)
+
+
+def refused(home, model, tmp_path, *told):
+    done = call(
+        "train_student.py", "--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl", "--model", model,
+        "--output-dir", tmp_path / "student",
+    )  # fmt: skip
+    assert done.returncode == 1
+    one_error(done.stderr, f"error: --model {model}: ", *told)
+    assert "above report" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["t5", "bert", "qwen2"])
+def test_weights_that_do_not_fit_the_config_are_named(name, home, models, tmp_path):
+    """transformers says "For details look at the above report!", which nobody has seen."""
+    broken = shutil.copytree(models[name], tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["d_ff" if name == "t5" else "intermediate_size"] = 48  # made with 64
+    (broken / "config.json").write_text(json.dumps(config))
+    refused(home, broken, tmp_path, "its weights are not those of its config.json", "64", "48", "save both")
+
+
+def test_a_tokenizer_that_cannot_be_made_says_why(home, models, tmp_path):
+    """transformers: "Couldn't instantiate the backend tokenizer from one of:" and then what it tried."""
+    broken = shutil.copytree(models["t5"], tmp_path / "broken")
+    (broken / "tokenizer.json").unlink()
+    (broken / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    refused(home, broken, tmp_path, "no student there that transformers can load: Couldn't instantiate", "(1)", "(3)")

@@ -1,0 +1,270 @@
+"""Ctrl-C, SIGTERM and a closed terminal, on a real terminal: loop.sh and each stage end, and leave no process behind."""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from bench.kill import environment, is_inside, is_locked, living
+
+SOON = 1.5  # seconds on an idle machine: one for a stage that does not end by itself
+CTRL_C = b"\x03"
+SAID = "interrupted; run it again to go on: what is saved stays"
+
+
+class Terminal:
+    """A terminal whose session's leader, a shell, runs one script: `"$@"` in it is the command."""
+
+    def __init__(self, command: list[object], env: dict[str, str], script: str = 'trap : INT; "$@"; echo "status $?"'):
+        self.printed = ""
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.chdir(ROOT)
+            os.execvpe("bash", ["bash", "-c", script, "bash", *map(str, command)], {**os.environ, **env})
+
+    def read(self, seconds: float) -> None:
+        """What is printed within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and select.select([self.fd], [], [], left)[0]:
+            with contextlib.suppress(OSError):  # nobody writes any more
+                self.printed += os.read(self.fd, 65536).decode(errors="replace")
+                continue
+            time.sleep(left)
+
+    def until(self, met: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 600
+        while not met():
+            alive = living(self.pid)
+            self.read(0.1)
+            assert met() or (time.monotonic() < deadline and alive), self.printed[-3000:]
+
+    def shell(self) -> int:
+        """The process of loop.sh: the only child of the session's leader."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
+
+    def assert_all_gone(self) -> None:
+        """Soon no process of the session is left, whatever its process group."""
+        deadline = time.monotonic() + SOON * max(1, os.getloadavg()[0] / os.cpu_count())
+        while living(self.pid) and time.monotonic() < deadline:
+            self.read(0.02)
+        left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in living(self.pid)]
+        assert not left, self.printed[-3000:]
+        self.read(0.1)
+
+    def end(self) -> None:
+        for pid in living(self.pid):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def terminal():
+    begun = []
+
+    def begin(*args, **how) -> Terminal:
+        begun.append(Terminal(*args, **how))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.end()
+
+
+def hang_up(terminal: Terminal) -> None:
+    """Close the window: the other side of the terminal is replaced by something that can still be read."""
+    read, write = os.pipe()
+    os.close(write)
+    os.dup2(read, terminal.fd)
+    os.close(read)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# loop.sh with stand-ins for the stage
+
+STUBBORN = (
+    "#!/bin/bash\nif [[ $1 == -c ]]; then exit; fi\ntrap '' HUP INT TERM\necho at work\nfor ((;;)); do sleep 1; done\n"
+)
+LAST_WORDS = STUBBORN.replace("''", "'sleep 1; echo last words; exit 75'")
+
+
+def stand_in(tmp_path: Path, text: str) -> tuple[list[object], dict[str, str]]:
+    """loop.sh whose every stage is that script."""
+    python = tmp_path / "python"
+    python.write_text(text)
+    python.chmod(0o755)
+    (tmp_path / "test.jsonl").write_text("")
+    env = {"PYTHON": str(python), "TEST_FILE": f"{tmp_path}/test.jsonl", "TEACHER": "org/a", "STUDENT": "org/b"}
+    return ["bash", "loop.sh", "prompts/rte.toml", tmp_path / "run"], env
+
+
+@pytest.mark.parametrize("way, status", [("ctrl-c", 130), ("INT", 130), ("HUP", 129), ("closed", None)])
+def test_a_stage_that_does_not_listen_is_ended_within_a_second(way, status, terminal, tmp_path):
+    """As one deep in a library's own code: no signal but the last one reaches it."""
+    loop = terminal(*stand_in(tmp_path, STUBBORN))
+    loop.until(lambda: "at work" in loop.printed)
+    if way == "ctrl-c":
+        os.write(loop.fd, CTRL_C)
+    elif way == "closed":
+        hang_up(loop)
+    else:
+        os.kill(loop.shell(), getattr(signal, f"SIG{way}"))
+    loop.assert_all_gone()
+    assert status is None or f"status {status}" in loop.printed, loop.printed
+
+
+def test_sigterm_waits_for_the_stage_and_says_so_and_ctrl_c_ends_it(terminal, tmp_path):
+    loop = terminal(*stand_in(tmp_path, STUBBORN))
+    loop.until(lambda: "at work" in loop.printed)
+    os.kill(loop.shell(), signal.SIGTERM)
+    loop.until(lambda: "SIGTERM: waits for the stage above; Ctrl-C ends it at once" in loop.printed)
+    loop.read(2)
+    assert len(living(loop.pid)) > 1
+    os.write(loop.fd, CTRL_C)
+    loop.assert_all_gone()
+    assert "status 143" in loop.printed
+
+
+def test_the_last_words_of_a_stage_are_heard(terminal, tmp_path):
+    """tee gets the signal too, and stays; the shell waits for both."""
+    loop = terminal(*stand_in(tmp_path, LAST_WORDS))
+    loop.until(lambda: "at work" in loop.printed)
+    os.kill(loop.shell(), signal.SIGTERM)
+    loop.until(lambda: "status 143" in loop.printed)
+    assert "last words" in (tmp_path / "run/loop.log").read_text() and "last words" in loop.printed
+    loop.assert_all_gone()
+
+
+def test_a_stage_that_ends_by_its_own_word_ends_the_loop_with_its_exit_code(tmp_path):
+    command, env = stand_in(tmp_path, "#!/bin/sh\necho 'stopped by SIGUSR1'\nexit 75\n")
+    done = subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 75 and done.stdout.count("+ ") == 1
+
+
+def test_ctrl_c_ends_a_loop_of_the_shell_around_it_too(terminal, tmp_path):
+    """`for seed in ...; do bash loop.sh ...; done`: an exit code of 130 alone would begin the next round."""
+    command, env = stand_in(tmp_path, LAST_WORDS)
+    loop = terminal(command, env, script='for i in 1 2; do echo "round $i"; "$@"; done')
+    loop.until(lambda: "at work" in loop.printed)
+    os.write(loop.fd, CTRL_C)
+    loop.assert_all_gone()
+    assert "round 2" not in loop.printed
+
+
+def test_what_a_stage_reads_is_not_the_loops_input(tmp_path):
+    """`while read task; do bash loop.sh $task; done < tasks`: a stage, as srun is, would take the other lines."""
+    command, env = stand_in(tmp_path, "#!/bin/bash\nif [[ $1 != -c ]]; then cat; fi\n")
+    done = subprocess.run(
+        ["bash", "-c", '"$@"; cat', "bash", *map(str, command)], env={**os.environ, **env, "ITERATIONS": "1"}, cwd=ROOT,
+        input="mine\n", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.endswith("mine\n") and "mine" not in (tmp_path / "run/loop.log").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# loop.sh with real stages
+
+
+def real_loop(embedded: Path, tmp_path: Path) -> tuple[list[object], dict[str, str]]:
+    few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
+    (tmp_path / "test.jsonl").write_text("".join(few))
+    env = environment(embedded) | {"TEST_FILE": f"{tmp_path}/test.jsonl", "NUM_EXAMPLES": "4000"}
+    return ["bash", "loop.sh", "prompts/reviews.toml", tmp_path / "run"], env
+
+
+def at_work(terminal: Terminal, tmp_path: Path, stage: str, folder: str) -> Callable[[], bool]:
+    log = tmp_path / "run/loop.log"
+    return lambda: log.exists() and is_inside(tmp_path / "run", log, stage, folder)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("way", ["ctrl-c", "TERM", "closed"])
+def test_a_real_stage_of_the_loop_ends(way, embedded, terminal, tmp_path):
+    loop = terminal(*real_loop(embedded, tmp_path))
+    loop.until(at_work(loop, tmp_path, "evaluate", "untrained"))
+    if way == "ctrl-c":
+        os.write(loop.fd, CTRL_C)
+    elif way == "closed":
+        hang_up(loop)
+    else:
+        os.kill(loop.shell(), signal.SIGTERM)
+    loop.assert_all_gone()
+    log = (tmp_path / "run/loop.log").read_text()
+    assert "Traceback" not in loop.printed + log
+    assert log.count(SAID) == (way == "ctrl-c")
+    assert way == "closed" or f"status {130 if way == 'ctrl-c' else 143}" in loop.printed
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("way", ["ctrl-c", "TERM"])
+def test_sampling_in_the_loop_ends_at_once_or_after_the_chunk(way, embedded, terminal, tmp_path):
+    loop = terminal(*real_loop(embedded, tmp_path))
+    loop.until(at_work(loop, tmp_path, "generate train", "iter-00"))
+    state = tmp_path / "run/iter-00/train.jsonl.partial.json"
+    before = json.loads(state.read_text())["progress"][0]
+    if way == "ctrl-c":
+        os.write(loop.fd, CTRL_C)
+        loop.assert_all_gone()
+        assert SAID in loop.printed and "status 130" in loop.printed
+    else:
+        os.kill(loop.shell(), signal.SIGTERM)
+        loop.until(lambda: "status 143" in loop.printed)
+        loop.assert_all_gone()
+        log = (tmp_path / "run/loop.log").read_text()
+        assert log.count("SIGTERM: ends after this chunk") == 1 and "stopped by SIGTERM, what is read is saved" in log
+        kept = state.with_name("train.jsonl.partial").stat().st_size
+        assert before <= json.loads(state.read_text())["progress"][0] == kept  # whole chunks
+    assert "Traceback" not in loop.printed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One stage by hand
+
+
+def stage(name: str, home: Path, models: dict[str, Path], teacher: Path, out: Path) -> tuple[list[object], Path]:
+    """A command that is at work for long, and its output."""
+    task = ("--task-file", home / "pairs.toml", "--seed", "0")
+    many = out / "many.jsonl"
+    line = (home / "test.jsonl").read_text()
+    many.write_text(line * 400)
+    if name == "generate.py":
+        reviews = ("--task-file", ROOT / "prompts/reviews.toml", "--model", teacher, "--enforce-eager")
+        return [name, "sample", *reviews, "--num-examples", 4000, "--output-dir", out], out / "train.jsonl"
+    if name == "train_student.py":
+        options = ("--model", models["t5"], "--train-file", home / "train.jsonl", "--num-train-epochs", 900)
+        return [name, *task, *options, "--output-dir", out / "student"], out / "student"
+    if name == "score_ood.py":
+        options = ("--input-file", many, "--output-file", out / "scored.jsonl")
+        return [name, *task, "--model", models["t5"], *options], out / "scored.jsonl"
+    options = ("--test-file", many, "--output-dir", out)
+    return [name, *task, "--model", models["t5"], *options], out / "predictions.jsonl"
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "name, moment",
+    [
+        ("generate.py", "importing"),
+        *((f"{n}.py", "at work") for n in ("generate", "train_student", "score_ood", "evaluate")),
+    ],
+)
+def test_ctrl_c_ends_a_stage_with_one_line(name, moment, home, models, embedded, terminal, tmp_path):
+    command, output = stage(name, home, models, embedded / "teacher", tmp_path)
+    ran = terminal([sys.executable, *command], {})
+    ran.until(lambda: is_locked(Path(f"{output}.partial.json")))
+    if moment == "at work":
+        ran.until(lambda: "%|" in ran.printed)  # its bar
+    os.write(ran.fd, CTRL_C)
+    ran.assert_all_gone()
+    assert "status 130" in ran.printed and ran.printed.count(SAID) == 1, ran.printed[-3000:]
+    assert "Traceback" not in ran.printed and "Aborted" not in ran.printed
