@@ -31,8 +31,7 @@ import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
-    "ITERATIONS": "2", "NUM_EXAMPLES": "80", "NUM_VALIDATION": "60", "EPOCHS": "2", "GENERATE_ARGS": "--enforce-eager",
-    "MEASURE_TEACHER": "0", "SCORE": "energy", "LOW": "0.5", "HIGH": "0.8", "FEEDBACK_RATE": "0.5",
+    "ITERATIONS": "2", "NUM_EXAMPLES": "80", "GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder
     "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",

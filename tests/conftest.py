@@ -209,14 +209,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(home: Path):
-    from task import load_task
+    from gold.task import load_task
 
     return load_task(home / "pairs.toml")
 
 
 @pytest.fixture(scope="session")
 def flip(home: Path):
-    from task import load_task
+    from gold.task import load_task
 
     return load_task(home / "flip.toml")
 
