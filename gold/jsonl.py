@@ -5,7 +5,6 @@ write_records(file, records)                              down to the disk; NaN 
 paths = expand("--train-file", [Path("train-*-of-00004.jsonl")])
 """
 
-import contextlib
 import glob
 import json
 import math
@@ -19,17 +18,9 @@ from typing import IO, Any, NoReturn
 import typer
 
 from gold.command import fail
+from gold.disk import naming
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
-
-
-@contextlib.contextmanager
-def naming(path: Any) -> Iterator[None]:
-    """Errors of an open file do not tell its name: add it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:

@@ -9,12 +9,11 @@ notes) and `<output>.lock`, which is held while the process lives. At the end th
 """
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from gold.command import fail, say
+from gold.disk import beside, remove, sync, take_lock, write_json
 from gold.fingerprint import fingerprint, same_content, with_commit
-from gold.jsonl import naming
 
 LOOP_FOLDER = re.compile(r"iter-\d+|final|teacher|untrained")  # the folders of loop.sh within a run folder
 NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dry_run"}
@@ -33,8 +32,7 @@ NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dr
 
 @dataclass
 class Run:
-    """A stage at work on `output` (and the files in `also`, which are finished with it). `partial` is where to
-    write."""
+    """A stage at work on `output` (and the files in `also`, finished with it). `partial` is where to write."""
 
     output: Path
     also: list[Path]
@@ -58,11 +56,6 @@ class Run:
         return round(self.state["earlier_seconds"] + time.time() - self.started, 2)
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """`train.jsonl` -> `train.jsonl.run.json`, and so on."""
-    return path.with_name(path.name + suffix)
-
-
 def start_run(
     stage: str, output: Path, options: dict, inputs: Sequence[str], also: Sequence[Path] = (), resumable: bool = False,
     extends: str | None = None, overwrite: bool = False, not_compared: Sequence[str] = (), check_only: bool = False,
@@ -77,65 +70,72 @@ def start_run(
     """
     files = [output, *also]
     check_names(files, {name: options[name] for name in inputs})
-    options = json.loads(json.dumps(options, default=str))
-    hashes = {name: content_of(name, options[name], output) for name in inputs}
+    state: dict[str, Any] = {
+        "stage": stage,
+        "options": json.loads(json.dumps(options, default=str)),
+        "not_compared": sorted({*NEVER_COMPARED, *inputs, *not_compared}),
+        "inputs": {name: content_of(name, options[name], output) for name in inputs},
+    }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = take_lock(output)
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
-    record, state = read_json(beside(output, ".run.json")), read_json(beside(output, ".partial.json"))
-    if record and not output.exists():
-        record = None  # deleted by the user, who wants it made anew
-    before = None if overwrite else record or (state if resumable else None)
-    ignored = {*NEVER_COMPARED, *inputs, *not_compared}
-    grown = False
+    record, left = read_json(beside(output, ".run.json")), read_json(beside(output, ".partial.json"))
+    ours = not record and bool(left and left.get("moving"))  # cut off while the files got their names
+    deleted = record and not output.exists()  # by the user, who wants it made anew
+    begun = ours or any(p.exists() and p.stat().st_size for p in partials(files))
+    before = None if overwrite else record if record and not deleted else left if resumable and begun else None
     try:
-        if not overwrite:
-            check_ownership(files, record, state)
-        if before:
-            grown = check_options(output, before, options, ignored, extends)
-            check_inputs(output, before, hashes, options)
+        if not (overwrite or ours or deleted):
+            check_ownership(files, record, resumable and not left)
+        grown = bool(before) and compare(output, before, state, options, extends)
     except SystemExit:
         release(output, lock)
         raise
-    if check_only:
+    if check_only or (before and before is record and not grown):
+        if not check_only:
+            say_up_to_date(files, record)
         release(output, lock)
-        return None
-    if record and before and not grown:
-        remove(
-            beside(output, ".partial.json"), *(beside(path, ".partial") for path in files)
-        )  # of an --overwrite given up
-        release(output, lock)
-        if record.get("git_commit") != git_state()["git_commit"]:
-            say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
-        say(f"up to date: {output}")
         return None
 
     # Whenever this is cut off, the next start finds either the old record or the new state
     kept = before or {}
-    state = {"stage": stage, "options": options, "not_compared": sorted(ignored), "inputs": hashes}
-    state |= {"notes": kept.get("notes", {})}
     state |= {
+        "notes": kept.get("notes", {}),
         "earlier_seconds": kept.get("seconds", kept.get("earlier_seconds", 0.0)),
         "extended": grown or kept.get("extended", False),
+        "moving": bool(before) and (ours or before is record),
     }
+    if not before or before is record:  # partials are of an --overwrite that was given up, and files of one cut off
+        remove(*partials(files), *(files if ours else []))
     run = Run(output, files[1:], state, lock, resumed=bool(before))
-    if record or not before:
-        remove(*(beside(path, ".partial") for path in files))
-    state["moving"] = bool(before)
     save_notes(run)
-    if before:
+    if state["moving"]:  # they are gone on with
         remove(beside(output, ".run.json"))
-        for path in files:
-            if path.exists() and not beside(path, ".partial").exists():
-                path.replace(beside(path, ".partial"))
+        for path, partial in zip(files, partials(files), strict=True):
+            if path.exists() and not partial.exists():
+                path.replace(partial)
     return run
 
 
+def partials(files: Sequence[Path]) -> list[Path]:
+    return [beside(path, ".partial") for path in files]
+
+
+def say_up_to_date(files: Sequence[Path], record: dict) -> None:
+    """Say so, and drop what an --overwrite began that was not finished."""
+    output = files[0]
+    if any(partial.exists() for partial in partials(files)):
+        say(f"{output}: was begun anew with --overwrite and not finished; what had been begun is dropped")
+    remove(beside(output, ".partial.json"), beside(output, ".run.json.tmp"), *partials(files))
+    if record.get("git_commit") != git_state()["git_commit"]:
+        say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
+    say(f"up to date: {output}")
+
+
 def content_of(name: str, value: Any, output: Path) -> Any:
-    """The fingerprint of an input; hashes of large files are kept in the run folder, so that a teacher is read once a
-    run."""
+    """The fingerprint of an input; hashes of large files are kept in the run folder: a teacher is read once a run."""
     home = output.parent.parent if LOOP_FOLDER.fullmatch(output.parent.name) else output.parent
     try:
         return fingerprint(value, home)
@@ -156,44 +156,52 @@ def check_names(files: Sequence[Path], inputs: dict[str, Any]) -> None:
         fail(f"{files[0]}: two outputs have this name; give each its own")
 
 
-def check_ownership(files: Sequence[Path], record: dict | None, state: dict | None) -> None:
-    """Refuse to replace a file that no run record tells of, and to go on with half of a finished output."""
-    there = [path for path in files if path.exists()]
-    if not record and not (state and state.get("moving")) and there:
-        refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
+def check_ownership(files: Sequence[Path], record: dict | None, unknown: bool) -> None:
+    """Refuse to replace a file that no run record tells of, and to go on with half of a finished output.
+
+    unknown: there is no state that would tell how far a partial file has come.
+    """
+    there, record_path = [path for path in files if path.exists()], beside(files[0], ".run.json")
     if record and len(there) < len(files):
         gone = next(path for path in files if path not in there)
         refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
+    if not record and there and record_path.exists():
+        refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
+    if not record and there:
+        refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
+    if not record and unknown and beside(files[0], ".partial").exists():
+        state_path = beside(files[0], ".partial.json")
+        refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
 
 
-def check_options(output: Path, before: dict, options: dict, ignored: set[str], extends: str | None) -> bool:
-    """Whether `extends` has grown; refuses any other option that differs from the one that made the output."""
+def compare(output: Path, before: dict, state: dict, given: dict, extends: str | None) -> bool:
+    """Whether the option `extends` has grown; refuses any other option or input that is not what made the output.
+
+    before: the run record or state of the output. given: the options as they were given, for the message.
+    """
     grown = False
-    for name, new in options.items():
+    for name, new in state["options"].items():
         old = before["options"].get(name, new)
         if name == extends and isinstance(old, int) and isinstance(new, int) and old < new:
             grown = True
-        elif old != new and name not in ignored:
+        elif old != new and name not in state["not_compared"]:
             refuse(
                 output, f"was made with {option_name(name)} {old}, now {new}; give the old value, another output, or"
             )
-    return grown
-
-
-def check_inputs(output: Path, before: dict, hashes: dict, options: dict) -> None:
-    for name, new in hashes.items():
+    for name, new in state["inputs"].items():
         if not same_content(before["inputs"].get(name), new):
-            value = options[name]
-            names = ", ".join(map(str, value)) if isinstance(value, list) else value
+            value = given[name]
+            names = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             names = f"{names}, now {new}" if str(new).startswith("hub:") else names
             refuse(output, f"{option_name(name)} has changed since this was made ({names}); to make it anew")
+    return grown
 
 
 def refuse(path: Path, problem: str) -> NoReturn:
     """End the stage with the exact command that makes the output anew."""
     number = os.environ.get("LOCAL_WORLD_SIZE", "1")
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", number] if number != "1" else []
-    again = [word for word in sys.orig_argv[1:] if word != "--overwrite"]
+    again = [word for word in sys.orig_argv[1:] if word not in ("--overwrite", "-u")]  # torchrun adds -u
     fail(f"{path}: {problem}: {shlex.join([os.path.relpath(sys.executable), *torchrun, *again, '--overwrite'])}")
 
 
@@ -212,7 +220,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
     All that needs room on the disk is done before the first file gets its name.
     """
     record_path, files = beside(run.output, ".run.json"), [*run.also, run.output]
-    for partial in [beside(path, ".partial") for path in files]:
+    for partial in partials(files):
         sync(*(p for p in partial.rglob("*") if p.is_file()), partial)
     record = {
         "stage": run.state["stage"],
@@ -243,63 +251,25 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
     return record
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
-    draft = beside(path, ".draft")
-    with naming(draft), draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return draft.replace(path)
-
-
 def read_json(path: Path) -> dict | None:
     """A run record or state; None where it is not there or is not one."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+    with contextlib.suppress(
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
+    ):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found["options"], dict) and isinstance(found["inputs"], dict):
+        numbers = [*found["notes"].values(), found.get("seconds", found.get("earlier_seconds"))]
+        if (
+            isinstance(found["options"], dict)
+            and isinstance(found["inputs"], dict)
+            and all(map(math.isfinite, numbers))
+        ):
             return found
     return None
-
-
-def sync(*paths: Path) -> None:
-    """Have files, or the names in folders, on the disk: a power cut must not take what a run record tells of."""
-    for path in paths:
-        with naming(path):
-            number = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
-
-
-def take_lock(output: Path) -> IO[bytes]:
-    """An exclusive lock, held while the file is open: it ends with the process, however that dies."""
-    path = beside(output, ".lock")
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"{output}: another process is writing it (left by a killed shell?); wait, or end it: fuser {path}")
-        with contextlib.suppress(FileNotFoundError):  # its holder finished, and removed it, between our two calls
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()
 
 
 def release(output: Path, lock: IO[bytes]) -> None:
     remove(beside(output, ".lock"))
     lock.close()
-
-
-def remove(*paths: Path) -> None:
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def git_state() -> dict[str, Any]:

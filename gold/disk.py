@@ -1,0 +1,71 @@
+"""Files that a power cut, a kill or a second process may meet: written whole or not at all, locked, removed."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from gold.command import fail
+
+
+@contextlib.contextmanager
+def naming(path: Any) -> Iterator[None]:
+    """Errors of an open file do not tell its name: add it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """`train.jsonl` -> `train.jsonl.run.json`, and so on."""
+    return path.with_name(path.name + suffix)
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
+    draft = beside(path, ".draft")
+    with naming(draft), draft.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return draft.replace(path)
+
+
+def sync(*paths: Path) -> None:
+    """Have files, or the names in folders, on the disk: a power cut must not take what a run record tells of."""
+    for path in paths:
+        with naming(path):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
+def take_lock(output: Path) -> IO[bytes]:
+    """An exclusive lock, held while the file is open: it ends with the process, however that dies."""
+    path = beside(output, ".lock")
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"{output}: another process is writing it (left by a killed shell?); wait, or end it: fuser {path}")
+        with contextlib.suppress(FileNotFoundError):  # its holder finished, and removed it, between our two calls
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
