@@ -68,6 +68,11 @@ class Plan:
     def is_full(self, slot: int) -> bool:
         return self.accepted[slot] >= self.shares[slot]
 
+    def numbers(self, slot: int, turns: range) -> list[int]:
+        """Of the attempts at a label that this shard owns: those of these turns."""
+        shard, shards = self.shard
+        return [slot + len(self.shares) * (shard + shards * turn) for turn in turns]
+
     def settle(self, slot: int, accepted: bool) -> None:
         self.settled[slot] += 1
         self.accepted[slot] += accepted
@@ -75,12 +80,11 @@ class Plan:
     def next_attempts(self) -> list[int]:
         """The numbers of the attempts that are due now, ascending: by label as many as are missing, over the yield so
         far."""
-        labels, (shard, shards), due = len(self.shares), self.shard, []
+        labels, due = len(self.shares), []
         for slot, share in enumerate(self.shares):
             expected_yield = (self.accepted[slot] + PRIOR) / (self.settled[slot] + PRIOR)
             ahead = min(math.ceil(max(share - self.accepted[slot], 0) / expected_yield), max(1, WINDOW // labels))
-            turns = range(self.planned[slot], self.settled[slot] + ahead)
-            due += [slot + labels * (shard + shards * turn) for turn in turns]
+            due += self.numbers(slot, range(self.planned[slot], self.settled[slot] + ahead))
         due = sorted(due)[: max(self.max_attempts - sum(self.planned), 0)]
         for slot, count in Counter(number % labels for number in due).items():
             self.planned[slot] += count
@@ -91,7 +95,9 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
     """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, number) and the
     pools."""
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
-    sampling_seed = rng.getrandbits(31)  # of its own: the engine's one seed would make every shard alike
+    # Of 31 bits, all that a CPU's generator tells apart, and another for each attempt: of 77,000 drawn at random two would
+    # more likely than not be equal
+    sampling_seed = random.Random(f"{options['seed']}/{iteration}/{split}").getrandbits(31) ^ number
     wanted = task.names[number % len(task.names)]
     if split == "train":
         shots, feedback = draw_seed_shots(task, rng, pools.seed, wanted, options["num_fewshot"]), []
