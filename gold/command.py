@@ -7,6 +7,7 @@ A fault of our own shows its traceback. Only typer is imported here, so that `--
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -51,8 +52,24 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {line}")
 
 
+def interrupted(number: int, frame: Any) -> None:
+    """Ctrl-C: one line, and the process dies of the signal. No KeyboardInterrupt: libraries catch it, or clean up for long.
+
+    Dies of it, as Python does (130 to a shell), so that a loop of the shell around the stage ends too.
+    """
+    started = sys.modules.get("multiprocessing.process")  # no import in here: one may be under way
+    for child in getattr(started, "active_children", list)():  # an engine's own processes
+        child.kill()
+    # Not print, which may be at work; nor 2: torchrun's other processes have a stderr that nobody reads
+    os.write(sys.stderr.fileno(), b"\ninterrupted; run it again to go on: what is saved stays\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 def run_command(app: Callable[[], Any]) -> None:
     """Run a stage. Full disks, full GPUs and Ctrl-C end it with one line; what nobody foresaw shows its traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the caller has it ignored
+        signal.signal(signal.SIGINT, interrupted)
     try:
         app()
     except Exception as error:
