@@ -29,9 +29,11 @@ read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such
 
 [[ -e $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
 [[ -e strategies/$STRATEGY.sh ]] || refuse "no strategies/$STRATEGY.sh: STRATEGY is one of $(basename -s .sh strategies/*.sh | xargs)"
-data=$(dirname "$TASK_FILE")/../data/$(basename "$TASK_FILE" .toml) # beside the task file: another folder's reviews.toml is another task
-if [[ -e $data/embedded.sh ]]; then source "$data/embedded.sh"; fi # models that are built here
 source "strategies/$STRATEGY.sh"
+# The task's data lie beside its file: another folder's reviews.toml is another task
+data=$(realpath -ms --relative-base=. "$(dirname "$TASK_FILE")/../data/$(basename "$TASK_FILE" .toml)")
+BUILD= # what to build first, where the task has embedded models
+if [[ -e $data/embedded.sh ]]; then source "$data/embedded.sh"; fi
 ITERATIONS=${ITERATIONS:-3} NUM_EXAMPLES=${NUM_EXAMPLES:-400} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-"--loss sce"}
 [[ -n ${TEACHER:-} && -n ${STUDENT:-} ]] || refuse "$TASK_FILE has no embedded models: TEACHER=... STUDENT=... bash loop.sh $TASK_FILE $RUN"
 for name in ITERATIONS NUM_EXAMPLES; do
@@ -50,9 +52,9 @@ mkdir -p "$RUN"
 export TQDM_MININTERVAL=1 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads make a busy CPU ten times slower
 source gold/jobs.sh
 if [[ -z ${PYTHON:-} ]]; then set -m; bash setup.sh < /dev/null & job_ends; PYTHON=.venv/bin/python; fi
-if [[ -n ${BUILD:-} ]]; then run $BUILD; fi
+if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
-  if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no test file: not measured" >&2; fi
+  if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $data/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
 task=(--task-file "$TASK_FILE" --seed "$SEED")
 
