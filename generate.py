@@ -26,40 +26,24 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.attempts import VALIDATION_SHOTS, Pools
+from gold import teacher
+from gold.attempts import Pools
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import example_key, read_examples
+from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard
-from gold.labels import draw_label_shots, label_records, label_rows
+from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
-from gold.prompts import join_shots, render_prompt, shows_report
-from gold.reasoning import final_of, reasoning_parser
+from gold.prompts import render_prompt, shows_report
+from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
-from gold.split import Candidate, Split, settle
+from gold.split import LABEL_SHOTS, Candidate, Split, longest_need, settle
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
-from gold.teacher import (
-    ChatTemplateKwargs,
-    Encoder,
-    Engine,
-    EngineDtype,
-    GpuMemoryUtilization,
-    MaxModelLen,
-    PromptForm,
-    Request,
-    TensorParallelSize,
-    TrustRemoteCode,
-    load_encoder,
-    read_template_kwargs,
-    say_control_tokens,
-)  # fmt: skip
+from gold.teacher import Encoder, Engine, Request, load_encoder
 
 CHUNK = 512  # attempts that are parsed, checked and saved together
-LABEL_SHOTS = 6  # seed examples in a label prompt of --verify
-MIN_VALIDATION, VALIDATION_PER_LABEL = (
-    200,
-    20,
-)  # the OOD pool grows with the labels: a band of a label needs 10 examples
+MIN_VALIDATION, VALIDATION_PER_LABEL = 200, 20  # the OOD pool grows with the labels: a label's band needs 10 examples
 
 app = new_app()
 sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -75,7 +59,7 @@ def main(
     exclude_file: Annotated[list[Path] | None, files(help="Its texts are duplicates; repeat, or a glob in quotes.")] = None,
     shard: Annotated[str | None, files(metavar="I/N", help="Only share I (0 to N-1) of N: train-0000I-of-0000N.jsonl.")] = None,
     num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
-    num_validation: Annotated[int | None, sampling(min=0, help="Examples in validation.jsonl, the OOD pool; 0 = none (200, or 20 a label).")] = None,
+    num_validation: Annotated[int | None, sampling(min=0, help="Of validation.jsonl, the OOD pool (20 a label).")] = None,
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
@@ -91,15 +75,15 @@ def main(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of [prompt] example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
-    reasoning_parser_name: Annotated[str | None, sampling("--reasoning-parser", help="vLLM's parser of the teacher's thoughts, by name (none: the common forms).")] = None,
+    reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
-    prompt_form: PromptForm = "auto",
-    chat_template_kwargs: ChatTemplateKwargs = "{}",
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: EngineDtype = "auto",
-    max_model_len: MaxModelLen = None,
-    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
-    tensor_parallel_size: TensorParallelSize = 1,
+    prompt_form: teacher.PromptForm = "auto",
+    chat_template_kwargs: teacher.ChatTemplateKwargs = "{}",
+    trust_remote_code: teacher.TrustRemoteCode = False,
+    dtype: teacher.EngineDtype = "auto",
+    max_model_len: teacher.MaxModelLen = None,
+    gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
+    tensor_parallel_size: teacher.TensorParallelSize = 1,
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -109,19 +93,15 @@ def main(
     # Load
     task, part = load_task(task_file), parse_shard(shard)
     check_options(task, options)
-    options |= {
-        name: expand(f"--{name.replace('_', '-')}", options[name]) for name in ("feedback_file", "exclude_file")
-    }
-    options |= {"seed_examples": task.seed_examples}
-    options["num_validation"] = (
-        max(MIN_VALIDATION, VALIDATION_PER_LABEL * len(task.labels)) if num_validation is None else num_validation
-    )
+    options |= {"feedback_file": expand("--feedback-file", feedback_file)}
+    options |= {"exclude_file": expand("--exclude-file", exclude_file), "seed_examples": task.seed_examples}
+    if num_validation is None:
+        options["num_validation"] = max(MIN_VALIDATION, VALIDATION_PER_LABEL * len(task.labels))
     pools = Pools(read_examples(task.seed_examples, task), read_feedback(options["feedback_file"], task))
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
     known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
-    encoder = load_encoder(
-        model, prompt_form, read_template_kwargs(chat_template_kwargs, prompt_form), trust_remote_code
-    )
+    template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
+    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
     iteration = int(match[1]) if (match := re.fullmatch(r"iter-(\d+)", output_dir.resolve().name)) else 0
     splits = [Split("train", task, iteration, options, num_examples, part, pools, known, report)]
     if options["num_validation"]:
@@ -138,15 +118,15 @@ def main(
         return
 
     # Generate: one split after the other, with one engine
-    say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
+    teacher.say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
+    length = encoder.fitting(max_model_len, longest_need(splits, encoder))
     engine = Engine(
-        model, encoder.fitting(max_model_len, longest_need(splits, encoder)), signals, dtype, trust_remote_code=trust_remote_code,
+        model, length, signals, dtype, trust_remote_code=trust_remote_code,
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     for split in splits:
         if split.name == "validation" and split.run:
-            pools.train = read_examples(splits[0].output, task, keep=["id", *task.fields, task.answer_field])
-            split.seen |= {example_key(task, example) for example in pools.train}
+            show_training_examples(split, splits[0])
         if split.run:
             generate_split(split, encoder, engine, signals)
     signals.stop_if_any()  # one in the last chunk: what comes after this stage would not know of it
@@ -160,7 +140,7 @@ def check_options(task: Task, options: dict) -> None:
     """Options that do not go together."""
     if options["feedback_label"] != "any" and not task.labels:
         raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
-    if options["structured"] and options["reasoning_parser_name"]:
+    if options["structured"] and options["reasoning_parser"]:
         raise typer.BadParameter("a forced completion holds no thought: leave it out", param_hint="--reasoning-parser")
     if options["verify"] and task.prompt.label is None:
         fail(f"{task.path}: prompt.label: missing: --verify asks the teacher with it; add it (docs/tasks.md)")
@@ -193,6 +173,16 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
         fail(f"--report-file {path}: {problem}; run evaluate.py with this --task-file, again with --overwrite")
 
 
+def show_training_examples(split: Split, train: Split) -> None:
+    """The validation split's prompts show those of train.jsonl, and its texts are new beside them."""
+    task, shown = split.task, fingerprint(train.output, train.output.parent)
+    if not train.run and split.run.notes.get("train_file", shown) != shown:
+        say(f"warning: {train.output} has changed since {split.output} was begun: the rest is made from it as it is")
+    split.run.notes["train_file"] = shown
+    split.pools.train = read_examples(train.output, task, keep=["id", *task.fields, task.answer_field])
+    split.seen |= {example_key(task, example) for example in split.pools.train}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Generate, filter, append
 
@@ -210,10 +200,10 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     queue: deque[int] = deque()  # attempts in the order in which they are settled; all of them are under way
     with tqdm(desc=f"{run.output.parent.name} {split.name}", unit=" prompts", total=0, delay=0.2) as bar:
         while due := plan.next_attempts() or queue:
+            signals.stop_if_any()
             if due is not queue:
                 queue.extend(due)
                 bar.total += send(split, [n for n in due if n not in split.outcomes], encoder, engine)
-            signals.stop_if_any()
             chunk = [queue.popleft() for _ in range(min(CHUNK, len(queue)))]
             # Parse, filter, append
             candidates = [parse(split, n, engine, encoder, bar) for n in chunk if n not in split.outcomes]
@@ -231,8 +221,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
 
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:
-    """Render the prompts of these attempts and hand them to the engine, but for those that are too long; how many it
-    got."""
+    """Render the prompts of these attempts and hand to the engine those that fit; how many these are."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -242,16 +231,15 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     fitting = [(a, ids) for a, ids in encoded if len(ids) + options["max_tokens"] <= engine.max_model_len]
     if encoded and not fitting and not split.outcomes and not sum(split.plan.settled):  # later on they are rejects
         shortest, room = min(len(ids) for _, ids in encoded), engine.max_model_len
-        problem = f"the prompt has {shortest:,} tokens and --max-tokens {options['max_tokens']} come on top, the context holds {room:,}"
-        fail(f"{split.output}: {problem}; show fewer or shorter examples, or lower --max-tokens")
-    # A chat model ends its turn by itself, and may put blank lines between fields: there the parser looks for stop
-    # strings
+        problem = f"the prompt has {shortest:,} tokens and --max-tokens {options['max_tokens']} come on top"
+        cure = "show fewer or shorter examples, or lower --max-tokens"
+        fail(f"{split.output}: {problem}, the context holds {room:,}; {cure}")
+    # A chat model ends its turn by itself, and may put blank lines between fields: the parser looks for stop strings
     how = {"stop": None if encoder.form == "chat" else split.task.parse.stop or None, "temperature": split.temperature}
     how |= {name: options[name] for name in ("top_p", "top_k", "min_p", "max_tokens")}
-    how |= {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_special_tokens": not options["reasoning_parser_name"]}
-    how |= (
-        {"skip_clone": True} if hasattr(SamplingParams, "skip_clone") else {}
-    )  # each request has parameters of its own
+    how |= {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_special_tokens": encoder.parser is None}
+    if hasattr(SamplingParams, "skip_clone"):  # each request has parameters of its own
+        how["skip_clone"] = True
     requests = []
     for a, ids in fitting:
         pattern = split.patterns[a.label]
@@ -263,14 +251,13 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
 
 def parse(split: Split, number: int, engine: Engine, encoder: Encoder, bar: Any) -> Candidate:
     """Wait for the completion of an attempt and parse it: what speaks against it by itself."""
-    attempt, task, options = split.draw(number), split.task, split.options
+    attempt, task = split.draw(number), split.task
     if not engine.has(attempt.id):
         return Candidate(attempt)
     output = engine.wait([attempt.id], bar)[0].outputs[0]
     final, reason, fields = output.text, None, {}
-    if options["reasoning_parser_name"]:
-        parser = reasoning_parser(options["reasoning_parser_name"], encoder.tokenizer, encoder.chat_template_kwargs)
-        final, reason = final_of(parser, output.text)
+    if encoder.parser:
+        final, reason = final_of(encoder.parser, output.text)
     if not reason:
         fields, reason = parse_completion(task, final, attempt.label)
     pattern = split.patterns[attempt.label]
@@ -304,9 +291,8 @@ def finish(split: Split, encoder: Encoder) -> None:
     """The summary; the run record, or the end of the stage (exit 1) where attempts ran out."""
     run, plan, reasons = split.run, split.plan, split.reasons
     accepted, wanted = sum(plan.accepted), sum(plan.shares)
-    tokens = {
-        n: run.notes.get(n, 0) for n in ("prompt_tokens", "cached_tokens", "completion_tokens", "computed_tokens")
-    }
+    kinds = ("prompt_tokens", "cached_tokens", "completion_tokens", "computed_tokens")
+    tokens = {kind: run.notes.get(kind, 0) for kind in kinds}
     counts = {
         "attempted": accepted + reasons.total(),
         "accepted": accepted,
@@ -328,6 +314,9 @@ def finish(split: Split, encoder: Encoder) -> None:
                 cure = "give --prompt-form completion for a base model, which ends no turn, or raise --max-tokens"
         made = f"{plan.max_attempts:,} attempts gave {accepted:,} of {wanted:,}; rejected: {summary}"
         fail(f"{run.output}: {made}. Read {split.rejected}, {cure}; what was made is kept")
+    run.notes["settled"] = [
+        max(pair) for pair in zip(plan.settled, run.notes.get("settled", plan.settled), strict=True)
+    ]
     seconds = max(run.notes.get("generate_seconds", 0.0), 0.01)
     rate = round(tokens["completion_tokens"] / seconds, 1)
     finish_run(run, counts, generate_seconds=seconds, completion_tokens_per_second=rate, prompt_form=encoder.form)
@@ -335,35 +324,6 @@ def finish(split: Split, encoder: Encoder) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompts before there is an engine
-
-
-def longest_need(splits: list[Split], encoder: Encoder) -> int:
-    """Upper bound, in tokens, on what a prompt of these splits and its completion can have."""
-    train = splits[0]
-    task, options, pools = train.task, train.options, train.pools
-
-    def longest(texts: list[str], count: int) -> int:
-        return sum(sorted(map(len, encoder.token_ids(texts)), reverse=True)[:count])
-
-    def bare(split: str, feedback: list[dict]) -> int:
-        prompts = [render_prompt(task, split, [], name, feedback, train.report) for name in task.names]
-        return max(map(len, encoder.encode(prompts)))
-
-    shots = longest(["\n\n" + join_shots(task.prompt.example, [e]) for e in pools.seed], options["num_fewshot"])
-    shots += longest(
-        ["\n\n" + join_shots(task.prompt.example, [e]) for e in pools.feedback], options["num_feedback_shots"]
-    )
-    generated = options["max_tokens"] + 16  # with the template's own words, label, ends
-    empty = dict.fromkeys([*task.fields, task.answer_field], "")  # the prompt is rendered as those with feedback are
-    need = max(bare("train", []), bare("train", [empty]) if pools.feedback else 0) + shots
-    need = max(need, bare("validation", []) + VALIDATION_SHOTS * generated) + 8 + options["max_tokens"]
-    if options["verify"]:
-        label_shots = draw_label_shots(task, pools.seed, LABEL_SHOTS, options["seed"])
-        row = label_rows(task, encoder, pools.seed[:1], label_shots)[0]
-        need = max(need, len(row.root) + 2 * options["max_tokens"] + 16)
-        if (room := options["max_model_len"] or encoder.context) and need > room:
-            fail(f"--verify: its prompts may have {need:,} tokens, the context holds {room:,}; lower --max-tokens")
-    return need
 
 
 def show_prompts(split: Split, encoder: Encoder) -> None:

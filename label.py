@@ -14,34 +14,22 @@ those that do not fit the teacher's context into *.rejected.jsonl. Three uses: t
 Kill it at any time and run the same command again: it goes on after the last whole chunk.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gold.command import DryRun, Limit, Overwrite, TaskFile, files, new_app, run_command, say
+from gold import teacher
+from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_records, label_rows
+from gold.prompts import render_label_prompt
 from gold.runs import Run, beside, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
-from gold.teacher import (
-    ENGINE_OPTIONS,
-    ChatTemplateKwargs,
-    Encoder,
-    Engine,
-    EngineDtype,
-    GpuMemoryUtilization,
-    MaxModelLen,
-    PromptForm,
-    TensorParallelSize,
-    TrustRemoteCode,
-    load_encoder,
-    prompting,
-    read_template_kwargs,
-    say_control_tokens,
-)  # fmt: skip
+from gold.teacher import ENGINE_OPTIONS, Encoder, Engine, load_encoder, prompting
 
 CHUNK = 512  # records at most that are labelled and saved together
 
@@ -59,14 +47,14 @@ def main(
     num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
     temperature: Annotated[float, prompting(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
     max_tokens: Annotated[int, prompting(min=1, help="text2text: longest answer in tokens.")] = 128,
-    prompt_form: PromptForm = "auto",
-    chat_template_kwargs: ChatTemplateKwargs = "{}",
+    prompt_form: teacher.PromptForm = "auto",
+    chat_template_kwargs: teacher.ChatTemplateKwargs = "{}",
     seed: Annotated[int, prompting(help="Chooses the seed examples, and the samples.")] = 0,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: EngineDtype = "auto",
-    max_model_len: MaxModelLen = None,
-    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
-    tensor_parallel_size: TensorParallelSize = 1,
+    trust_remote_code: teacher.TrustRemoteCode = False,
+    dtype: teacher.EngineDtype = "auto",
+    max_model_len: teacher.MaxModelLen = None,
+    gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
+    tensor_parallel_size: teacher.TensorParallelSize = 1,
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -77,12 +65,13 @@ def main(
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
     if num_samples > 1 and task.labels:
         raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
-    template_kwargs = read_template_kwargs(chat_template_kwargs, prompt_form)
+    template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
     records = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit][index::shards]
     if not records:
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
+    render_label_prompt(task, records[0], shots)  # is there one?
     encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
     if dry_run:
         show_label_prompts(task, encoder, records[:2], shots)
@@ -97,8 +86,8 @@ def main(
         return
 
     # Label, chunk by chunk
-    say_control_tokens(encoder, task, [*shots, *records])
-    need = longest_need(task, encoder, records, shots, max_tokens, max_model_len)
+    teacher.say_control_tokens(encoder, task, [*shots, *records])
+    need = longest_need(task, encoder, records, shots, max_tokens, max_model_len, run)
     engine = Engine(
         model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
@@ -109,26 +98,28 @@ def main(
 
 
 def longest_need(
-    task: Task, encoder: Encoder, records: list[dict], shots: list[dict], max_tokens: int, max_model_len: int | None
-) -> int:
-    """Tokens of the longest prompt and its answer that fit; a record that does not fit is left out, and named."""
-    room = max_model_len or encoder.context
-    rows = (
-        row for i in range(0, len(records), CHUNK) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)
-    )
-    needs = [row.length(max_tokens) for row in rows]
-    long = [record["id"] for record, need in zip(records, needs, strict=True) if room and need > room]
-    if long:
-        problem = (
-            f"{len(long):,} of {len(records):,} records do not fit the context of {room:,} tokens, such as {long[0]}"
-        )
-        say(f"warning: {problem}: left out; lower --num-fewshot to keep them")
-    return max((need for need in needs if not room or need <= room), default=1) + 1
+    task: Task, encoder: Encoder, records: list[dict], shots: list[dict], max_tokens: int, max_model_len: int | None,
+    run: Run,
+) -> int:  # fmt: skip
+    """Tokens of the longest prompt and its answer that fit; records that do not fit are left out, the longest is named."""
+    room, needs = max_model_len or encoder.context or math.inf, []
+    for i in range(0, len(records), CHUNK):
+        needs += [row.length(max_tokens) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)]
+    cure = f"lower --num-fewshot{' or raise --max-model-len' * bool(max_model_len)}"
+    fitting = [need for need in needs if need <= room]
+    if not fitting:
+        problem = f"the shortest prompt and its answer have {min(needs):,} tokens, the context holds {room:,}"
+        fail(f"{run.output}: {problem}; {cure}")
+    if len(fitting) < len(needs):
+        longest, name = max((need, record["id"]) for need, record in zip(needs, records, strict=True))
+        problem = f"of {len(needs):,} records are left out (prompt_too_long), such as {name}: {longest:,} tokens"
+        left = len(needs) - len(fitting)
+        say(f"warning: {run.output}: {left:,} {problem}, the context holds {room:,}; {cure} to keep them")
+    return max(fitting) + 1
 
 
 def chunk_size(engine: Engine) -> int:
-    """How many records are labelled at once: their prompts must stay in the prefix cache until all nodes are asked
-    for."""
+    """How many records are labelled at once: their prompts stay in the prefix cache until all nodes are asked for."""
     cache = engine.llm.llm_engine.vllm_config.cache_config
     held = (getattr(cache, "num_gpu_blocks", None) or 0) * (getattr(cache, "block_size", None) or 0)
     return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
@@ -147,21 +138,21 @@ def label_chunks(
         path.touch()
         cut_torn_line(path)
         done |= {record["id"] for _, record in read_records(path)}
-    left = [record for record in records if record["id"] not in done]
     if done:
         say(f"{run.output}: going on after {len(done):,} records")
     how = {name: options[name] for name in ("num_samples", "temperature", "max_tokens", "seed")}
     size = chunk_size(engine)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
-        for begin in range(0, len(left), size):
+        for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
-            chunk = left[begin : begin + size]
+            chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
+            if not chunk:
+                continue
             answers = label_records(engine, encoder, task, chunk, shots, **how)
             pairs = list(zip(chunk, answers, strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
-            append_records(
-                rejected, ({"id": r["id"], "reason": "prompt_too_long"} | r for r, answer in pairs if not answer)
-            )
+            left_out = [record for record, answer in pairs if not answer]
+            append_records(rejected, ({"id": "", "reason": ""} | r | {"reason": "prompt_too_long"} for r in left_out))
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
             save_notes(run)
@@ -179,13 +170,8 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
     answered = [r for r in done if r.get(task.answer_field) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
     rejected = {"prompt_too_long": len(records) - len(done)} if len(done) < len(records) else {}
-    counts |= {
-        "records": len(records),
-        "labelled": len(done),
-        "rejected": rejected,
-        "with_answer": len(answered),
-        "agreeing": agreeing,
-    }
+    counts |= {"records": len(records), "labelled": len(done), "rejected": rejected}
+    counts |= {"with_answer": len(answered), "agreeing": agreeing}
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
     tokens: dict[str, Any] = {name: run.notes.get(name, 0) for name in ("prompt_tokens", "computed_tokens")}

@@ -144,7 +144,8 @@ def append_records(path: Path, records: Iterable[dict]) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut what stands behind the last line end: the rest of a line whose writer was killed."""
+    """Cut what stands behind the last line end: the rest of a line whose writer was killed. A whole line that an editor
+    has left without its end gets one."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -155,7 +156,12 @@ def cut_torn_line(path: Path) -> None:
                 end = begin + place + 1
                 break
             end = begin
-        file.truncate(end)
+        file.seek(end)
+        try:
+            parse_line(file.read())
+            file.write(b"\n")
+        except ValueError:
+            file.truncate(end)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

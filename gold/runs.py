@@ -104,7 +104,6 @@ def start_run(
     state |= {
         "notes": kept.get("notes", {}),
         "earlier_seconds": kept.get("seconds", kept.get("earlier_seconds", 0.0)),
-        "extended": grown or kept.get("extended", False),
         "moving": bool(before) and (ours or before is record),
     }
     if not before or before is record:  # partials are of an --overwrite that was given up, and files of one cut off

@@ -5,15 +5,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gold.attempts import Attempt, Plan, Pools, draw_attempt, shares_of
+from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, shares_of
 from gold.command import fail
 from gold.examples import agrees, example_key
 from gold.jsonl import append_records, cut_torn_line, read_records, shard_path
-from gold.prompts import known_label, structured_pattern
-from gold.runs import Run, beside, save_notes, start_run
+from gold.labels import draw_label_shots, label_rows
+from gold.prompts import join_shots, known_label, render_prompt, structured_pattern
+from gold.runs import Run, beside, start_run
 from gold.task import Task, render
-from gold.teacher import ENGINE_OPTIONS
+from gold.teacher import ENGINE_OPTIONS, Encoder
 
+LABEL_SHOTS = 6  # seed examples in a label prompt of --verify
 OF_VALIDATION = ["num_validation", "validation_temperature"]  # options that the other split does not depend on
 OF_TRAIN = [
     "num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate", "num_feedback_shots",
@@ -28,14 +30,8 @@ class Split:
         self, name: str, task: Task, iteration: int, options: dict, wanted: int, part: tuple[int, int], pools: Pools,
         known: set[str], report: str = "",
     ):  # fmt: skip
-        self.name, self.task, self.iteration, self.options, self.pools, self.report = (
-            name,
-            task,
-            iteration,
-            options,
-            pools,
-            report,
-        )
+        self.name, self.task, self.iteration, self.options = name, task, iteration, options
+        self.pools, self.report = pools, report
         self.output = shard_path(options["output_dir"] / f"{name}.jsonl", options["shard"])
         self.temperature = options["temperature" if name == "train" else "validation_temperature"]
         shares = shares_of(min(options["limit"] or wanted, wanted), len(task.names), part)
@@ -46,7 +42,7 @@ class Split:
         self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), part)
         self.patterns = {n: structured_pattern(task, n) if options["structured"] else None for n in task.names}
         self.seen = set(known)  # keys of texts that are there already
-        self.outcomes: dict[int, bool] = {}  # attempt: accepted? of those that stand in the files
+        self.outcomes: dict[int, str | None] = {}  # attempts that stand in the files: key of the text, None = rejected
         self.reasons: Counter[str] = Counter()
         self.run: Run | None = None
 
@@ -69,32 +65,35 @@ class Split:
         return draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
 
     def read_outcomes(self) -> None:
-        """What the partial files hold. Of a finished file that is extended, what was deleted by hand stays deleted."""
+        """What the partial files hold. Of a finished file that is extended, what was deleted by hand stays deleted.
+
+        A text counts as seen when its attempt is settled again; those of a finished file, and the user's own, at once.
+        """
         own = re.compile(rf"{self.task.name}-{self.iteration:02d}-{self.name}-(\d+)")
+        settled = enumerate(self.run.notes.get("settled", []))  # when the file was finished, by label
+        finished = {number for slot, count in settled for number in self.plan.numbers(slot, range(count))}
         for path in (self.run.partial, self.rejected):
             path.touch()
             cut_torn_line(path)
             for number, record in read_records(path):
-                if match := own.fullmatch(str(record.get("id"))):
-                    self.outcomes[int(match[1])] = path == self.run.partial
+                match, key = own.fullmatch(str(record.get("id"))), None
                 if path == self.rejected:
                     self.reasons[record.get("reason")] += 1
                 elif any(not isinstance(record.get(name), str) for name in self.task.fields):
                     fail(f"{path}:{number}: lacks {' or '.join(self.task.fields)}; mend or delete the line")
                 else:
-                    self.seen.add(example_key(self.task, record))
-                    if not match and (label := record.get(self.task.answer_field)) in self.task.names:  # the user's own
+                    key = example_key(self.task, record)
+                    label = record.get(self.task.answer_field) if self.task.labels else None
+                    if not match and label in self.task.names:  # the user's own
                         self.plan.accepted[self.task.names.index(label)] += 1
-        if self.run.state["extended"]:
-            attempts = Plan(
-                [max(self.outcomes, default=-1) + 1] * len(self.task.names), 10**9, self.plan.shard
-            ).next_attempts()
-            gone = [n for n in attempts if n not in self.outcomes and n <= max(self.outcomes, default=-1)]
-            append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
-            self.outcomes |= dict.fromkeys(gone, False)
-            self.reasons["removed"] += len(gone)
-            self.run.state["extended"] = False
-            save_notes(self.run)
+                    if not match or int(match[1]) in finished:
+                        self.seen.add(key)
+                if match:
+                    self.outcomes[int(match[1])] = key
+        gone = sorted(finished - self.outcomes.keys())
+        append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
+        self.outcomes |= dict.fromkeys(gone)
+        self.reasons["removed"] += len(gone)
 
 
 @dataclass
@@ -119,7 +118,9 @@ def settle(split: Split, chunk: list[int], candidates: dict[int, Candidate]) -> 
     for number in chunk:
         slot = number % len(task.names)
         if number in split.outcomes:
-            plan.settle(slot, split.outcomes[number])
+            known = split.outcomes[number]
+            plan.settle(slot, known is not None)
+            split.seen |= {known} - {None}
             continue
         c = candidates[number]
         example, key = c.example(task), c.reason is None and example_key(task, c.fields)
@@ -146,3 +147,30 @@ def settle(split: Split, chunk: list[int], candidates: dict[int, Candidate]) -> 
             split.reasons[c.reason] += 1
             rejected.append({"id": a.id, "reason": c.reason, **example, **(c.answer or {}), **lineage})
     return accepted, rejected
+
+
+def longest_need(splits: list[Split], encoder: Encoder) -> int:
+    """Upper bound, in tokens, on what a prompt of these splits and its completion can have."""
+    train = splits[0]
+    task, options, pools = train.task, train.options, train.pools
+
+    def longest(examples: list[dict], count: int) -> int:
+        texts = ["\n\n" + join_shots(task.prompt.example, [example]) for example in examples]
+        return sum(sorted(map(len, encoder.token_ids(texts)), reverse=True)[:count])
+
+    def bare(split: str, feedback: list[dict]) -> int:
+        prompts = [render_prompt(task, split, [], name, feedback, train.report) for name in task.names]
+        return max(map(len, encoder.encode(prompts)))
+
+    shots = longest(pools.seed, options["num_fewshot"]) + longest(pools.feedback, options["num_feedback_shots"])
+    generated = options["max_tokens"] + 16  # with the template's own words, label, ends
+    empty = dict.fromkeys([*task.fields, task.answer_field], "")  # the prompt is rendered as those with feedback are
+    need = max(bare("train", []), bare("train", [empty]) if pools.feedback else 0) + shots
+    need = max(need, bare("validation", []) + VALIDATION_SHOTS * generated) + 8 + options["max_tokens"]
+    if options["verify"]:
+        label_shots = draw_label_shots(task, pools.seed, LABEL_SHOTS, options["seed"])
+        row = label_rows(task, encoder, pools.seed[:1], label_shots)[0]
+        need = max(need, len(row.root) + 2 * options["max_tokens"] + 16)
+        if (room := options["max_model_len"] or encoder.context) and need > room:
+            fail(f"--verify: its prompts may have {need:,} tokens, the context holds {room:,}; lower --max-tokens")
+    return need

@@ -24,6 +24,7 @@ from gold.command import fail, files, say
 from gold.control_tokens import broken_up, told_of_prompts
 from gold.model_folder import explain_model_folder, refuse_model
 from gold.prompts import Prompt
+from gold.reasoning import reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import Task
 
@@ -81,6 +82,7 @@ class Encoder:
     form: str  # chat: by the tokenizer's chat template. completion: system text, blank line, user text
     chat_template_kwargs: dict
     context: int | None
+    parser: Any = None  # vLLM's parser of the teacher's thoughts, where one is asked for
     cache: dict[Prompt, list[int]] = field(default_factory=dict)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -136,7 +138,9 @@ class Encoder:
         return max_model_len or min(need, self.context or need)
 
 
-def load_encoder(model: str, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool) -> Encoder:
+def load_encoder(
+    model: str, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
+) -> Encoder:  # fmt: skip
     """The teacher's tokenizer. Refuses what writes no text by itself; which of the others run, vLLM tells when it
     starts."""
     from transformers import AutoConfig, AutoTokenizer
@@ -158,7 +162,8 @@ def load_encoder(model: str, prompt_form: str, chat_template_kwargs: dict, trust
     if prompt_form == "auto":
         prompt_form = "chat" if tokenizer.chat_template else "completion"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Encoder(tokenizer, prompt_form, chat_template_kwargs, context)
+    thoughts = reasoning_parser(parser, tokenizer, chat_template_kwargs) if parser else None
+    return Encoder(tokenizer, prompt_form, chat_template_kwargs, context, thoughts)
 
 
 def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) -> None:
@@ -190,7 +195,7 @@ class Engine:
         self, model: str, max_model_len: int, signals: StopSignals, dtype: str = "auto", **engine_options: Any
     ):
         began = time.perf_counter()
-        self.signals, self.max_model_len, self.tokens = signals, max_model_len, Counter()
+        self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
         self.done: dict[str, Any] = {}
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
@@ -203,7 +208,8 @@ class Engine:
             yield
         except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
             self.signals.stop_if_any()
-            fail(f"--model: vLLM {what}: {cause_of(error)}; what was made is kept (VLLM_LOGGING_LEVEL=INFO tells more)")
+            more = "what was made is kept: run again to go on (VLLM_LOGGING_LEVEL=INFO tells more)"
+            fail(f"--model {self.model}: vLLM {what}: {cause_of(error)}; {more}")
 
     def send(self, requests: Sequence[Request]) -> None:
         with self.errors("takes a request not"):
