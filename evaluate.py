@@ -36,7 +36,7 @@ from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells,
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
 from gold.runs import Run, beside, finish_run, start_run, write_json
-from gold.student import MaxSourceLength, MaxTargetLength, load_trained
+from gold.student import MaxSourceLength, MaxTargetLength, lengths_of, load_trained
 from gold.task import Task, golds_of, load_task, render
 from gold.text import exact_form
 
@@ -80,6 +80,8 @@ def main(
         for path, examples in test_sets.items():
             print(f"would measure {model or prediction_field} on {len(examples):,} records of {path}")
         return
+    lengths = lengths_of(model, max_source_length, max_target_length) if model else {}
+    options |= lengths
     runs: dict[Path, Run] = {}
     for i, path in enumerate(test_sets):
         folder = output_dir / path.stem if i else output_dir
@@ -90,11 +92,11 @@ def main(
         if run:
             runs[path] = run
     if runs and model:
-        student = load_trained(model, task, max_source_length, max_target_length, dtype)
+        student = load_trained(model, task, lengths, dtype)
     for path, run in runs.items():
         examples = test_sets[path]
         if model:
-            predictions = predict(student, examples, task, per_device_eval_batch_size)
+            predictions = predict(student, examples, per_device_eval_batch_size)
         else:
             predictions = stored_predictions(examples, task, prediction_field)
         records = [e | of_example(task, p, e) for e, p in zip(examples, predictions, strict=True)]

@@ -9,7 +9,7 @@ any.
         --feedback-file runs/a/iter-00/feedback.jsonl
     python score_ood.py ... --score msp --low 0.8 --high 1            # the top fifth by another score
     python score_ood.py --task-file prompts/reviews.toml --input-file runs/a/iter-00/scored.jsonl \
-        --score nll --feedback-file /tmp/f.jsonl                      # another band of a file that is scored already; no student
+        --score nll --feedback-file /tmp/f.jsonl                      # another band of a scored file; no student
     python score_ood.py --task-file prompts/reviews.toml --score tfidf --input-file runs/a/iter-00/train.jsonl \
         --train-file runs/a/iter-00/train.jsonl --output-file /tmp/s.jsonl --feedback-file /tmp/f.jsonl      # needs no student
     python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
@@ -21,7 +21,7 @@ Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.p
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,7 +33,16 @@ from gold.predict import PerDeviceEvalBatchSize, check_score, score_examples
 from gold.runs import beside, finish_run, start_run
 from gold.scores import SCORES, detection, random_score
 from gold.selection import ERRORS, select_feedback
-from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, load_student, load_trained
+from gold.student import (
+    BASE_LENGTHS,
+    MaxSourceLength,
+    MaxTargetLength,
+    Student,
+    family_of,
+    lengths_of,
+    load_student,
+    load_trained,
+)
 from gold.task import Task, load_task
 
 NEEDS = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
@@ -53,16 +62,23 @@ def main(
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
     model: Annotated[str | None, files(help="Trained student: a folder or a name on the hub (none = tfidf, random).")] = None,
     base_model: Annotated[str | None, files(help="Untrained student, for energy_delta.")] = None,
-    train_file: Annotated[list[Path] | None, files(help="What it was trained on, for embedding and tfidf; repeat, or a glob.")] = None,
+    train_file: Annotated[
+        list[Path] | None, files(help="What it was trained on, for embedding and tfidf; repeat, or a glob.")
+    ] = None,
     ood_file: Annotated[list[Path] | None, files(
         help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
-        "--input-file at or above the threshold that flags 95 % of these); their scores go beside the output, as scored.ood.jsonl.")] = None,
+        "--input-file at or above the threshold that flags 95 % of these); their scores go beside the output (scored.ood.jsonl).",
+    )] = None,
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
-    confirmed: Annotated[bool, selection(help="Only examples whose teacher_label agrees (label.py, generate.py --verify).")] = False,
+    confirmed: Annotated[
+        bool, selection(help="Only examples whose teacher_label agrees (label.py, generate.py --verify).")
+    ] = False,
     group_size: Annotated[int | None, selection(min=2, help="The band within each so many examples, not by label.")] = None,
-    max_overlap: Annotated[float, selection(min=0, max=1, help="Leave out what overlaps more with a selected one (ROUGE-L F1).")] = 1.0,
+    max_overlap: Annotated[
+        float, selection(min=0, max=1, help="Leave out what overlaps more with a selected one (ROUGE-L F1).")
+    ] = 1.0,
     energy_temperature: Annotated[float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")] = 1.0,
     per_device_eval_batch_size: PerDeviceEvalBatchSize = 64,
     max_source_length: MaxSourceLength = None,
@@ -84,75 +100,52 @@ def main(
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
     # A million whole examples take gigabytes: of those that are scored already, what the selection needs
     needed = ["id", task.answer_field, score, "teacher_label", "target", *(task.fields if max_overlap < 1 else [])]
-    use = [score, *(["teacher_label"] if confirmed else [])]
-    examples = read_examples(options["input_file"], task, counts=counts, use=use, keep=needed if stored else None)[
-        :limit
-    ]
+    use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
+    reading = {"counts": counts, "use": use, "keep": needed if stored else None}
+    examples = read_examples(options["input_file"], task, **reading)[:limit]
     band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
     selected: list[dict] = []
     if feedback_file:  # too few of a label is an error that needs no model
         selected, _ = select_feedback([e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, **band)
     if dry_run:
-        names, most = ", ".join(map(str, input_file)), "at most " * (max_overlap < 1 or score in ERRORS)
-        print(
-            f"would {'read' if stored else 'score'} {len(examples):,} examples of {names}"
-            + (f" with {model}" if model else "")
-        )
-        print(
-            f"would select {most}{len(selected):,} by {score} in [{low}, {high})"
-            if feedback_file
-            else "would select none"
-        )
+        print_plan(options, stored, len(examples), len(ood), len(selected))
         return
     if model:
         check_model(model, base_model, score, task, ood)
+        options |= lengths_of(model, max_source_length, max_target_length)
     output = feedback_file if stored else output_file
-    ood_output = output.with_name(f"{output.stem}.ood{output.suffix}")
-    run = start_run(
-        "score_ood.py", output, options, ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"],
-        also=([feedback_file] if feedback_file and not stored else []) + ([ood_output] if ood else []), overwrite=overwrite,
-        not_compared=["per_device_eval_batch_size"],
-    )  # fmt: skip
+    also = [feedback_file] * bool(feedback_file and not stored) + [ood_path(output)] * bool(ood)
+    inputs = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
+    not_compared = ["per_device_eval_batch_size"]
+    run = start_run("score_ood.py", output, options, inputs, also, overwrite=overwrite, not_compared=not_compared)
     if run is None:
         return
 
     # Score
-    student = load_trained(model, task, max_source_length, max_target_length, dtype) if model else None
-    how = {
-        "temperature": energy_temperature,
-        "padded": score == "energy_padded",
-        "batch_size": per_device_eval_batch_size,
-        "seed": seed,
-    }
+    lengths = {name: options[name] for name in BASE_LENGTHS}
+    student = load_trained(model, task, lengths, dtype) if model else None
+    how = {"temperature": energy_temperature, "padded": score == "energy_padded", "seed": seed}
+    how["batch_size"] = per_device_eval_batch_size
     if not stored:
         scores = all_scores(student, examples, train_examples, base_model, score, how)
         known = {name for row in scores for name in row}
         examples = [ordered(e, s, task, known) for e, s in zip(examples, scores, strict=True)]
         write_file(run.partial, examples)
         counts |= {"correct": sum(s["correct"] for s in scores)} if student else {}
+    counts |= {"scored": len(examples)} | ({"ood": len(ood)} if ood else {})
     # Select
-    means = {name: mean_of(examples, name) for name in SCORES if name in examples[0] and (not stored or name == score)}
-    counts |= {"scored": len(examples)}
     if feedback_file:
         selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
         counts |= dropped | {"selected": len(selected)}
-        if stored:
-            selected = whole_records(selected, options["input_file"], task, use)
+        selected = whole_records(selected, options["input_file"], task, use) if stored else selected
         write_file(beside(feedback_file, ".partial"), (feedback_record(e, task) for e in selected))
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
+    means = {name: mean_of(examples, name) for name in SCORES if name in examples[0] and (not stored or name == score)}
     # Tell OOD from in-distribution
-    table = {}
-    if ood:
-        ood_scores = scores_without_answer(student, ood, task, how)
-        table = detection([{k: e[k] for k in SCORES if k in e} for e in examples], ood_scores)
-        write_file(
-            beside(ood_output, ".partial"), (ordered(e, s, task, set(s)) for e, s in zip(ood, ood_scores, strict=True))
-        )
-        counts["ood"] = len(ood)
-        print_detection(table, len(ood), len(examples))
+    table = tell_ood(student, ood, examples, how, ood_path(output)) if ood else {}
     finish_run(run, counts, means=means, **({"ood_detection": table} if table else {}))
-    said = f"{len(examples):,} scored" if not stored else f"{len(examples):,} read"
+    said = f"{len(examples):,} {'read' if stored else 'scored'}"
     said += f", {counts['correct']:,} predicted right" if "correct" in counts else ""
     said += f"; {counts['selected']:,} selected by {score}" if feedback_file else ""
     say(f"{output}: {said}, mean {score} {means[score]}")
@@ -189,7 +182,9 @@ def check_model(model: str, base_model: str | None, score: str, task: Task, ood:
         family_of(base_model, task)
     unknown = [e["id"] for e in ood if not has_answer(e, task)]
     if unknown and family != "encoder":
-        problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, and this student's scores are those of a target"
+        problem = (
+            f"{unknown[0]} has no {task.answer_field!r} that the task knows, whose target this student's scores are of"
+        )
         fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
 
 
@@ -208,7 +203,7 @@ def all_scores(
         results, points = score_examples(student, examples, embed=bool(train_examples), **how)
     more: dict[str, list[float]] = {}
     if base_model:
-        base = load_trained_like(base_model, student)
+        base = load_trained_like(base_model, student, how["seed"])
         other, _ = score_examples(base, examples, decode=False, **how)
         more["energy_delta"] = [mine["energy"] - theirs["energy"] for mine, theirs in zip(results, other, strict=True)]
     if train_examples:
@@ -222,9 +217,10 @@ def all_scores(
     return results
 
 
-def load_trained_like(base_model: str, student: Student) -> Student:
-    """The untrained student, read with the lengths, the dtype and the device of the trained one."""
-    base = load_student(base_model, student.task)
+def load_trained_like(base_model: str, student: Student, seed: int) -> Student:
+    """The untrained student (of an encoder the head is drawn with `seed`, as train_student.py does) with the lengths, the
+    dtype and the device of the trained one."""
+    base = load_student(base_model, student.task, seed)
     base.lengths = student.lengths
     base.network.to(student.network.device, student.network.dtype)
     return base
@@ -268,12 +264,31 @@ def mean_of(examples: list[dict], name: str) -> float:
     return round(sum(e[name] for e in examples) / len(examples), 4)
 
 
-def print_detection(table: dict[str, dict[str, Any]], num_ood: int, num_examples: int) -> None:
-    print(
-        f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}   {num_ood:,} OOD beside {num_examples:,} examples"
+def ood_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.ood{output.suffix}")
+
+
+def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict, path: Path) -> dict[str, dict]:
+    """How well each score tells the OOD examples from the others: printed; the OOD examples' scores are written."""
+    scores = scores_without_answer(student, ood, student.task, how)
+    table = detection([{k: e[k] for k in SCORES if k in e} for e in examples], scores)
+    write_file(
+        beside(path, ".partial"), (ordered(e, s, student.task, set(s)) for e, s in zip(ood, scores, strict=True))
     )
+    heading = f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}"
+    print(f"{heading}   {len(ood):,} OOD beside {len(examples):,} examples")
     for name, m in table.items():
         print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
+    return table
+
+
+def print_plan(options: dict, stored: bool, num_examples: int, num_ood: int, num_selected: int) -> None:
+    names, score, model = ", ".join(map(str, options["input_file"])), options["score"].value, options["model"]
+    by_student, ood = f" with {model}" if model else "", f" and {num_ood:,} OOD examples" if num_ood else ""
+    print(f"would {'read' if stored else 'score'} {num_examples:,} examples of {names}{ood}{by_student}")
+    most = "at most " * (options["max_overlap"] < 1 or score in ERRORS)
+    chosen = f"{most}{num_selected:,} by {score} in [{options['low']}, {options['high']})"
+    print(f"would select {chosen if options['feedback_file'] else 'none'}")
 
 
 if __name__ == "__main__":

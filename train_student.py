@@ -9,7 +9,7 @@ held_out.jsonl in it, and a run record beside it.
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
     python train_student.py ... --loss kl                             # soft labels: the label_probs of label.py
     python train_student.py ... --dry-run                             # what would be trained on what; no model
-    torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, one training, as transformers' Trainer has it
+    torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, as transformers' Trainer has it
 
 The best checkpoint is chosen on a tenth of the training examples, picked by a hash of the id: never on validation or
 test data.
@@ -17,6 +17,7 @@ test data.
 
 import hashlib
 import math
+import os
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ import typer
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, is_main_process, new_app, run_command, say
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
-from gold.runs import finish_run, remove, start_run
+from gold.runs import beside, finish_run, remove, start_run
 from gold.student import BASE_LENGTHS, Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
 
@@ -55,8 +56,12 @@ def main(
     lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
     weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
-    max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = BASE_LENGTHS["max_source_length"],
-    max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = BASE_LENGTHS["max_target_length"],
+    max_source_length: Annotated[
+        int, training(min=1, help="Tokens read; more are cut, and counted.")
+    ] = BASE_LENGTHS["max_source_length"],
+    max_target_length: Annotated[
+        int, training(min=1, help="Tokens written; more are cut, and counted.")
+    ] = BASE_LENGTHS["max_target_length"],
     new_head: Annotated[bool, training(help="Replace an encoder's head that was trained on other labels.")] = False,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
     dtype: Annotated[
@@ -67,11 +72,12 @@ def main(
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Fine-tune the student on every --train-file."""
-    options = dict(locals())
+    options = dict(locals()) | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}  # of torchrun
     # Load
     task, counts = load_task(task_file), {}
     options["train_file"] = expand("--train-file", train_file)
-    examples = read_examples(options["train_file"], task, answers=loss != Loss.kl, counts=counts)[:limit]
+    soft = ("teacher_label", "label_probs") if loss == Loss.kl else ()  # they may stand where nobody else has labelled
+    examples = read_examples(options["train_file"], task, answers=not soft, counts=counts, use=soft)[:limit]
     if loss == Loss.kl and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
         say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
@@ -92,14 +98,14 @@ def main(
         run = start_run(
             "train_student.py", output_dir, options, ["task_file", "model", "train_file"], overwrite=overwrite
         )
-    if not proceeds(bool(run)):
+    if not proceeds(bool(run), options["processes"]):
         return
 
     # Train, save
     student = load_student(model, task, seed, new_head)
     student.lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     check_labels(student, model)
-    checkpoints = output_dir.with_name(output_dir.name + ".checkpoints")
+    checkpoints = beside(output_dir, ".partial") / "checkpoints"
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == Loss.kl else {}
     found, log = fit(student, rows, held_out, checkpoints, options)
@@ -122,14 +128,16 @@ def is_held_out(identifier: str) -> bool:
     return hashlib.sha256(identifier.encode()).digest()[0] < 26  # 26 / 256 = 10.2 %
 
 
-def proceeds(begun: bool) -> bool:
+def proceeds(begun: bool, processes: int) -> bool:
     """Whether the first of torchrun's processes goes on with the work; the others wait for its word."""
+    if processes == 1:
+        return begun
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    PartialState()  # they find each other
     word = [begun]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(word)
+    broadcast_object_list(word)
     return word[0]
 
 
@@ -159,7 +167,6 @@ def fit(
     student: Student, rows: list[dict], held_out: list[dict], checkpoints: Path, options: dict
 ) -> tuple[dict, list[dict]]:
     """Fine-tune in place on `rows`, keep the checkpoint that is best on `held_out`; (counts, log records)."""
-    from accelerate import PartialState
     from transformers import PrinterCallback, TrainingArguments, set_seed
 
     from gold.trainer import StudentTrainer
@@ -169,13 +176,12 @@ def fit(
     features = student.encode(rows)
     if options["loss"] == Loss.kl:
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
-    step_batch = (
-        options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * PartialState().num_processes
-    )
+    step_batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * options["processes"]
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **{name: options[name] for name in (
-            "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "seed",
+            "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "weight_decay", "seed",
         )},
         per_device_eval_batch_size=4 * options["per_device_train_batch_size"],
         lr_scheduler_type=str(options["lr_scheduler_type"]),
@@ -209,6 +215,9 @@ def fit(
     student.network.eval()
     history = [{k: finite(v) for k, v in entry.items()} for entry in trainer.state.log_history]
     best = max((e for e in history if "eval_choice" in e), key=lambda e: e["eval_choice"], default={})
+    if best and dtype != "float32":  # near ties fall otherwise in 16 bits; evaluate.py measures in 32
+        trainer.accelerator.unwrap_model(student.network, keep_fp32_wrapper=False)
+        best = best | trainer.measure()
     counts = {
         "steps": trainer.state.global_step,
         "best_epoch": best.get("epoch"),

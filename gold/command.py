@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+SAME_ERROR = 20  # seconds
 FREE, RIGHTS = "free some space and run again", "choose another folder or change its rights, and run again"
 DISK = {  # what is wrong with the disk, or with what we may do on it -> the cure
     errno.ENOSPC: FREE, errno.EDQUOT: FREE, errno.EFBIG: "raise the limit of a file's size (ulimit -f) and run again",
@@ -70,12 +72,23 @@ def run_command(app: Callable[[], Any]) -> None:
     """Run a stage. Full disks, full GPUs and Ctrl-C end it with one line; what nobody foresaw shows its traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the caller has it ignored
         signal.signal(signal.SIGINT, interrupted)
+    if not is_main_process():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
         app()
+    except SystemExit as end:
+        if (
+            not is_main_process() and end.code
+        ):  # the first one mostly has the same error: it tells it, and torchrun ends all
+            time.sleep(SAME_ERROR)
+            sys.stderr = sys.__stderr__
+        raise
     except Exception as error:
         if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
             for bar in list(sys.modules["tqdm"].tqdm._instances):
                 bar.close()
+        if not is_main_process():
+            sys.stderr = sys.__stderr__
         if found := disk_problem(error):
             fail(found)
         if type(error).__name__ == "OutOfMemoryError":

@@ -10,6 +10,8 @@ import math
 import random
 from typing import Any
 
+from gold.command import fail
+
 REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside their mean
 SCORES = [
     "energy", *REDUCTIONS, "energy_delta", "nll", "msp", "entropy", "margin", "embedding", "tfidf", "error",
@@ -77,7 +79,7 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
     auroc  an OOD example has the higher score in this share of all pairs; of ties a half
     aupr   average precision of the OOD examples; their share is what chance gives
     fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
-    Raises ValueError for a score that is not finite.
+    Ends the stage (exit 1) where a score is not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -87,7 +89,9 @@ def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
         if not all(type(value) in (int, float) for value in values):
             continue
         if not all(map(math.isfinite, values)):
-            raise ValueError(f"{name} is not finite for some example")
+            fail(
+                f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
+            )
         fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
         found[name] = {
             "auroc": round(float(roc_auc_score(truth, values)), 4),

@@ -2,7 +2,7 @@
 Qwen2).
 
 student = load_student(model, task, seed=0)                    to be trained
-student = load_trained(model, task, None, None, "float32")     to be measured, with the lengths that it was trained with
+student = load_trained(model, task, lengths_of(model), "float32")     to be measured, with the lengths of its training
 features = student.encode(examples, task, "train")             input_ids, attention_mask, labels
 student.save(folder, dtype="float32")
 """
@@ -15,11 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gold.causes import cause_of
 from gold.command import fail, say
 from gold.decoding import decode_plainly
 from gold.encoding import encode_sources, encode_targets
-from gold.model_folder import explain_model_folder
+from gold.model_folder import explain_model_folder, refuse_misfit, refuse_model
 from gold.runs import write_json
 from gold.task import Task
 from gold.text import exact_form
@@ -27,6 +26,7 @@ from gold.text import exact_form
 T5_TYPES = ("t5", "mt5", "umt5", "longt5")  # encoder-decoders whose output layer can be taken off
 # What a config says of its model changing the logits after the output layer (Gemma 2, Cohere, Granite, Falcon-H1)
 AFTER_HEAD = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
+OTHER_CODE = "choose one that transformers knows, such as a T5, a BERT or a Llama"
 TRAINED = "gold.json"  # beside the weights: what the student was trained with
 BASE_LENGTHS = {"max_source_length": 512, "max_target_length": 128}  # tokens: of a base model that has no such file
 
@@ -95,9 +95,9 @@ def read_config(model: str) -> Any:
     if problem := explain_model_folder(model):
         fail(f"--model {model}: {problem}")
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # broken files make transformers raise many kinds
-        fail(f"--model {model}: no student there that transformers can load: {cause_of(error)}")
+        refuse_model(model, "no student there", error, OTHER_CODE)
 
 
 def family_of(model: str, task: Task) -> str:
@@ -144,14 +144,17 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        # float32: bfloat16 by autocast only
+        how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
         if family == "encoder":
-            network = load_encoder(model, task, new_head)
+            network, loaded = load_encoder(model, task, new_head, how)
         else:
             auto = AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
-            network = auto.from_pretrained(model, dtype=torch.float32)  # bf16 by autocast only
+            network, loaded = auto.from_pretrained(model, **how)
     except Exception as error:  # broken files make transformers raise many kinds
-        fail(f"--model {model}: no student there that transformers can load: {cause_of(error)}")
+        refuse_model(model, "no student there", error, OTHER_CODE)
+    refuse_misfit(model, loaded["mismatched_keys"])
     check_tokenizer(model, tokenizer, network)
     if family == "decoder":
         takes = {"logits_to_keep", "position_ids"} <= set(inspect.signature(network.forward).parameters)
@@ -168,10 +171,9 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
     return Student(network.eval(), tokenizer, family, task, positions_of(network, family))
 
 
-def load_encoder(model: str, task: Task, new_head: bool) -> Any:
-    """An encoder whose head has the task's labels; with new_head a new one on the weights below a head for other
-    labels."""
-    import torch
+def load_encoder(model: str, task: Task, new_head: bool, how: dict) -> tuple[Any, dict]:
+    """(an encoder whose head has the task's labels, loading info); with new_head a new one on the weights below a head
+    for other labels. how: of from_pretrained."""
     from transformers import AutoModelForSequenceClassification as Auto
 
     config, labels = read_config(model), list(task.labels)
@@ -183,13 +185,13 @@ def load_encoder(model: str, task: Task, new_head: bool) -> Any:
         )
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if not trained or not new_head:
-        return Auto.from_pretrained(model, dtype=torch.float32, num_labels=len(labels), **names)
-    old = Auto.from_pretrained(model, dtype=torch.float32)
+        return Auto.from_pretrained(model, num_labels=len(labels), **names, **how)
+    old, loaded = Auto.from_pretrained(model, **how)
     # In place: num_labels alone would leave the old names in label2id
     config.id2label, config.label2id, config.problem_type = names["id2label"], names["label2id"], None
-    network = Auto.from_config(config, dtype=torch.float32)
+    network = Auto.from_config(config, dtype=how["dtype"])
     network.base_model.load_state_dict(old.base_model.state_dict())
-    return network
+    return network, loaded
 
 
 def check_tokenizer(model: str, tokenizer: Any, network: Any) -> None:
@@ -239,25 +241,31 @@ def check_labels(student: Student, model: str) -> None:
 # What it was trained with
 
 
-def load_trained(
-    model: str, task: Task, max_source_length: int | None, max_target_length: int | None, dtype: str
-) -> Student:
-    """A student to be measured, on the GPU if there is one, its weights in `dtype`. Lengths as given, else as it was
-    trained.
+def lengths_of(
+    model: str, max_source_length: int | None = None, max_target_length: int | None = None
+) -> dict[str, int]:
+    """The lengths to measure a student with: as given, else as it was trained. Where these differ, it is said."""
+    trained, lengths = read_trained(model), {}
+    for name, given in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        lengths[name] = given or trained.get(name, BASE_LENGTHS[name])
+        if trained and lengths[name] != trained[name]:
+            say(f"--{name.replace('_', '-')} {given}: {model} was trained with {trained[name]}")
+    return lengths
 
-    Where an option, or what the task file has the student read and write, is not that of the training, it is said.
+
+def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) -> Student:
+    """A student to be measured, on the GPU if there is one, its weights in `dtype`.
+
+    Where what the task file has the student read and write is not that of the training, it is said.
     """
     import torch
 
-    told = read_trained(model)
+    trained = read_trained(model)
     student = load_student(model, task)
-    for name, given in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
-        student.lengths[name] = given or told.get(name, BASE_LENGTHS[name])
-        if told and student.lengths[name] != told[name]:
-            say(f"--{name.replace('_', '-')} {given}: {model} was trained with {told[name]}")
+    student.lengths = lengths
     for name in ("source", "target"):
-        if (template := getattr(task.student, name)) != told.get(name, template):
-            say(f"{task.path}: student.{name} is {template!r}: {model} was trained with {told[name]!r}")
+        if (template := getattr(task.student, name)) != trained.get(name, template):
+            say(f"{task.path}: student.{name} is {template!r}: {model} was trained with {trained[name]!r}")
     student.network.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
     return student
 

@@ -48,15 +48,18 @@ class StudentTrainer(Trainer):
         # The items are counted over all processes, whose gradients are averaged
         return losses.sum() * self.accelerator.num_processes / num_items_in_batch
 
+    def measure(self) -> dict[str, float]:
+        """Held-out accuracy by the task's metric, and mean nll."""
+        self.student.network.eval()
+        scores, _ = score_examples(self.student, self.held_out, self.args.per_device_eval_batch_size)
+        accuracy = sum(s["correct"] for s in scores) / len(scores)
+        return {"eval_accuracy": accuracy, "eval_loss": sum(s["nll"] for s in scores) / len(scores)}
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out accuracy by the task's metric, and mean nll; choice: the accuracy, of equal ones the later epoch is
-        the best."""
+        """What is measured after an epoch; choice: the accuracy, of equal ones the later epoch is the best."""
         found: list[Any] = [None]
         if self.is_world_process_zero():
-            self.student.network.eval()
-            scores, _ = score_examples(self.student, self.held_out, self.args.per_device_eval_batch_size)
-            accuracy = sum(s["correct"] for s in scores) / len(scores)
-            found = [{"eval_accuracy": accuracy, "eval_loss": sum(s["nll"] for s in scores) / len(scores)}]
+            found = [self.measure()]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)
         metrics = found[0] | {"eval_choice": found[0]["eval_accuracy"] + 1e-6 * self.state.epoch}
@@ -105,7 +108,7 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        for name in ("loss", "eval_loss"):
+        for name in ("loss", "eval_loss", "train_loss"):  # train_loss: the mean of all steps, at the end
             if not math.isfinite((logs or {}).get(name, 0.0)):
                 self.bar.close()
                 fail(
