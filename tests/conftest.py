@@ -170,6 +170,59 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def refusal(function, *args, **options) -> str:
+    """The message with which a call ends the stage: one line, as `error: ...`."""
+    with pytest.raises(SystemExit) as caught:
+        function(*args, **options)
+    message = caught.value.code
+    assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Students in this process
+
+OPTIONS = {
+    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 1e-2, "num_train_epochs": 1,
+    "per_device_train_batch_size": 20, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0, "weight_decay": 0.0, "seed": 0, "dtype": "float32", "processes": 1,
+}  # fmt: skip
+
+
+def loaded(model: Path, task, source: int = 512, target: int = 128):
+    """A student with these lengths."""
+    from gold.student import load_student
+
+    student = load_student(str(model), task)
+    student.lengths = {"max_source_length": source, "max_target_length": target}
+    return student
+
+
+def scores_of(model: Path, task, examples: list[dict], batch_size: int = 64, target: int = 128, **how) -> list[dict]:
+    from gold.predict import score_examples
+
+    return score_examples(loaded(model, task, target=target), examples, batch_size, **how)[0]
+
+
+def fitted(model: Path, task, rows: list[dict], held_out: list[dict], folder: Path, **how):
+    """(student, counts, log) of train_student.fit with OPTIONS and `how`; the student is saved as folder."""
+    from train_student import fit
+
+    student = loaded(model, task, 64, 16)
+    counts, log = fit(student, rows, held_out, folder / "checkpoints", OPTIONS | how)
+    student.save(folder, counts["dtype"])
+    return student, counts, log
+
+
+def still(model: Path, folder: Path) -> Path:
+    """A copy of a model without dropout, which is drawn by batch, and so differs with the batches."""
+    shutil.copytree(model, folder)
+    off = {"dropout_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = json.loads((folder / "config.json").read_text()) | off
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
     """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
     command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
