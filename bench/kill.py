@@ -32,17 +32,18 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
     "ITERATIONS": "2", "NUM_EXAMPLES": "80", "GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2",
+    "LABEL_ARGS": "--limit 40",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder
     "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",
-    "score": "scored.jsonl", "evaluate": "predictions.jsonl",
+    "score": "scored.jsonl", "evaluate": "predictions.jsonl", "label": "labelled.jsonl",
 }  # fmt: skip
 PLACES = [  # (stage, folder) in the order of the loop
-    ("evaluate", "untrained"),
-    *((stage, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for stage in OUTPUT),
-    ("train", "final"), ("evaluate", "final"), ("evaluate", "final/test_zipf"), ("report", ""),
+    ("evaluate", "untrained"), ("label", "teacher"),
+    *((s, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for s in (*list(OUTPUT)[:3], "evaluate", "score")),
+    ("train", "final"), ("evaluate", "final"), ("report", ""),
 ]  # fmt: skip
-LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "report": 0.02}  # at most so many seconds into it
+LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "label": 0.05, "report": 0.02}  # at most so many seconds into it
 PER_RUN = re.compile(
     r"seconds|runtime|per_second|finished_at|^command$|^git_"
 )  # fields that differ between any two runs
@@ -80,16 +81,14 @@ def is_inside(run: Path, log: Path, stage: str, folder: str) -> bool:
     if stage == "report":
         return f"+ report.py {run}" in log.read_text()
     output = run / folder / OUTPUT[stage]
-    state = Path(f"{output}.partial.json")
-    if not is_locked(state):  # what is there was left by a stage that is dead
+    if not is_locked(Path(f"{output}.lock")):  # what is there was left by a stage that is dead
         return False
+    if not Path(f"{output}.partial.json").exists():  # a finished output is only looked at
+        return False
+    partial = Path(f"{output}.partial")
     if stage == "train":
-        return output.with_name("student.partial").is_dir()
-    try:
-        with state.open() as file:  # empty while a finished output is only looked at
-            return file.read(14).startswith('{"progress": [' if stage.startswith("generate") else '{"progress": ')
-    except FileNotFoundError:
-        return False
+        return partial.is_dir()
+    return not stage.startswith("generate") or (partial.exists() and partial.stat().st_size > 0)
 
 
 def wait_for(process: subprocess.Popen, moment: Callable[[], bool], seconds: float = float("inf")) -> bool:
@@ -134,7 +133,7 @@ def kill_session(process: subprocess.Popen) -> None:
 
 def unfinished(run: Path) -> list[str]:
     """Outputs that somebody has begun and not finished, as paths under the run folder."""
-    states = [path for path in run.rglob("*.partial.json") if path.stat().st_size]
+    states = run.rglob("*.partial.json")
     return sorted(str(path.relative_to(run)).removesuffix(".partial.json") for path in states)
 
 

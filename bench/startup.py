@@ -18,9 +18,11 @@ from typing import Annotated
 
 import typer
 
-from records import fail, git_state, run_command, versions, write_json
+from gold.command import fail, run_command
+from gold.disk import write_json
+from gold.runs import git_state, versions
 
-STAGES = ("generate.py", "score_ood.py", "train_student.py", "evaluate.py", "report.py")
+STAGES = ("generate.py", "label.py", "score_ood.py", "train_student.py", "evaluate.py", "report.py")
 LIMIT = 0.5  # seconds
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
