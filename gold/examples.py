@@ -10,16 +10,18 @@ one to train on.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gold.command import fail, say
+from gold.correctness import is_correct
 from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, name_the_format, read_records
 from gold.scores import SCORES
-from gold.task import Task, is_correct, render
+from gold.task import Task, render
 from gold.text import text_key
 
 # What stages put into a record, or take from it
@@ -145,6 +147,13 @@ def with_rendered(
     return found | rendered
 
 
+def column_of(name: str | None, examples: Sequence[dict]) -> str | None:
+    """The name under which a column that an option asks for stands now: see with_rendered."""
+    original = f"original_{name}"
+    theirs = any(original in e for e in examples)
+    return original if theirs and (name in ("source", "target") or not any(name in e for e in examples)) else name
+
+
 def names_of(paths: Sequence[Path]) -> list[str]:
     """How ids that are made begin: the stem of a file, or as much of its path as tells it from the others."""
     whole = [path.absolute().with_suffix("") for path in paths]
@@ -185,16 +194,22 @@ def with_answers(
             fail(f"{here}: {problem}; mend it, or call the column otherwise if it means something else")
         record = record | {listed: golds}
     for label in [answer, *golds] if task.labels and not foreign else []:
-        if label is not None and label not in task.labels:
-            cure = "correct the line"
-            if isinstance(label, int) or label.strip().isdecimal():
-                order = ", ".join(f"{i} is {known}" for i, known in enumerate(task.labels))
-                command = f"jq -c '.{name} = {json.dumps(list(task.labels))}[.{name} | tonumber]' {path} > named.jsonl"
-                cure = f"if {order}: {command}"
-            fail(f"{here}: no such label: {label!r}; {task.path} has {', '.join(task.labels)}; {cure}")
+        if label is not None and label not in list(task.labels):
+            has, cure = ", ".join(task.labels), cure_of_label(label, task, path)
+            fail(f"{here}: no such label: {label!r}; {task.path} has {has}; {cure}")
     if answers and not isinstance(answer, str):
         fail(f"{here}: {name!r} must be a text that is not empty, found {answer!r}; put it in quotes")
     return record if answer is record.get(name) else record | {name: answer}
+
+
+def cure_of_label(label: Any, task: Task, path: Path) -> str:
+    """For a number the command that puts the names of labels in the place of their numbers."""
+    if str(label).strip().removesuffix(".0") not in map(str, range(len(task.labels))):
+        return "correct the line"
+    order = ", ".join(f"{i} is {known}" for i, known in enumerate(task.labels))
+    names, new = json.dumps(list(task.labels), ensure_ascii=False), path.with_suffix(".named.jsonl")
+    code = f'."{task.answer_field}" |= {names}[tonumber]'
+    return f"if {order}: {shlex.join(['jq', '-c', code, str(path)])} > {shlex.quote(str(new))}"
 
 
 def as_text(answer: Any, task: Task, changed: Counter[str]) -> Any:
