@@ -43,7 +43,13 @@ PLACES = [  # (stage, folder) in the order of the loop
     *((s, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for s in (*list(OUTPUT)[:3], "evaluate", "score")),
     ("train", "final"), ("evaluate", "final"), ("report", ""),
 ]  # fmt: skip
-LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "label": 0.05, "report": 0.02}  # at most so many seconds into it
+LINGER = {
+    "train": 0.3,
+    "score": 0.05,
+    "evaluate": 0.3,
+    "label": 0.05,
+    "report": 0.02,
+}  # at most so many seconds into it
 PER_RUN = re.compile(
     r"seconds|runtime|per_second|finished_at|^command$|^git_"
 )  # fields that differ between any two runs

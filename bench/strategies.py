@@ -39,11 +39,22 @@ import typer
 
 import evaluate
 import generate
+import gold.teacher
+import label
 import score_ood
 import train_student
 from bench.truth import coverage, followed, noise_of, scores_against_truth, topic_of, true
-from records import git_state, read_examples, read_records, say, versions, write_records
-from task import Task, load_task
+from gold.command import say
+from gold.disk import beside, remove
+from gold.distances import tfidf_distances
+from gold.examples import read_examples
+from gold.jsonl import read_records, write_file
+from gold.predict import score_examples
+from gold.runs import git_state, versions
+from gold.selection import select_feedback
+from gold.stopping import STOPPED
+from gold.student import lengths_of, load_student, load_trained
+from gold.task import Task, load_task
 
 WORK, RESULTS = Path("runs/strategies"), Path("bench/results/strategies.jsonl")
 BATCH = 32
@@ -63,14 +74,14 @@ DEFAULT = {
     "pick": None,  # a selection of this file instead (PICKS)
     "rounds": "newest",  # or all: feedback of earlier iterations stays
     "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any",
-    "temperature": 1.0, "temperature_end": None, "min_p": 0.0, "top_k": 0, "validation_temperature": 1.2,
+    "temperature": 1.0, "min_p": 0.0, "top_k": 0, "validation_temperature": 1.2,
     "more": 1.0,  # times as many training examples: 5 / 3 is what the two pools cost
     "train_on": "train",  # also the selected ones, or all validation examples
     "prompt": True,  # False: the selected ones are not shown
     "loss": {},
     "best_epoch": False,
 }  # fmt: skip
-SAMPLING = ("feedback_rate", "num_feedback_shots", "feedback_label", "temperature", "temperature_end", "min_p", "top_k")
+SAMPLING = ("feedback_rate", "num_feedback_shots", "feedback_label", "temperature", "min_p", "top_k")
 SAMPLING += ("validation_temperature",)
 NONE = {"pool": None}
 B = {"more": 5 / 3}
@@ -141,11 +152,8 @@ STRATEGIES = {
     "diverse_and_pool": WITH_POOL | {"pick": "diverse", "feedback_rate": 1.0},
     # Sampling and losses, without feedback
     "min_p": NONE | {"min_p": 0.05, "temperature": 1.3},
-    "temperature_to_1.7": NONE | {"temperature": 0.5, "temperature_end": 1.7},
     "top_k_10": NONE | {"top_k": 10, "temperature": 0.8},
     "sce": NONE | {"loss": {"loss": "sce"}},
-    "gce": NONE | {"loss": {"loss": "gce", "gce_q": 0.7, "ce_epochs": 2}},
-    "label_smoothing": NONE | {"loss": {"label_smoothing_factor": 0.1}},
     # As train_student.py does: a tenth is held out, and the best epoch on it is kept
     "best_epoch": NONE | {"best_epoch": True},
     "random_best_epoch": {"score": "random", "best_epoch": True},
@@ -194,10 +202,9 @@ def pick(way: str, records: list[dict], task: Task, grammar: Any, student: str) 
             if grammar.group_of(topic_of(r, task, grammar) or "") == "tail" and true(r, task, grammar)
         ]
     if way == "uncertain_diverse":
-        records = score_ood.select_feedback(records, task, "msp", 0.5, 1.0)
-    how = {"batch_size": 64, "energy_temperature": 1.0, "padded": False, "seed": 0, "dtype": "float32"}
-    how |= {"max_source_length": 512, "max_target_length": 128}
-    _, points = score_ood.score_pass(records, task, student, embed=True, predict=False, **how)
+        records, _ = select_feedback(records, task, "msp", 0.5, 1.0)
+    trained = load_trained(student, task, lengths_of(student), "float32")
+    _, points = score_examples(trained, records, 64, embed=True, decode=False)
     return diverse(records, points, 0.4 if way == "uncertain_diverse" else 0.2)
 
 
@@ -213,7 +220,7 @@ def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
         except typer.BadParameter as error:
             raise RuntimeError(error.message) from None
         except SystemExit as error:
-            if error.code == generate.STOPPED:  # a signal: end the process
+            if error.code == STOPPED:  # a signal: end the process
                 raise
             said = (str(error) or errors.getvalue().strip())[-300:]
             raise RuntimeError(said) from None
@@ -267,12 +274,15 @@ def train(
         "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH,
         "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
         "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "max_source_length": 512, "max_target_length": 128, "seed": seed, "dtype": "auto",
+        "seed": seed, "dtype": "auto", "processes": 1,
     } | loss  # fmt: skip
-    draft = folder.with_name(f"{folder.name}.partial")
+    draft, checkpoints = beside(folder, ".partial"), beside(folder, ".checkpoints")
     with contextlib.redirect_stderr(io.StringIO()):
-        counts, _ = train_student.train_on(task, str(base), examples, held_out, draft, options)
+        student = load_student(str(base), task, seed)
+        counts, _ = train_student.fit(student, examples, held_out, checkpoints, options)
+        student.save(draft, counts["dtype"])
     assert counts["steps"] == steps
+    remove(checkpoints)
     draft.rename(folder)
 
 
@@ -306,7 +316,6 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     home = root / run["student"] / run["arm"]
     shared = "-".join(map(str, [run["student"], STEPS[run["student"]][1], BATCH, LEARNING_RATE]))  # the first student
     alike = [f"{name}={arm[name]:g}" for name in ("temperature", "min_p", "top_k") if arm[name] != DEFAULT[name]]
-    alike += [f"to{arm['temperature_end']}"] * bool(arm["temperature_end"])
     alike += [f"pool{pool_size}at{arm['validation_temperature']:g}"] * bool(pool_size)
     start = root / "start" / "-".join([str(n), *alike]) / "iter-00"
     shutil.rmtree(home, ignore_errors=True)  # of a run that was cut off, or of another design
@@ -324,7 +333,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
         how = {name: (DEFAULT if i == 0 and "feedback" in name else arm)[name] for name in SAMPLING}
         with alone(root / "lock") if i == 0 else contextlib.nullcontext():
             quietly(
-                generate.sample, task_file, str(models["teacher"]), folder, feedback_file=feedback,
+                generate.main, task_file, str(models["teacher"]), folder, feedback_file=feedback,
                 exclude_file=[*(path for path in trained_on if path.name == "train.jsonl"), *pools], num_examples=n,
                 num_validation=0 if last else pool_size, max_attempts=40 * n, seed=run["seed"], **how,
             )  # fmt: skip
@@ -338,13 +347,12 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             pool = read_examples(trained_on, task)
             file = trained_on
             if arm["score"] == "tfidf":
-                distances = score_ood.nearest_distances(*score_ood.tfidf_vectors(pool, pool), pool, pool)
+                distances = tfidf_distances(pool, pool)
                 pool = [e | {"tfidf": distance} for e, distance in zip(pool, distances, strict=True)]
-                pool = score_ood.select_feedback(pool, task, "tfidf", arm["low"], arm["high"])
+                pool, _ = select_feedback(pool, task, "tfidf", arm["low"], arm["high"])
                 home.mkdir(parents=True, exist_ok=True)
                 file = [home / f"feedback-{i:02d}.jsonl"]
-                with file[0].open("w", encoding="utf-8") as stream:
-                    write_records(stream, pool)
+                write_file(file[0], pool)
             feedback = file
             fed += pool
         elif arm["pool"] == "validation":
@@ -359,7 +367,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             pool = pools[-1]
             if arm["confirmed"]:
                 pool = at / "labelled.jsonl"
-                quietly(generate.label, task_file, str(models["teacher"]), [pools[-1]], pool, seed=run["seed"])
+                quietly(label.main, task_file, str(models["teacher"]), [pools[-1]], pool, seed=run["seed"])
             padded = run["student"] != "bert" and arm["score"] == "energy_padded"
             name = "scored" + ("_padded" if padded else "") + ("_labelled" if arm["confirmed"] else "")
             scored = at / f"{name}.jsonl"
@@ -372,13 +380,12 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             if arm["pick"]:
                 selected = pick(arm["pick"], records, task, grammar, str(at / "student"))
             else:
-                selected = score_ood.select_feedback(
+                selected, _ = select_feedback(
                     records, task, arm["score"], arm["low"], arm["high"], arm["confirmed"], arm["max_overlap"]
                 )
             home.mkdir(parents=True, exist_ok=True)
             file = home / f"feedback-{i:02d}.jsonl"
-            with file.open("w", encoding="utf-8") as stream:
-                write_records(stream, selected)
+            write_file(file, selected)
             fed += selected
             if arm["prompt"]:
                 feedback = [*(feedback if arm["rounds"] == "all" else []), *([file] if selected else [])]
@@ -391,7 +398,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
     train(task_file, models[run["student"]], trained_on, student, steps, run["seed"], arm["loss"], arm["best_epoch"])
     used = read_examples(trained_on, task)
     records = [json.loads(p.read_text()) for d in [start, *home.glob("iter-*")] for p in d.glob("*.jsonl.run.json")]
-    records = [r for r in records if r["stage"] == "generate.py sample" and not r["output"].startswith("scored")]
+    records = [r for r in records if r["stage"] == "generate.py" and not r["output"].startswith("scored")]
     cost = {key: sum(r["counts"][key] for r in records) for key in ("attempted", "prompt_tokens", "completion_tokens")}
     for path in home.glob("**/labelled.jsonl.run.json") if arm["confirmed"] else []:
         cost["prompt_tokens"] += json.loads(path.read_text())["counts"]["prompt_tokens"]
@@ -465,8 +472,8 @@ def main(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with alone(WORK / "lock"):
         models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
-    llm = generate.start_engine(str(models["teacher"]), 1024)
-    generate.engine_for = lambda *args, **kwargs: (llm, 1024)  # every call of sample gets this one
+    llm = gold.teacher.start_llm(str(models["teacher"]), 1024)
+    gold.teacher.start_llm = lambda *args, **kwargs: llm  # every call of a stage gets this one
     where = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions()}
     for place, run in enumerate(todo):
         root = WORK / f"{task}-noise{label_noise:g}-burst{burst:g}" / f"size{size}" / f"seed{run['seed']}"
@@ -474,7 +481,7 @@ def main(
         try:
             found = run_arm(run, models, root)
         except (RuntimeError, SystemExit) as error:  # a result too: say so, go on
-            if isinstance(error, SystemExit) and error.code == generate.STOPPED:
+            if isinstance(error, SystemExit) and error.code == STOPPED:
                 raise
             found = {"failed": str(error)}
         note(run | found | where | code | {"finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})

@@ -8,8 +8,9 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-import score_ood
-from task import Task, is_correct
+from gold.correctness import is_correct
+from gold.scores import SCORES
+from gold.task import Task
 
 
 def topic_of(record: dict, task: Task, grammar: Any) -> str | None:
@@ -75,7 +76,7 @@ def scores_against_truth(records: list[dict], task: Task, grammar: Any) -> dict[
         "tail": [grammar.group_of(topic_of(r, task, grammar) or "") == "tail" for r, *_ in known],
     }
     found: dict[str, Any] = {}
-    for name in [s for s in score_ood.Score if s in known[0][0]]:
+    for name in [s for s in SCORES if s in known[0][0]]:
         values = [r[name] for r, *_ in known]
         found[name] = {
             what: round(float(roc_auc_score(truth, values)), 4) if 0 < sum(truth) < len(truth) else None

@@ -1,16 +1,35 @@
-"""bench/strategies.py and its tables: the arms are runs that can be made, the statistics are right by hand. No engine."""
+"""strategies/*.sh and README's table of them; bench/strategies.py: arms that can be run, statistics right by hand. No engine."""
 
 import importlib
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner
 
 import generate
-import score_ood
 from bench import strategies, strategies_report, truth
-from task import load_task
+from gold.scores import SCORES
+from gold.task import load_task
+
+FILES = {path.stem: path.read_text().splitlines() for path in ROOT.glob("strategies/*.sh")}
+
+
+def test_the_table_in_the_readme_is_made_of_the_first_lines_of_the_files():
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \|$", (ROOT / "README.md").read_text(), re.M)
+    table = [row for row in rows if row[0] in FILES]
+    assert sorted(table) == sorted((name, lines[0].removeprefix("# ")) for name, lines in FILES.items())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_strategy_says_what_it_selects_and_what_it_costs(name):
+    first, second, third, *rest = FILES[name]
+    assert first.startswith("# ") and second.startswith("# Selects: ") and third.startswith("# Costs: ")
+    assert len(rest) <= 10 and any(line.startswith("export POOL=") or " POOL=" in line for line in rest)
+    assert len((ROOT / "loop.sh").read_text().splitlines()) <= 110  # what belongs to one strategy stays in its file
 
 
 @pytest.mark.parametrize("arm", strategies.ARMS)
@@ -18,7 +37,7 @@ def test_an_arm_is_made_of_options_that_exist(arm):
     settings = strategies.ARMS[arm]
     assert settings.keys() <= strategies.DEFAULT.keys()
     full = strategies.DEFAULT | settings
-    assert full["score"] in list(score_ood.Score) and 0 <= full["low"] < full["high"] <= 1 and full["iterations"] > 1
+    assert full["score"] in SCORES and 0 <= full["low"] < full["high"] <= 1 and full["iterations"] > 1
     assert full["pick"] in (None, "diverse", "uncertain_diverse", "truth")
     assert full["pool"] in (None, "train", "validation") and full["train_on"] in ("train", "selected", "validation")
     if full["feedback_label"] != "any":  # generate.py refuses it where there are no labels
@@ -26,7 +45,7 @@ def test_an_arm_is_made_of_options_that_exist(arm):
     if full["score"] in ("energy_first", "energy_sum", "energy_padded"):
         assert arm in strategies.NOT_FOR["bert"]
     for name in strategies.SAMPLING:
-        assert name in generate.sample.__annotations__
+        assert name in generate.main.__annotations__
 
 
 def test_another_design_is_another_run(monkeypatch):
@@ -58,8 +77,6 @@ def test_farthest_first_by_hand():
 
 @pytest.mark.parametrize("name", ["reviews", "word_problems"])
 def test_truth_of_clean_and_of_corrupted_examples(name):
-    import random
-
     task = load_task(Path(f"prompts/{name}.toml"))
     grammar, rng = importlib.import_module(f"data.{name}_grammar"), random.Random(1)
     topics = rng.choices(list(grammar.WEIGHTS), k=200)
@@ -75,8 +92,6 @@ def test_truth_of_clean_and_of_corrupted_examples(name):
 @pytest.mark.parametrize("name", ["reviews", "word_problems"])
 def test_label_noise_of_a_teacher(name):
     """The share of wrong answers in the examples that its documents are made of; without noise the draws stay as they were."""
-    import random
-
     from data import build_models
 
     task = load_task(Path(f"prompts/{name}.toml"))
