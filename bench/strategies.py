@@ -180,8 +180,8 @@ def diverse(records: list[dict], points: Any, share: float) -> list[dict]:
     import torch
 
     points, chosen = torch.nn.functional.normalize(points, dim=-1), []
-    for label in sorted({r.get("label", "") for r in records}):
-        own = [i for i, r in enumerate(records) if r.get("label", "") == label]
+    for name in sorted({r.get("label", "") for r in records}):
+        own = [i for i, r in enumerate(records) if r.get("label", "") == name]
         near = points[own] @ points[own].mean(0)
         picked = [int(near.argmin())]
         closest = points[own] @ points[own[picked[0]]]

@@ -1,4 +1,4 @@
-"""strategies/*.sh and README's table of them; bench/strategies.py: arms that can be run, statistics right by hand. No engine."""
+"""strategies/*.sh and README's table of them; bench/strategies.py: arms that can be run, statistics by hand. No engine."""
 
 import importlib
 import json
