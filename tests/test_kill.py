@@ -40,7 +40,7 @@ def test_killed_in_every_stage(finished, embedded, tmp_path):
     whole, _, seconds = finished
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"KILL_SEED={seed}")
-    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed), kills=6)
+    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed), kills=7)
     assert hits == dict.fromkeys([*OUTPUT, "report"], 1)
     assert differences(tmp_path / "killed", whole) == []
 
@@ -75,17 +75,17 @@ def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
         assert orphans
         for pid in orphans:
             os.kill(pid, signal.SIGSTOP)
-        state = folder / "untrained" / "predictions.jsonl.partial.json"
+        lock = folder / "untrained" / "predictions.jsonl.lock"
         for _ in range(2):
             again = loop(folder, embedded)
             assert again.returncode == 1
-            one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {state}")
+            one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {lock}")
         for pid in orphans:
             os.kill(pid, signal.SIGCONT)
         while living(process.pid):  # the orphan does its work to the end
             time.sleep(0.05)
         metrics = folder / "untrained" / "metrics.json"
-        assert metrics.exists() and not state.exists()
+        assert metrics.exists() and not lock.exists()
     finally:
         kill_session(process)
 
@@ -134,8 +134,8 @@ def stages(finished, models: Path, out: Path) -> dict[str, tuple]:
     """Every script, once, with the inputs of a finished run and its output in `out`."""
     here = finished[0] / "iter-00"
     return {
-        "generate.py": ("generate.py", "sample", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
-            "--num-examples", 80, "--num-validation", 60, "--enforce-eager"),
+        "generate.py": ("generate.py", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
+            "--num-examples", 80, "--num-validation", 60),
         "train_student.py": ("train_student.py", *TASK, "--model", models / "t5", "--train-file", here / "train.jsonl",
             "--output-dir", out / "student", "--num-train-epochs", 2),
         "score_ood.py": ("score_ood.py", *TASK, "--model", here / "student", "--input-file", here / "validation.jsonl",
@@ -175,11 +175,8 @@ def test_a_full_disk_ends_every_stage_with_one_line_and_the_rerun_completes(stag
         ": No space left on device; free some space and run again: what was written stays",
     )
     kept = disk / "iter-00" / "train.jsonl.partial"
-    state = disk / "iter-00" / "train.jsonl.partial.json"
     if stage == "generate.py":  # the first chunk is there
-        [size, _] = json.loads(state.read_text())["progress"]
-        lines = kept.read_bytes()[:size].splitlines()
-        assert len(lines) > 40 and all(json.loads(line)["id"] for line in lines)
+        assert len(kept.read_bytes().splitlines()) > 40
     filler.unlink()
     remount(disk, "size=64m")
     done = run(*command)

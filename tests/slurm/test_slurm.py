@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from cluster import cluster, logs, why_not
 
-from records import expand, read_examples
-from task import load_task
+from gold.examples import read_examples
+from gold.jsonl import expand
+from gold.task import load_task
 
 ROOT = Path(__file__).parents[2]
 WRAPPERS = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -85,10 +86,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 def progress(output: Path) -> bool:
     """Whether the first chunk of an unfinished output is on disk."""
-    try:
-        return bool(json.loads(output.with_name(output.name + ".partial.json").read_text())["progress"])
-    except (OSError, ValueError):
-        return False
+    partial = output.with_name(output.name + ".partial")
+    return partial.exists() and partial.stat().st_size > 0
 
 
 def read(path: Path) -> list[dict]:
@@ -181,7 +180,6 @@ def test_a_job_that_saves_nothing_is_not_queued_again_and_a_failure_neither(slur
 
 # The first start saves something and is told to stop, as generate.py is; the second ends well
 STUB = """#!/bin/bash
-if [[ $1 == -c ]]; then exit; fi
 if [[ -z ${SLURM_RESTART_COUNT:-} ]]; then echo new > "$SAVED"; exit 75; fi
 """
 # Slurm's own, slow to return: the SIGTERM of the requeue always comes before it has
@@ -242,7 +240,7 @@ def test_a_job_that_may_not_be_queued_again_says_so_and_ends(wrapper, slurm, tmp
 def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm, small_teacher, tmp_path):
     variables = {
         "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 600,
-        "NUM_VALIDATION": 1000, "GENERATE_ARGS": "--enforce-eager --validation-temperature 1",
+        "NUM_VALIDATION": 1000, "GENERATE_ARGS": "--validation-temperature 1",
     }  # fmt: skip
     disturbed, calm = tmp_path / "disturbed/iter-00", tmp_path / "calm/iter-00"
     job = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=disturbed, **variables)
@@ -298,7 +296,7 @@ def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm,
 def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_path):
     """As in salloc. The first SIGINT makes srun report only; a killed srun would leave its step behind."""
     stage = tmp_path / "python"
-    stage.write_text(f"#!/bin/bash\nif [[ $1 == -c ]]; then exit; fi\necho $$ > {tmp_path}/stage\nexec sleep 300\n")
+    stage.write_text(f"#!/bin/bash\necho $$ > {tmp_path}/stage\nexec sleep 300\n")
     stage.chmod(0o755)
     (tmp_path / "test.jsonl").write_text("")
     env = slurm.env | {"PYTHON": str(stage), "LAUNCH": "srun", "TEACHER": "a", "STUDENT": "b"}
@@ -323,18 +321,11 @@ def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_p
 @pytest.mark.engine
 def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slurm, small_teacher, small_t5, tmp_path):
     run = tmp_path / "run"
-    variables = {
-        "TEACHER": small_teacher,
-        "STUDENT": small_t5,
-        "ITERATIONS": 1,
-        "NUM_EXAMPLES": 80,
-        "SCORE": "energy",
-        "NUM_VALIDATION": 60,
-        "MEASURE_TEACHER": 0,
-    }
+    variables = {"TEACHER": small_teacher, "STUDENT": small_t5, "ITERATIONS": 1, "NUM_EXAMPLES": 80}
+    variables |= {"GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2"}
     few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
     (tmp_path / "test.jsonl").write_text("".join(few))
-    variables |= {"EPOCHS": 2, "GENERATE_ARGS": "--enforce-eager", "TEST_FILE": tmp_path / "test.jsonl"}
+    variables |= {"TEST_FILE": tmp_path / "test.jsonl"}
     job = slurm.submit("loop", "prompts/reviews.toml", run, **variables)
 
     # Slurm looks at time limits every half a minute; less than five minutes are left, so the signal comes then
@@ -351,7 +342,7 @@ def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slu
     print(slurm.ask("scontrol", "show", "job", job))
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), slurm.log(job)
     log = slurm.log(job)
-    assert log.count("stopped in time") == 1 and log.count("+ ") and "Look into" in log and "start 3" in log
+    assert log.count("stopped in time") == 1 and log.count("+ report.py") == 1 and "start 3" in log
     assert len(read(run / "iter-00/train.jsonl")) == 80 and len(read(run / "iter-00/validation.jsonl")) == 60
     for split in ("train", "validation"):
         rows = read(run / f"iter-00/{split}.jsonl") + read(run / f"iter-00/{split}.rejected.jsonl")
