@@ -206,10 +206,10 @@ def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
     (place / "test.jsonl").write_text("")
     if wrapper == "loop":
         variables |= {"TEACHER": "a", "STUDENT": "b", "TEST_FILE": place / "test.jsonl", "ITERATIONS": 1}
-        variables |= {"SAVED": place / "run/train.jsonl.partial.json"}
+        variables |= {"SAVED": place / "run/train.jsonl.partial"}
         return slurm.submit("loop", "prompts/rte.toml", place / "run", options=options, **variables)
     variables |= {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": place, "NUM_EXAMPLES": 9}
-    variables |= {"SAVED": place / "train-00001-of-00004.jsonl.partial.json"}
+    variables |= {"SAVED": place / "train-00001-of-00004.jsonl.partial"}
     return slurm.submit("generate", options=("--array=1", *options), **variables) + "_1"
 
 
