@@ -256,7 +256,8 @@ def read_json(path: Path) -> dict | None:
         OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
     ):
         found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [*found["notes"].values(), found.get("seconds", found.get("earlier_seconds"))]
+        numbers = [value for value in found["notes"].values() if not isinstance(value, list | str)]
+        numbers.append(found.get("seconds", found.get("earlier_seconds")))
         if (
             isinstance(found["options"], dict)
             and isinstance(found["inputs"], dict)
