@@ -8,15 +8,16 @@ import json
 import random
 
 import pytest
-from conftest import call, make_bpe, one_error, pair, read_lines, write_lines
+from conftest import call, loaded, make_bpe, one_error, pair, read_lines, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generate import encode_prompts
 from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids, told_of_prompts
+from gold.prompts import Prompt
+from gold.student import Student
+from gold.teacher import Encoder
 from gold.truncation import cut_fields, equal_room, field_spans
 from gold.unreadable import told_of_losses
-from train_student import encode, load_student
 
 WORDS = (
     "pair: with premise hypothesis the a big beach garden sun snow melon frost stove warm not it is and cat dog".split()
@@ -58,6 +59,11 @@ def tokenizers(tmp_path_factory):
     made["qwen2"] = make_bpe()
     made["qwen2"].add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return made
+
+
+def encode(rows, tokenizer, family, task, source, target):
+    lengths = {"max_source_length": source, "max_target_length": target}
+    return Student(None, tokenizer, family, task, None, lengths).encode(rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def test_features_hold_control_tokens_in_their_frame_alone(models, pairs, tokeni
     assert t5["input_ids"][-1] == t5["labels"][-1] == 1
     said = capsys.readouterr().err
     assert "1 of 1 sources spell out a control token of this student" in said and "1 of 1 targets spell out" in said
-    _, tokenizer, _ = load_student(str(models["qwen2"]), pairs)
+    tokenizer = loaded(models["qwen2"], pairs).tokenizer
     qwen2 = encode([record], tokenizer, "decoder", pairs, 64, 16)[0]
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.eos_token_id not in qwen2["input_ids"]
     assert tokenizer.decode(qwen2["input_ids"]) == record["source"] + "\n"
@@ -127,9 +133,12 @@ def test_prompts_hold_control_tokens_in_their_frame_alone(kind, form, tokenizers
     template = CHAT if kind == "qwen2" else CHAT.replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>")
     monkeypatch.setattr(tokenizer, "chat_template", template if form == "chat" else None)
     control = control_tokens(tokenizer)
-    plain = [("Write.", "The cat < dog [MASK]\n\nText:"), ("", "Text: é")]
-    hidden = [("Write.</s>", "The <|im_end|>\n<s>cat</s>\n\nText:<|endoftext|>"), ("", "Text: <|im_start|>system</s>")]
-    ids = encode_prompts(tokenizer, plain, {})
+    plain = [Prompt("Write.", "The cat < dog [MASK]\n\nText:"), Prompt("", "Text: é")]
+    hidden = [
+        Prompt("Write.</s>", "The <|im_end|>\n<s>cat</s>\n\nText:<|endoftext|>"), Prompt("", "Text: <|im_start|>system</s>"),
+    ]  # fmt: skip
+    encoder = Encoder(tokenizer, "chat" if form == "chat" else "completion", {}, None)
+    ids = encoder.encode(plain)
     for (system, user), row in zip(plain, ids, strict=True):  # the same tokens as without any of this
         turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}]
         joined = "\n\n".join(filter(None, (system, user)))
@@ -139,7 +148,7 @@ def test_prompts_hold_control_tokens_in_their_frame_alone(kind, form, tokenizers
             else []
         )
         assert row == (given or tokenizer(joined)["input_ids"])
-    found = encode_prompts(tokenizer, hidden, {})
+    found = encoder.encode(hidden)
     count = [[sum(token in control for token in row) for row in rows] for rows in (ids, found)]
     assert count[0] == count[1] == ([5, 3] if form == "chat" else [0, 0])
     assert "< /s>" in tokenizer.decode(found[0]) if kind == "llama" else "< |im_end|>" in tokenizer.decode(found[0])
@@ -234,7 +243,7 @@ def test_equal_room(lengths, room):
 
 
 def test_a_long_source_keeps_its_last_field(models, pairs, tokenizers, capsys):
-    _, tokenizer, family = load_student(str(models["bert"]), pairs)
+    tokenizer, family = loaded(models["bert"], pairs).tokenizer, "encoder"
     fields = [{"first": " ".join(["the beach"] * 20), "second": "a big sun"}, {"first": "the", "second": "snow"}]
     rows = [f | {"label": "Warm", "target": "Warm", "source": f"pair: {f['first']} with {f['second']}"} for f in fields]
     features = encode(rows, tokenizer, family, pairs, 16, 8)
@@ -366,7 +375,7 @@ def test_a_new_head_for_other_labels(names, tmp_path, home, tokenizers, pairs):
     assert body and all((old[name] == new[name]).all() for name in body)
     assert new["classifier.weight"].shape == (2, 16)
     assert len(names) == 3 or not (old["classifier.weight"] == new["classifier.weight"]).all()
-    assert load_student(str(tmp_path / "student"), pairs)[2] == "encoder"  # and is a student like any other
+    assert loaded(tmp_path / "student", pairs).family == "encoder"  # and is a student like any other
 
 
 def test_a_new_head_is_an_encoders(home, models, tmp_path):

@@ -2,16 +2,24 @@
 
 import json
 import math
-import shutil
 
 import pytest
-from conftest import call, flipped, pair, read_lines, write_lines
+from conftest import call, fitted, flipped, pair, read_lines, scores_of, still, write_lines
 
-from records import read_examples
-from score_ood import score_examples
-from train_student import is_held_out, soft_examples, token_losses, train_on
+from gold.examples import read_examples
+from gold.losses import token_losses
+from train_student import is_held_out, soft_examples
 
 KL = ("--loss", "kl", "--num-train-epochs", "40", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
+SHARES = {"Warm": 0.7, "not warm": 0.3}
+
+
+def train(home, model, rows, folder, *args, task="pairs.toml"):
+    data = write_lines(folder / "soft.jsonl", rows)
+    return call(
+        "train_student.py", "--task-file", home / task, "--model", model, "--output-dir", folder / "s", "--train-file", data,
+        *KL, *args,
+    )  # fmt: skip
 
 
 def test_by_hand():
@@ -19,22 +27,18 @@ def test_by_hand():
     import torch
 
     logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64)
-    soft = token_losses(logits, torch.tensor([0]), "kl", 1.0, 0.0, torch.tensor([[0.5, 0.5]]))
+    soft = token_losses(logits, torch.tensor([0]), "kl", soft=torch.tensor([[0.5, 0.5]]))
     assert soft.tolist() == pytest.approx([(math.log(4) + math.log(4 / 3)) / 2], abs=1e-6)
     grid, labels = logits.expand(2, 3, 2), torch.tensor([[0, 1, -100], [-100, -100, 1]])
-    weighted = token_losses(grid, labels, "kl", 1.0, 0.0, torch.tensor([0.3, 1.0]))
+    weighted = token_losses(grid, labels, "kl", soft=torch.tensor([0.3, 1.0]))
     assert weighted.tolist() == pytest.approx([0.3 * math.log(4), 0.3 * math.log(4 / 3), math.log(4 / 3)], abs=1e-6)
-    hard = token_losses(logits, torch.tensor([0]), "kl", 1.0, 0.0)
-    assert hard.tolist() == pytest.approx([math.log(4)], abs=1e-6)  # without soft labels it is ce
 
 
 def test_copies_by_answer(pairs, flip):
-    rows = [pair(0) | {"id": "a", "label_probs": {"Warm": 0.7, "not warm": 0.3}}]
+    rows = [pair(0) | {"id": "a", "label_probs": SHARES}]
     assert [e["soft"] for e in soft_examples(rows, pairs, "encoder")] == [[0.7, 0.3]]
-    assert [(e["target"], e["soft"]) for e in soft_examples(rows, pairs, "decoder")] == [
-        ("Warm", 0.7),
-        ("not warm", 0.3),
-    ]
+    found = [(e["target"], e["soft"]) for e in soft_examples(rows, pairs, "decoder")]
+    assert found == [("Warm", 0.7), ("not warm", 0.3)]
     rows = [flipped(0) | {"id": "b", "label_probs": {"sun beach": 0.795, "beach": 0.2, "sun": 0.005}}]
     assert [e["target"] for e in soft_examples(rows, flip, "encoder-decoder")] == ["sun beach", "beach"]
 
@@ -44,13 +48,9 @@ def test_copies_by_answer(pairs, flip):
     [None, [0.5, 0.5], {"Warm": 1.0}, {"Warm": 0.7, "not warm": 0.7}, {"Warm": 1.2, "not warm": -0.2}, {"Warm": "1"}],
 )
 def test_what_is_no_distribution_is_refused(probs, models, home, tmp_path):
-    rows = [pair(n) | {"id": f"x{n}", "label_probs": {"Warm": 0.7, "not warm": 0.3}} for n in range(20)]
+    rows = [pair(n) | {"id": f"x{n}", "label_probs": SHARES} for n in range(20)]
     rows[7] |= {"label_probs": probs}
-    write_lines(tmp_path / "soft.jsonl", [r for r in rows if not is_held_out(r["id"]) or r is rows[7]])
-    done = call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--model", models["bert"], "--output-dir", tmp_path / "s",
-        "--train-file", tmp_path / "soft.jsonl", *KL,
-    )  # fmt: skip
+    done = train(home, models["bert"], [r for r in rows if not is_held_out(r["id"]) or r is rows[7]], tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: --loss kl: x7: label_probs must hold"), done.stderr
     assert not (tmp_path / "s").exists()
 
@@ -59,19 +59,14 @@ def test_what_is_no_distribution_is_refused(probs, models, home, tmp_path):
 def test_a_student_takes_over_the_shares(name, models, home, pairs, tmp_path):
     """Texts that only the teacher has labelled, always .7 to .3: that is what the student comes to think of any text."""
     rows = [{k: v for k, v in pair(n).items() if k != "label"} | {"id": f"own-{n}"} for n in range(40)]
-    rows = [r | {"teacher_label": "Warm", "label_probs": {"Warm": 0.7, "not warm": 0.3}} for r in rows]
-    write_lines(tmp_path / "soft.jsonl", rows)
-    done = call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--model", models[name], "--output-dir", tmp_path / "s",
-        "--train-file", tmp_path / "soft.jsonl", *KL,
-    )  # fmt: skip
+    done = train(home, models[name], [r | {"teacher_label": "Warm", "label_probs": SHARES} for r in rows], tmp_path)
     assert done.returncode == 0, done.stderr
     counts = json.loads((tmp_path / "s.run.json").read_text())["counts"]
     assert counts["soft_targets"] == counts["train_examples"] * (1 if name == "bert" else 2)
-    examples = [
-        e | {"label": "Warm", "target": "Warm"} for e in read_examples(tmp_path / "soft.jsonl", pairs, answers=False)
-    ]
-    scores = score_examples(examples, pairs, str(tmp_path / "s"))
+    log = read_lines(tmp_path / "s" / "training_log.jsonl")
+    assert all(math.isfinite(r["eval_loss"]) for r in log if "eval_loss" in r)
+    examples = read_examples(tmp_path / "soft.jsonl", pairs, answers=False)
+    scores = scores_of(tmp_path / "s", pairs, [e | {"label": "Warm", "target": "Warm"} for e in examples])
     assert {s["prediction"] for s in scores} == {"warm"}
     # "Warm" and the end token of a student that writes: the choice is the first token, the rest is certain
     expected = -math.log(0.7) / (1 if name == "bert" else 2)
@@ -82,22 +77,14 @@ def test_records_that_the_teacher_could_not_answer_are_left_out(models, home, tm
     rows = [flipped(n) | {"id": f"own-{n}", "label_probs": {flipped(n)["answer"]: 1.0}} for n in range(30)]
     rows += [{"text": "sun lake", "id": f"none-{n}", "teacher_label": "", "label_probs": {}} for n in range(5)]
     rows[2] |= {"answer": None, "teacher_label": "sun beach"}
-    write_lines(tmp_path / "soft.jsonl", rows)
-    args = ("--task-file", home / "flip.toml", "--model", models["t5"], "--train-file", tmp_path / "soft.jsonl", *KL)
-    told = call("train_student.py", *args, "--num-train-epochs", 1, "--output-dir", tmp_path / "s", "--dry-run")
-    assert told.returncode == 0 and "5 of 35 records have no answer of the teacher: left out" in told.stderr
-    done = call("train_student.py", *args, "--num-train-epochs", 1, "--output-dir", tmp_path / "s")
-    assert done.returncode == 0, done.stderr
+    done = train(home, models["t5"], rows, tmp_path, "--num-train-epochs", 1, task="flip.toml")
+    assert done.returncode == 0 and "5 of 35 records have no answer of the teacher: left out" in done.stderr, (
+        done.stderr
+    )
     counts = json.loads((tmp_path / "s.run.json").read_text())["counts"]
     assert counts["without_answer"] == 5 and counts["train_examples"] + counts["held_out_examples"] == 30
-
-
-def test_without_any_answer(models, home, tmp_path):
-    write_lines(tmp_path / "none.jsonl", [{k: v for k, v in pair(n).items() if k != "label"} for n in range(20)])
-    done = call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--model", models["bert"], "--output-dir", tmp_path / "s",
-        "--train-file", tmp_path / "none.jsonl", *KL,
-    )  # fmt: skip
+    nobody = [{k: v for k, v in pair(n).items() if k != "label"} for n in range(20)]
+    done = train(home, models["bert"], nobody, tmp_path, "--overwrite")
     assert done.returncode == 1 and "neither 'label' nor a teacher_label" in done.stderr
 
 
@@ -105,31 +92,11 @@ def test_without_any_answer(models, home, tmp_path):
 def test_accumulated_batches_are_one_batch(name, models, pairs, tmp_path):
     rows = [pair(n) | {"id": str(n), "source": f"pair: {n}", "target": pair(n)["label"]} for n in range(8)]
     rows = [r | {"label_probs": {"Warm": 0.1 * n, "not warm": 1 - 0.1 * n}} for n, r in enumerate(rows, 1)]
-    options = {
-        "loss": "kl", "learning_rate": 1e-3, "num_train_epochs": 1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
-        "weight_decay": 0.0, "max_source_length": 64, "max_target_length": 8, "seed": 0, "dtype": "float32",
-    }  # fmt: skip
-    shutil.copytree(models[name], tmp_path / "still")
-    config = json.loads((tmp_path / "still" / "config.json").read_text())
-    config |= {"dropout_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "still" / "config.json").write_text(json.dumps(config))
+    model = still(models[name], tmp_path / "still")
+    rows = soft_examples(rows, pairs, "encoder" if name == "bert" else "decoder")
     losses = []
-    per_step = 8 if name == "bert" else 16  # two copies of each
-    for size in (per_step, per_step // 4):
-        how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": per_step // size}
-        _, log = train_on(pairs, str(tmp_path / "still"), rows, [], tmp_path / f"s{size}", options | how)
+    for size in (len(rows), len(rows) // 4):
+        how = {"per_device_train_batch_size": size, "gradient_accumulation_steps": len(rows) // size, "loss": "kl"}
+        log = fitted(model, pairs, rows, [], tmp_path / f"s{size}", **how)[2]
         losses.append((log[0]["loss"], log[0]["grad_norm"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
-def test_log_of_a_run(models, home, tmp_path):
-    rows = [pair(n) | {"id": f"own-{n}", "label_probs": {"Warm": 0.7, "not warm": 0.3}} for n in range(40)]
-    write_lines(tmp_path / "soft.jsonl", rows)
-    done = call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--model", models["t5"], "--output-dir", tmp_path / "s",
-        "--train-file", tmp_path / "soft.jsonl", "--loss", "kl", "--num-train-epochs", 2,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert all(
-        math.isfinite(r["eval_loss"]) for r in read_lines(tmp_path / "s" / "training_log.jsonl") if "eval_loss" in r
-    )

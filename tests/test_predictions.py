@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
-from conftest import TRAINING, call, flipped, pair, read_lines, write_lines
+from conftest import TRAINING, call, flipped, loaded, pair, read_lines, scores_of, write_lines
 
 from gold.decoding import greedy_texts, texts_of
-from records import read_examples
-from score_ood import position_scores, score_examples
-from train_student import check_labels, encode, load_student
+from gold.examples import read_examples
+from gold.scores import position_scores
 
 
 def train(task, model, data, output, *args):
@@ -71,12 +69,12 @@ def test_known_tokens_are_what_is_decoded(name, length, home, trained, pairs, fl
     if not task.labels:
         for e in examples[::2]:
             e["target"] = "tent sun"
-    network, tokenizer, family = load_student(str(trained[name]), task)
-    features = encode(examples, tokenizer, family, task, 512, length)
-    free = replace(task, kind="text2text", metric="exact_match", labels={})
-    scores = score_examples(examples, free, str(trained[name]), max_target_length=length)
+    student = loaded(trained[name], task, target=length)
+    features = student.encode(examples)
+    free = task.model_copy(update={"kind": "text2text", "metric": "exact_match", "labels": {}})
+    scores = scores_of(trained[name], free, examples, target=length)
     nothing = [[False] * len(f["labels"]) for f in features]
-    texts = greedy_texts(network, tokenizer, features, nothing, length, 7)
+    texts = greedy_texts(student.network, student.tokenizer, features, nothing, length, 7)
     assert [s["prediction"] for s in scores] == [text.strip() for text in texts]
     right = [text.strip().lower() == e["target"].lower() for text, e in zip(texts, examples, strict=True)]
     assert [s["correct"] for s in scores] == right
@@ -87,9 +85,9 @@ def test_tokens_beyond_an_end_and_ties_are_not_known(home, trained, flip):
     """Greedy decoding stops at the first end token. Where two tokens are as likely, decoding has the say."""
     import torch
 
-    network, tokenizer, family = load_student(str(trained["flip"]), flip)
-    example = read_examples(home / "flip_train.jsonl", flip)[0]
-    feature = encode([example], tokenizer, family, flip, 512, 8)[0]
+    student = loaded(trained["flip"], flip, target=8)
+    network, tokenizer = student.network, student.tokenizer
+    feature = student.encode(read_examples(home / "flip_train.jsonl", flip)[:1])[0]
     first, second, end = feature["labels"]
     longer = feature | {"labels": [first, end, second, end]}
     texts = greedy_texts(network, tokenizer, [longer, longer], [[True] * 4, [True, True, False, False]], 8, 1)
@@ -97,7 +95,9 @@ def test_tokens_beyond_an_end_and_ties_are_not_known(home, trained, flip):
     decoded = greedy_texts(network, tokenizer, [longer], [[True, False, True, True]], 8, 1)
     assert decoded == greedy_texts(network, tokenizer, [feature], [[False] * 3], 8, 1) != texts[:1]
     # 3 3 1: neither of the two likeliest is known to be written; 1 3 2: the second is
-    hits = position_scores(torch.tensor([[3.0, 3.0, 1.0]] * 2 + [[1.0, 3.0, 2.0]]), torch.tensor([0, 1, 1]), 1.0)["hit"]
+    hits = position_scores(torch.tensor([[3.0, 3.0, 1.0]] * 2 + [[1.0, 3.0, 2.0]]), torch.tensor([0, 1, 1]), 1.0)[
+        "is_top"
+    ]
     assert hits.tolist() == [False, False, True]
 
 
@@ -127,9 +127,7 @@ def test_generation_settings_of_a_base_change_no_prediction(taught, home, models
     examples = read_examples(home / "flip_train.jsonl", flip)
     for e in examples:  # none of them is written, so that all are decoded
         e["target"] = "tent sun"
-    found, expected = (
-        score_examples(examples, flip, str(f), max_target_length=6) for f in (tmp_path / "model", folder)
-    )
+    found, expected = (scores_of(f, flip, examples, target=6) for f in (tmp_path / "model", folder))
     assert [s["prediction"] for s in found] == [s["prediction"] for s in expected]
     if not taught:
         done = train(home / "flip.toml", tmp_path / "model", home / "flip_train.jsonl", tmp_path / "s", "--limit", 9)
@@ -203,12 +201,6 @@ def test_labels_that_cannot_be_written_are_refused_before_training(home, models,
         "error: --max-target-length 2: the label 'not warm' takes 3 tokens, its end included; give 3"
     )
     assert "held-out accuracy" in attempt("Warm", "zebra", model="bert")  # a class needs no tokens
-
-
-def test_labels_of_a_task_without_any_are_none(models, flip, pairs):
-    tokenizer = load_student(str(models["t5"]), flip)[1]
-    assert check_labels(flip, tokenizer, str(models["t5"]), 1) is None
-    assert check_labels(pairs, tokenizer, str(models["t5"]), 3) is None
 
 
 def test_a_label_s_name_is_no_prediction_of_a_student(home, models, tmp_path):

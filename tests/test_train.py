@@ -443,7 +443,9 @@ def test_students_that_do_not_fit_are_refused(models, trained, home, tmp_path):
         refused(attempt(other), f"--model {other}: has the labels", str(list(labels.values())))
 
 
-@pytest.mark.parametrize("fault", ["torn weights", "no weights", "other shapes", "no tokenizer", "broken config", "code"])
+@pytest.mark.parametrize(
+    "fault", ["torn weights", "no weights", "other shapes", "no tokenizer", "broken config", "code"]
+)
 def test_broken_model_folders_are_refused(fault, models, home, tmp_path):
     folder, told = tmp_path / "model", ""
     shutil.copytree(models["t5"], folder)
@@ -486,5 +488,7 @@ def test_a_loss_that_is_no_number_ends_the_training(held_out, models, home, tmp_
     rows = [{"id": f"own-{n}", **pair(n)} for n in range(60)]
     data = write_lines(tmp_path / "data.jsonl", [r for r in rows if held_out or not is_held_out(r["id"])])
     how = ("--learning-rate", 1e30, "--num-train-epochs", 3)
-    refused(train(home, models["t5"], tmp_path / "student", *how, data=data), "loss is nan at step", "lower --learning-rate")
+    refused(
+        train(home, models["t5"], tmp_path / "student", *how, data=data), "loss is nan at step", "lower --learning-rate"
+    )
     assert not (tmp_path / "student").exists() and not (tmp_path / "student.run.json").exists()
