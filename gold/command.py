@@ -89,17 +89,17 @@ def run_command(app: Callable[[], Any]) -> None:
                 bar.close()
         if not is_main_process():
             sys.stderr = sys.__stderr__
-        if found := disk_problem(error):
+        if found := machine_problem(error):
             fail(found)
-        if type(error).__name__ == "OutOfMemoryError":
-            fail("out of GPU memory: halve --per-device-train-batch-size or --per-device-eval-batch-size")
         raise
 
 
-def disk_problem(error: BaseException | None) -> str | None:
-    """The line for an error that the disk caused, anywhere in the chain of causes; None where none did."""
+def machine_problem(error: BaseException | None) -> str | None:
+    """The line for an error that the disk or the GPU caused, anywhere in the chain of causes; None where none did."""
     name, problem = "a file", None
     while error:
+        if type(error).__name__ == "OutOfMemoryError":
+            return "out of GPU memory: halve --per-device-train-batch-size or --per-device-eval-batch-size"
         code, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
         if found := re.search(
             r"([^:]+) \(os error (\d+)\)", str(error)
