@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,8 @@ def main(path: Annotated[Path, typer.Argument(help="A .csv, .tsv, .parquet or .j
     """Print one JSON object a line."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; check the path")
+    except (OSError, EOFError, zlib.error) as error:
+        fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; check the path, or fetch it again")
     records = read_parquet(path) if content[:4] == b"PAR1" else read_text(path, decode(path, content))
     for record in records:
         print(json.dumps(record, ensure_ascii=False, default=str))
@@ -46,10 +47,15 @@ def decode(path: Path, content: bytes) -> str:
 def read_parquet(path: Path) -> list[dict]:
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        fail(f"{path}: not a readable Parquet file: {error}; fetch it again")
 
 
 def read_text(path: Path, text: str) -> list[dict]:
+    if not text.strip():
+        fail(f"{path}: holds no records; check the path, or fetch it again")
     if text.lstrip()[:1] in ("[", "{"):
         return read_json(path, text)
     delimiter = max(",\t;", key=text.split("\n", 1)[0].count)
@@ -82,9 +88,7 @@ def read_json(path: Path, text: str) -> list[dict]:
             place += len(text[place:]) - len(text[place:].lstrip())
     except ValueError as error:
         fail(f"{path}: not JSON: {error}; mend it where it was made")
-    if len(values) > 1:
-        return values
-    value = values[0]
+    value = values[0] if len(values) == 1 else values
     if isinstance(value, dict) and all(isinstance(column, dict) for column in value.values()):
         return [dict(zip(value, row, strict=True)) for row in zip(*(c.values() for c in value.values()), strict=True)]
     found = next((v for v in value.values() if isinstance(v, list)), [value]) if isinstance(value, dict) else value

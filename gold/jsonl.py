@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -23,6 +24,21 @@ from gold.disk import naming
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
 
 
+@dataclass
+class Lines:
+    """The lines of a file, and which one was read last."""
+
+    number: int = 0
+    last: bytes = b""
+
+    def of(self, file: IO[bytes]) -> Iterator[bytes]:
+        try:
+            for self.number, self.last in enumerate(file, 1):
+                yield self.last
+        except EOFError as error:  # a .gz that is cut off; jsonlines would take it for the end of the file
+            raise OSError(f"{error}") from error
+
+
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield (line number, record) of a JSON Lines file, perhaps a .gz; a broken line ends the stage with `file:line:
     problem`."""
@@ -31,23 +47,13 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
     import jsonlines
 
-    number, raw, read = 0, b"", False
-
-    def lines(file: IO[bytes]) -> Iterator[bytes]:
-        nonlocal number, raw
-        try:
-            for raw in file:
-                number += 1
-                yield raw
-        except EOFError as error:  # a .gz that is cut off; jsonlines would take it for the end of the file
-            raise OSError(f"{error}") from error
-
+    lines, read = Lines(), False
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            reader = jsonlines.Reader(lines(file), loads=parse_line)
+            reader = jsonlines.Reader(lines.of(file), loads=parse_line)
             for record in reader.iter(type=dict, skip_empty=True):
                 read = True
-                yield number, record
+                yield lines.number, record
     except (OSError, zlib.error) as error:
         problem = getattr(error, "strerror", None) or error
         fail(f"{path}: cannot be read: {problem}; check the path, or run the stage that writes it")
@@ -55,20 +61,21 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
         if not read and (what := name_the_format(path)):
             fail(f"{path}: not JSON Lines but {what}")
         problem, cure = str(error.__cause__ or error), "mend or delete the line"
-        if not raw.endswith(b"\n"):
+        if not lines.last.endswith(b"\n"):
             problem, cure = "torn last line, its writer was cut off", "delete the line, or run that stage again"
-        fail(f"{path}:{number}: not a JSON object: {problem}; found {raw[:60].decode('utf-8', 'replace')!r}; {cure}")
+        shown = lines.last[:60].decode("utf-8", "replace")
+        fail(f"{path}:{lines.number}: not a JSON object: {problem}; found {shown!r}; {cure}")
 
 
 def name_the_format(path: Path) -> str | None:
-    """What a file of another format is, with the command that makes JSON Lines of it; None where it may be JSON
-    Lines."""
+    """What a file of another format is, and the command that makes JSON Lines of it; None where it may be that."""
     import gzip
+    import zlib
 
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(2**16)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return None
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
     first, second = (text + "\n\n").split("\n")[:2]
@@ -77,6 +84,7 @@ def name_the_format(path: Path) -> str | None:
     what = (
         "a Parquet file" if head[:4] == b"PAR1"
         else "UTF-16 text" if head[:2] in (b"\xff\xfe", b"\xfe\xff")
+        else "JSON Lines with a carriage return alone at each end" if text[:1] == "{" and "\r" in text and "\n" not in text
         else "a JSON list" if re.match(r"\[\s*\{", text)
         else "JSON over several lines" if re.match(r"\{[ \t\r]*\n", text)
         else "a table (CSV or TSV)" if table or {".csv", ".tsv"} & set(path.suffixes)
@@ -144,8 +152,7 @@ def append_records(path: Path, records: Iterable[dict]) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut what stands behind the last line end: the rest of a line whose writer was killed. A whole line that an editor
-    has left without its end gets one."""
+    """Cut the rest of a line whose writer was killed; a whole one that an editor has left without its end gets one."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end:

@@ -227,10 +227,9 @@ def killed_at(step: int, work, error=Killed, names=("unlink", "replace", "open")
 
         return step_or_die
 
-    with (
-        mock.patch.object(os, "fsync", dying(os.fsync)),
-        mock.patch.multiple(Path, **{name: dying(getattr(Path, name)) for name in names}),
-    ):
+    with contextlib.ExitStack() as patches:
+        for owner, name in [(os, "fsync"), *((Path, name) for name in names)]:
+            patches.enter_context(mock.patch.object(owner, name, dying(getattr(owner, name))))
         try:
             work()
         except (Killed, OSError):
