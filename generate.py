@@ -162,15 +162,16 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
 
     if not shows_report(task):
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
-    if not has_feedback:
-        say(f"--report-file {path}: no prompt shows it, for there is no feedback")
     try:
-        return report_text(json.loads(path.read_text(encoding="utf-8")), task)
+        report = report_text(json.loads(path.read_text(encoding="utf-8")), task)
     except OSError as error:
         fail(f"--report-file {path}: cannot be read: {error.strerror}; check the path, or run evaluate.py")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = f"is no metrics.json of this task as evaluate.py writes it ({type(error).__name__}: {error})"
         fail(f"--report-file {path}: {problem}; run evaluate.py with this --task-file, again with --overwrite")
+    if not has_feedback:
+        say(f"--report-file {path}: no prompt shows it, for there is no feedback")
+    return report
 
 
 def show_training_examples(split: Split, train: Split) -> None:

@@ -1,20 +1,18 @@
-"""generate.py without an engine: which attempts are asked, what each shows, how prompts become token ids.
+"""generate.py without vLLM's engine: which attempts are asked, what each shows, how prompts become token ids.
 
-Then whole splits with a scripted engine (the text follows from the request's seed), because a real one cannot be made
+Then the whole stage with a scripted engine (the text follows from the request's seed), because a real one cannot be made
 to give one completion of every kind of fault, or to be killed at every step. test_engine.py has the real one.
 """
 
 import collections
+import gc
 import itertools
 import json
 import math
 import random
 import re
-import string
 from collections import deque
-from functools import partial
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
@@ -22,151 +20,68 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from evaluate import confusion_cells, measure, of_example
-from generate import (
-    REASONS,
-    draw_attempt,
-    encode_prompt,
-    longest_prompt,
-    newest_outcomes,
-    plan_again,
-    plan_ahead,
-    plan_chunk,
-    sample_split,
-)
-from metrics import class_intervals, report_text
-from records import read_examples, start_run
-from task import load_task, render_prompt, text_key
+from gold import attempts, teacher
+from gold.attempts import Plan, Pools, draw_attempt, shares_of
+from gold.examples import example_key, read_examples
+from gold.metrics import class_intervals, confusion_cells, measure, of_example, report_text
+from gold.prompts import Prompt, render_prompt
+from gold.split import Split, longest_need
+from gold.task import load_task
+from gold.teacher import Encoder
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Planning
 
 
-def shares_of(num_examples: int, num_labels: int) -> list[int]:
-    """Dealt out one at a time, as cards are."""
-    return [len(range(i, num_examples, num_labels)) for i in range(num_labels)]
-
-
-@pytest.mark.parametrize(
-    "arguments, expected",
-    [
-        # nothing done yet: a yield of 1 is hoped for; 5 examples of 2 labels are 3 + 2
-        ((5, 99, [0, 0], [0, 0]), [0, 1, 2, 3, 4]),
-        # label 1 has its share; of label 0 one is missing, yield (2 + 1) / (5 + 1) = 1/2: two attempts, and two deviations
-        # more, 2 sqrt(2 * 0.5 / 0.5) = 2.8: five in all, from its 6th on
-        ((5, 99, [5, 2], [2, 2]), [10, 12, 14, 16, 18]),
-        # 4 missing at a yield of (0 + 1) / (9 + 1) = 0.1: 40 attempts, of which 3 are left
-        ((4, 3, [9], [0]), [9, 10, 11]),
-        # the yield is never taken to be below 0.05: 1 / 0.05 = 20, and 2 sqrt(20 * 0.95 / 0.05) = 38.99 more
-        ((1, 99, [60], [0]), list(range(60, 119))),
-        # a missing 3 take 6 at a yield of (2 + 1) / (5 + 1), and 2 sqrt(6) = 4.9 more; 4 are under way: 7, from its 10th on
-        ((5, 99, [5], [2], (0, 1), [4]), list(range(9, 16))),
-        ((5, 99, [5], [2], (0, 1), [11]), []),
-        # one was added by hand: 3 of 2 attempts, and none are more than the yield of 1 asks for
-        ((5, 99, [2], [3]), [2, 3]),
-        ((5, 99, [7, 9], [3, 2]), []),
-        ((5, 0, [0, 0], [0, 0]), []),
-        ((5, -3, [0, 0], [0, 0]), []),
-    ],
-)
-def test_plan_by_hand(arguments, expected):
-    assert plan_chunk(*arguments) == expected
-
-
-def test_a_chunk_is_no_longer_than_chunk():
-    assert plan_chunk(10**6, 10**6, [0, 0, 0], [0, 0, 0]) == list(range(510))  # 512 // 3 = 170 of each
+def follow(plan: Plan, accepts, size: int = 512) -> list[int]:
+    """All attempts, in the order in which they are settled, when attempt a is accepted if accepts(a)."""
+    queue, made = deque(), []
+    while due := plan.next_attempts() or queue:
+        if due is not queue:
+            assert due == sorted(due)
+            queue.extend(due)
+        for _ in range(min(size, len(queue))):
+            made.append(queue.popleft())
+            slot = made[-1] % len(plan.shares)
+            plan.settle(slot, not plan.is_full(slot) and accepts(made[-1]))
+    return made
 
 
 @settings(deadline=None, max_examples=80)
 @given(
     num_examples=st.integers(1, 120),
-    yields=st.lists(st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]), min_size=1, max_size=5),
+    percents=st.lists(st.sampled_from([0, 2, 30, 90, 100]), min_size=1, max_size=5),
     limit=st.integers(1, 800),
+    size=st.integers(1, 600),
     seed=st.integers(0, 10**6),
 )
-def test_planning_under_any_yields(num_examples, yields, limit, seed):
-    """Chunk after chunk: equal shares, consecutive attempts of each label, the limit kept, and an end in any case."""
-    rng, num_labels = random.Random(seed), len(yields)
-    shares = shares_of(num_examples, num_labels)
-    attempted, accepted, asked = [0] * num_labels, [0] * num_labels, []
-    for _ in range(limit + 1):
-        chunk = plan_chunk(num_examples, limit - sum(attempted), attempted, accepted)
-        assert chunk == plan_chunk(num_examples, limit - sum(attempted), list(attempted), list(accepted))
-        if not chunk:
-            break
-        assert chunk == sorted(set(chunk))
-        full = [accepted[i] == shares[i] for i in range(num_labels)]
-        for a in chunk:
-            label = a % num_labels
-            assert not full[label] and a // num_labels == attempted[label]
-            attempted[label] += 1
-            accepted[label] += accepted[label] < shares[label] and rng.random() < yields[label]
-        asked += chunk
-    else:
-        pytest.fail("no end")
-    assert len(asked) == len(set(asked)) == sum(attempted) <= limit
-    assert accepted == shares or sum(attempted) == limit
-
-
-def test_the_newest_attempts_tell_the_yield():
-    """2 of 10 examples are missing. By all ten attempts the yield is (8 + 1) / (10 + 1): 2.4 attempts, and 2 sqrt(2.4 * 2 / 9)
-    more. By the newest four, one accepted, it is 2 / 5: 5 attempts, and 2 sqrt(5 * 0.6 / 0.4) = 5.5 more."""
-    assert len(plan_chunk(10, 99, [10], [8])) == 4
-    assert len(plan_chunk(10, 99, [10], [8], newest=[[True, False, False, False]])) == 11
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    num_examples=st.integers(1, 120),
-    percents=st.lists(st.sampled_from([2, 30, 90, 100]), min_size=1, max_size=4),
-    limit=st.integers(1, 600),
-    size=st.integers(1, 30),
-    window=st.integers(1, 90),
-    newest=st.integers(1, 30),
-    seed=st.integers(0, 10**6),
-)
-def test_what_was_under_way_is_planned_again(num_examples, percents, limit, size, window, newest, seed):
-    """Cut off after any chunk, the plan made again from what came of the attempts is the one that was cut off."""
-    with mock.patch.object(generate, "NEWEST", newest):
-        plan_and_plan_again(num_examples, percents, limit, size, window, seed)
-
-
-def plan_and_plan_again(num_examples, percents, limit, size, window, seed):
-    num_labels = len(percents)
-    shares, settled, made = shares_of(num_examples, num_labels), [0] * num_labels, {}
-    plan = partial(plan_ahead, num_examples, limit, size=size, window=window)
-    attempted, accepted, planned = [0] * num_labels, [0] * num_labels, deque()
-    plan(attempted, accepted, newest_outcomes({}, num_labels), planned)
-    while planned:
-        assert plan_again(made, num_labels, plan) == list(planned)
-        assert sum(map(len, planned)) < window + max(size, num_labels)
-        for a in planned.popleft():
-            label = a % num_labels
-            good = random.Random(f"{seed}/{a}").random() * 100 < percents[label] and settled[label] < shares[label]
-            settled[label] += good
-            attempted[label] += 1
-            accepted[label] += good
-            made[a] = good
-        plan(attempted, accepted, newest_outcomes(made, num_labels), planned)
-    assert plan_again(made, num_labels, plan) == []
-    assert accepted == shares or len(made) == limit
-    if len(made) > 1:  # a line less: not what this plan has made
-        del made[max(made)]
-        assert plan_again(made, num_labels, plan) != []
+def test_planning_under_any_yields(num_examples, percents, limit, size, seed):
+    """Equal shares, consecutive attempts of each label, the limit kept, and an end in any case."""
+    labels = len(percents)
+    plan = Plan(shares_of(num_examples, labels), limit)
+    made = follow(plan, lambda a: random.Random(f"{seed}/{a}").random() * 100 < percents[a % labels], size)
+    assert len(made) == len(set(made)) <= limit
+    for label in range(labels):
+        mine = sorted(a for a in made if a % labels == label)
+        assert mine == list(range(label, labels * len(mine) + label, labels))
+    assert plan.accepted == plan.shares or len(made) == limit
+    if percents == [100] * labels:
+        assert len(made) == min(num_examples, limit)  # none too many
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One attempt
 
-HOW = {"num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2}
+HOW = {"seed": 0, "num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any"}
 
 
 @pytest.fixture(scope="module")
 def pools():
-    made = {"seed": [pair(n) | {"id": f"s{n}"} for n in range(6)]}
-    made["feedback"] = [pair(n) | {"id": f"f{n}"} for n in range(20, 27)]
-    made["train"] = [pair(n) | {"id": f"t{n}"} for n in range(30, 50)]
-    return made
+    seed, feedback, train = (
+        [pair(n) | {"id": f"{letter}{n}"} for n in numbers]
+        for letter, numbers in (("s", range(6)), ("f", range(20, 27)), ("t", range(30, 50)))
+    )
+    return Pools(seed, feedback, train)
 
 
 @pytest.fixture(scope="module")
@@ -178,40 +93,39 @@ def fed_home(home, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def fed_task(fed_home):
-    return load_task(fed_home / "pairs.toml")
+def ids(attempt) -> list[str]:
+    return [shot["id"] for shot in attempt.shown]
 
 
-def ids(attempt: dict) -> list[str]:
-    return [shot["id"] for shot in attempt["shots"] + attempt["feedback"]]
-
-
-def test_an_attempt_is_a_function_of_its_arguments(pairs, pools):
+def test_an_attempt_is_a_function_of_its_arguments(pairs, flip, pools):
     def draw(seed=1, iteration=2, split="train", attempt=3):
-        return draw_attempt(pairs, seed, iteration, split, attempt, pools, HOW)
+        return draw_attempt(pairs, iteration, split, attempt, pools, HOW | {"seed": seed})
 
     first = draw()
     random.seed(99)
     assert draw() == first
-    assert first["id"] == "pairs-02-train-000003" and first["label"] == "not warm"
+    assert first.id == "pairs-02-train-000003" and first.label == "not warm"
     others = [draw(seed=2), draw(iteration=3), draw(split="validation"), draw(attempt=5)]
-    assert len({a["sampling_seed"] for a in [first, *others]}) == 5
-    assert (
-        first["sampling_seed"] == draw_attempt(pairs, 1, 2, "train", 3, pools | {"feedback": []}, HOW)["sampling_seed"]
-    )
+    assert len({a.sampling_seed for a in [first, *others]}) == 5
+    few = Pools(pools.seed[:2], pools.feedback[:1])
+    assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
+    a = draw(split="validation")
+    assert len(set(ids(a))) == 2 and all(i[0] == "t" for i in ids(a)) and a.feedback == []
+    assert draw_attempt(flip, 0, "train", 7, Pools(pools.seed), HOW).label is None
 
 
 def test_sampling_seeds_are_of_31_bits_and_each_attempt_has_its_own(pairs, pools):
     """A CPU's generator takes 32 bits: of 100,000 seeds drawn at random two or three would be given twice."""
-    shots = pools | {"seed": pools["seed"][:1], "feedback": []}
+    shots = Pools(pools.seed[:1])
     for seed, split in ((0, "train"), (-3, "train")):
-        drawn = [draw_attempt(pairs, seed, 2, split, a, shots, OPTIONS)["sampling_seed"] for a in range(100_000)]
+        how = HOW | {"seed": seed}
+        drawn = [draw_attempt(pairs, 2, split, a, shots, how).sampling_seed for a in range(100_000)]
         assert len(set(drawn)) == 100_000 and min(drawn) >= 0 and max(drawn) < 2**31
-    assert not set(drawn) & {draw_attempt(pairs, 7, 2, "train", a, shots, OPTIONS)["sampling_seed"] for a in range(99)}
+    other = {draw_attempt(pairs, 2, split, a, shots, HOW | {"seed": 7}).sampling_seed for a in range(99)}
+    assert not set(drawn) & other
 
 
-@pytest.mark.parametrize("option", ["--temperature", "--temperature-end", "--validation-temperature"])
+@pytest.mark.parametrize("option", ["--temperature", "--validation-temperature"])
 @pytest.mark.parametrize("value", ["-0.1", "2.1"])
 def test_a_temperature_that_vllm_would_refuse_is_a_bad_option(option, value, command):
     done = command(option, value)
@@ -219,35 +133,27 @@ def test_a_temperature_that_vllm_would_refuse_is_a_bad_option(option, value, com
 
 
 def test_many_attempts(pairs, pools):
-    attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW) for a in range(2000)]
-    assert len({a["sampling_seed"] for a in attempts}) == len({a["id"] for a in attempts}) == 2000
-    assert all(0 <= a["sampling_seed"] < 2**31 for a in attempts)
-    assert [a["label"] for a in attempts[:4]] == ["Warm", "not warm", "Warm", "not warm"]
-    fed = [a for a in attempts if a["feedback"]]
+    drawn = [draw_attempt(pairs, 1, "train", a, pools, HOW) for a in range(2000)]
+    assert [a.label for a in drawn[:4]] == ["Warm", "not warm", "Warm", "not warm"]
+    fed = [a for a in drawn if a.feedback]
     assert abs(len(fed) / 2000 - 0.5) < 5 * math.sqrt(0.25 / 2000)  # five standard errors
-    for a in attempts:
+    for a in drawn:
         seeds, feedback = ids(a)[:3], ids(a)[3:]
         assert seeds == sorted(set(seeds)) and all(i[0] == "s" for i in seeds)
-        assert len(set(feedback)) == len(feedback) == (2 if a["feedback"] else 0)
+        assert len(set(feedback)) == len(feedback) == (2 if a.feedback else 0)
         assert all(i[0] == "f" for i in feedback)
-    shown = collections.Counter(i for a in attempts for i in ids(a))
+    shown = collections.Counter(i for a in drawn for i in ids(a))
     assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
     assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
+    for rate, expected in ((0.0, 0), (1.0, 300)):
+        how = HOW | {"feedback_rate": rate}
+        assert sum(bool(draw_attempt(pairs, 1, "train", a, pools, how).feedback) for a in range(300)) == expected
 
 
-@pytest.mark.parametrize("rate, expected", [(0.0, 0), (1.0, 300)])
-def test_feedback_rate_at_its_ends(rate, expected, pairs, pools):
-    attempts = [draw_attempt(pairs, 0, 1, "train", a, pools, HOW | {"feedback_rate": rate}) for a in range(300)]
-    assert sum(bool(a["feedback"]) for a in attempts) == expected
-
-
-def test_small_pools_and_validation(pairs, flip, pools):
-    few = {"seed": pools["seed"][:2], "feedback": pools["feedback"][:1]}
-    a = draw_attempt(pairs, 0, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})
-    assert ids(a) == ["s0", "s1", "f20"]
-    a = draw_attempt(pairs, 0, 1, "validation", 0, pools, {})
-    assert len(set(ids(a))) == 2 and all(i[0] == "t" for i in ids(a)) and a["feedback"] == []
-    assert draw_attempt(flip, 0, 0, "train", 7, few | {"feedback": []}, HOW)["label"] is None
+def test_many_labels_and_few_shots_show_the_label_that_is_asked_for(pairs, pools):
+    for number in range(20):
+        a = draw_attempt(pairs, 0, "train", number, Pools(pools.seed), HOW | {"num_fewshot": 1})
+        assert [shot["label"] for shot in a.shots] == [a.label]
 
 
 @settings(deadline=None, max_examples=60)
@@ -261,25 +167,17 @@ def test_small_pools_and_validation(pairs, flip, pools):
 def test_labels_of_the_feedback(labels, which, rate, most, seed, pairs, pools):
     """Only such feedback as was asked for, as many as there are; all else is as without the option."""
     feedback = [pair(n) | {"id": f"f{n}", "label": "Warm" if warm else "not warm"} for n, warm in enumerate(labels)]
-    how, shown = HOW | {"feedback_rate": rate, "num_feedback_shots": most}, pools | {"feedback": feedback}
-    for a in range(20):
-        free = draw_attempt(pairs, seed, 1, "train", a, shown, how)
-        drawn = draw_attempt(pairs, seed, 1, "train", a, shown, how | {"feedback_label": which})
-        fitting = [f["id"] for f in feedback if (f["label"] == drawn["label"]) == (which == "same")]
-        found = [f["id"] for f in drawn["feedback"]]
-        assert len(set(found)) == len(found) == (min(most, len(fitting)) if free["feedback"] else 0)
+    how = HOW | {"feedback_rate": rate, "num_feedback_shots": most, "seed": seed}
+    for number in range(20):
+        free, drawn = (
+            draw_attempt(pairs, 1, "train", number, Pools(pools.seed, feedback), how | {"feedback_label": label})
+            for label in ("any", which)
+        )
+        fitting = [f["id"] for f in feedback if (f["label"] == drawn.label) == (which == "same")]
+        found = [f["id"] for f in drawn.feedback]
+        assert len(set(found)) == len(found) == (min(most, len(fitting)) if free.feedback else 0)
         assert set(found) <= set(fitting)
-        assert drawn | {"feedback": 0} == free | {"feedback": 0}
-
-
-def test_temperatures_by_hand(pairs, pools):
-    how = HOW | {"temperature": 0.5, "temperature_end": 1.7, "num_examples": 8}
-    found = [draw_attempt(pairs, 0, 1, "train", a, pools, how)["temperature"] for a in (0, 1, 4, 7, 8, 9, 500)]
-    assert found == [0.5, 0.65, 1.1, 1.55, 1.7, 1.7, 1.7]  # 1.2 / 8 = 0.15 an attempt
-    down = draw_attempt(pairs, 0, 1, "train", 6, pools, how | {"temperature_end": 0.0})
-    assert down["temperature"] == 0.125  # 0.5 * 2 / 8
-    plain = draw_attempt(pairs, 0, 1, "train", 6, pools, HOW)
-    assert plain == {k: v for k, v in down.items() if k != "temperature"}
+        assert (drawn.id, drawn.shots, drawn.sampling_seed) == (free.id, free.shots, free.sampling_seed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,7 +198,7 @@ def measured(task, rows: list[tuple[str, str]]) -> dict:
     }  # fmt: skip
 
 
-def test_report_by_hand(pairs):
+def test_report_by_hand(pairs, flip):
     """Warm: 3 asked for, 2 right, 1 no label. not warm: 5 asked for, 2 right, 3 answered Warm."""
     rows = [("Warm", "Warm")] * 2 + [("Warm", "hot")] + [("not warm", "Warm")] * 3 + [("not warm", "not warm")] * 2
     assert report_text(measured(pairs, rows), pairs) == (
@@ -313,6 +211,8 @@ def test_report_by_hand(pairs):
     assert report_text(measured(pairs, rows[:2]), pairs).splitlines()[1:] == [
         "Warm: precision 1.00, recall 1.00, F1 1.00"  # the other label does not occur, and nothing was confused
     ]
+    metrics = {"task": "flip", "metric": "exact_match", "n": 1200, "overall": {"exact_match": {"value": 0.125}}}
+    assert report_text(metrics, flip) == "Results of the small model on 1,200 examples: exact_match 0.12"
 
 
 def test_report_of_many_labels_shows_the_worst(pairs, tmp_path):
@@ -330,28 +230,23 @@ def test_report_of_many_labels_shows_the_worst(pairs, tmp_path):
     assert lines[6:] == [f"asked for l{n}, answered l{(n + 1) % 8}: {n} times" for n in (7, 6, 5)]
 
 
-def test_report_of_a_text2text_task(flip):
-    metrics = {"task": "flip", "metric": "exact_match", "n": 1200, "overall": {"exact_match": {"value": 0.125}}}
-    assert report_text(metrics, flip) == "Results of the small model on 1,200 examples: exact_match 0.12"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompts as token ids
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-TEMPLATES = {  # name: (template, what becomes of system "Be brief." and user "Say $ it.")
-    "none": (None, "<s>Be brief.\n\nSay $ it."),
-    "system role": ("{{ bos_token }}" + TURNS, "<s><system>Be brief.\n<user>Say $ it.\n<assistant>"),
-    "no bos": (TURNS, "<system>Be brief.\n<user>Say $ it.\n<assistant>"),
+TEMPLATES = {  # name: (template, what becomes of system " Be brief. " and user "Say $ it.")
+    "none": (None, "<s> Be brief. \n\nSay $ it."),
+    "system role": ("{{ bos_token }}" + TURNS, "<s><system> Be brief. \n<user>Say $ it.\n<assistant>"),
+    "no bos": (TURNS, "<system> Be brief. \n<user>Say $ it.\n<assistant>"),
     "refuses system": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ bos_token }}" + TURNS,
-        "<s><user>Be brief.\n\nSay $ it.\n<assistant>",
+        "<s><user> Be brief. \n\nSay $ it.\n<assistant>",
     ),
     "drops system": (
         "{{ bos_token }}" + TURNS.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"),
-        "<s><user>Be brief.\n\nSay $ it.\n<assistant>",
+        "<s><user> Be brief. \n\nSay $ it.\n<assistant>",
     ),
-    "trims system": (
+    "trims system": (  # as Llama 3's does
         "{{ bos_token }}" + TURNS.replace("m.content", "m.content | trim"),
         "<s><system>Be brief.\n<user>Say $ it.\n<assistant>",
     ),
@@ -373,317 +268,262 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
 
 
+def encoder_of(tokenizer, **kwargs) -> Encoder:
+    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", kwargs, None)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_encode_prompt(name, tokenizer):
+def test_prompts_as_the_teacher_gets_them(name, tokenizer):
     tokenizer.chat_template, expected = TEMPLATES[name]
-    found = encode_prompt(tokenizer, "Be brief.", "Say $ it.", {})
+    found, without = encoder_of(tokenizer).encode([Prompt(" Be brief. ", "Say $ it."), Prompt("", "Say $ it.")])
     assert tokenizer.decode(found) == expected
     assert found.count(0) == expected.count("<s>")  # one BOS, never two
-    without = tokenizer.decode(encode_prompt(tokenizer, "", "Say $ it.", {}))
-    assert without == re.sub(r"<system>.*\n|Be brief\.\n\n", "", expected)
-
-
-def test_system_text_with_blanks_at_its_ends_keeps_its_role(tokenizer):
-    """Llama 3's template, for one, trims every text."""
-    tokenizer.chat_template, expected = TEMPLATES["trims system"]
-    assert tokenizer.decode(encode_prompt(tokenizer, " Be brief. ", "Say $ it.", {})) == expected
+    assert tokenizer.decode(without) == re.sub(r"<system>.*\n| Be brief\. \n\n", "", expected)
 
 
 def test_chat_template_kwargs_reach_the_template(tokenizer):
     tokenizer.chat_template = TURNS + "{% if enable_thinking is false %}<think></think>{% endif %}"
-    assert tokenizer.decode(encode_prompt(tokenizer, "", "Go.", {})) == "<user>Go.\n<assistant>"
-    found = tokenizer.decode(encode_prompt(tokenizer, "", "Go.", {"enable_thinking": False}))
-    assert found == "<user>Go.\n<assistant><think></think>"
-
-
-def test_template_that_takes_nothing(tokenizer):
+    for kwargs, end in (({}, ""), ({"enable_thinking": False}, "<think></think>")):
+        [found] = encoder_of(tokenizer, **kwargs).encode([Prompt("", "Go.")])
+        assert tokenizer.decode(found) == "<user>Go.\n<assistant>" + end
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(SystemExit, match="error: --model: its chat template takes neither"):
-        encode_prompt(tokenizer, "Be brief.", "Go.", {})
+        encoder_of(tokenizer).encode([Prompt("Be brief.", "Go.")])
 
 
 @pytest.mark.parametrize("template", ["none", "system role", "refuses system"])
 @pytest.mark.parametrize("form, report", [("", ""), ("unsure", ""), ("unsure", "accuracy: " + "long " * 40)])
-def test_longest_prompt_is_an_upper_bound(template, form, report, tokenizer, pairs, pools, fed_task):
+def test_longest_need_is_an_upper_bound(template, form, report, tokenizer, home, fed_home, pools, tmp_path):
     tokenizer.chat_template = TEMPLATES[template][0]
-    task, options = fed_task if form else pairs, {"train": HOW | {"max_tokens": 60}}
-    bound = longest_prompt(task, tokenizer, pools, options, {}, report)
-    lengths = []
-    for split in ("train", "validation"):
-        for a in (draw_attempt(task, 0, 1, split, n, pools, HOW) for n in range(60)):
-            prompt = render_prompt(task, split, a["shots"], a["label"], a["feedback"], report)
-            lengths.append(len(encode_prompt(tokenizer, *prompt, {})))
-    assert max(lengths) <= bound < 2 * max(lengths)
-    without = longest_prompt(task, tokenizer, pools | {"feedback": []}, options, {}, report)
-    assert without < bound - (len(report) if form else 0)  # a report that no prompt shows takes no room
+    task, encoder = load_task((fed_home if form else home) / "pairs.toml"), encoder_of(tokenizer)
+    options = HOW | {"max_tokens": 60, "verify": False, "output_dir": tmp_path, "shard": None, "structured": False}
+    options |= dict.fromkeys(["temperature", "validation_temperature"], 1.0) | {"limit": None, "max_attempts": None}
+
+    def bound(pools):
+        return longest_need([Split("train", task, 1, options, 9, (0, 1), pools, set(), report)], encoder)
+
+    lengths = [
+        len(encoder.encode([render_prompt(task, split, a.shots, a.label, a.feedback, report)])[0]) + 60
+        for split in ("train", "validation")
+        for a in (draw_attempt(task, 1, split, n, pools, HOW) for n in range(60))
+    ]
+    assert max(lengths) <= bound(pools) < 2 * max(lengths)
+    assert bound(Pools(pools.seed)) < bound(pools) - (
+        len(report) if form else 0
+    )  # a report that no prompt shows is free
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Whole splits, with a scripted engine
-
-OPTIONS = HOW | {
-    "num_examples": 4, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 32, "seed": 0,
-    "chat_template_kwargs": {}, "feedback_rate": 0.0,
-}  # fmt: skip
+# The stage, with a scripted engine
 
 
-def engine(answer):
-    """A stand-in for vLLM's offline engine: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
-    counter, unfinished = itertools.count(), []
+def scripted(answer):
+    """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
+    unfinished = []
 
-    def enqueue(prompts, params, use_tqdm):
-        ids = []
-        for prompt, param in zip(prompts, params, strict=True):
-            text, finish_reason = answer(param.seed)
-            completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
-            output = {"prompt_token_ids": prompt["prompt_token_ids"], "outputs": [completion]}
-            unfinished.append(SimpleNamespace(request_id=str(next(counter)), **output))
-            ids.append(f"{unfinished[-1].request_id}-ab12")
-        return ids
+    def add_request(identifier, prompt, params):
+        text, finish_reason = answer(params.seed)
+        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
+        output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
+        unfinished.append(SimpleNamespace(request_id=identifier, **output))
 
-    def step():
-        return [unfinished.pop()]
-
-    return SimpleNamespace(enqueue=enqueue, llm_engine=SimpleNamespace(step=step), reset_prefix_cache=lambda: None)
+    engine = SimpleNamespace(add_request=add_request, step=lambda: [unfinished.pop()])
+    return SimpleNamespace(llm_engine=engine, reset_prefix_cache=lambda: None)
 
 
 def by_seed(seed: int) -> tuple[str, str]:
-    """A completion by chance: one in four is no example at all, the others come of 8 * 10 * 2."""
+    """A completion by chance: one in four is no example at all, the others come of 2 * 8 * 10."""
     rng = random.Random(seed)
     if rng.random() < 0.25:
         return "I would rather not.", "stop"
     return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
 
 
+class Killed(BaseException):
+    """The end of the process: nothing may catch it."""
+
+
 @pytest.fixture
-def split(pairs, pools, models, tmp_path, monkeypatch):
-    """Sample a split with a scripted engine; returns the counts."""
-    from transformers import AutoTokenizer
+def command(home, models, tmp_path, monkeypatch):
+    """generate.py by its command line: 6 examples, 4 for validation."""
 
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as start_engine does without a GPU
-    tokenizer = AutoTokenizer.from_pretrained(models["llama"])
-
-    def sample(
-        folder="a", answer=by_seed, num_examples=4, max_attempts=500, context=2000, shown=pools, judge=None, **changed
-    ):
-        output, options = tmp_path / folder / "train.jsonl", OPTIONS | {"num_examples": num_examples} | changed
-        run = start_run(
-            "generate.py sample", output, options, {}, also=[output.with_name("train.rejected.jsonl")],
-            resumable=True, extends="num_examples",
+    def command(*args, folder="iter-00", answer=by_seed):
+        monkeypatch.setattr(teacher, "start_llm", lambda *args, **options: scripted(answer))
+        gc.collect()  # the lock of a run that was killed
+        return call(
+            "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
+            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
         )  # fmt: skip
-        shown = {"seed": shown["seed"], "feedback": []}
-        try:
-            return sample_split(
-                run, pairs, "train", 0, options, max_attempts, shown, set(), engine(answer), tokenizer, context, {},
-                judge=judge,
-            )  # fmt: skip
-        except BaseException:
-            run.lock.close()  # as the end of the process does
-            raise
 
-    return sample
+    return command
+
+
+@pytest.fixture
+def generated(command, tmp_path):
+    """Only the training split: (counts of its run record, accepted, rejected)."""
+
+    def generated(*args, folder="iter-00", **how):
+        done = command("--num-validation", 0, *args, folder=folder, **how)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / folder / "train.jsonl.run.json").read_text())
+        return record["counts"], *both(tmp_path / folder)
+
+    return generated
 
 
 def both(folder) -> list[list[dict]]:
     return [read_lines(folder / name) for name in ("train.jsonl", "train.rejected.jsonl")]
 
 
-def test_one_attempt_of_every_kind(split, pairs, pools, tmp_path):
-    def seed_and_shots(a):
-        drawn = draw_attempt(pairs, 0, 0, "train", a, pools | {"feedback": []}, OPTIONS)
-        return drawn["sampling_seed"], drawn["shots"]
+def number_of(record: dict) -> int:
+    return int(record["id"].rsplit("-", 1)[1])
 
-    shot = seed_and_shots(2)[1][1]
-    script = {
-        0: (" the sea\nSecond: sun", "stop"),
-        1: (" the sea\nSecond: sun sun sun", "length"),
-        2: (f" {shot['first'].upper()}\nSecond: {shot['second']}!", "stop"),
-        3: (" The  sea\nSecond: SUN", "stop"),  # the label is another, the text is that of attempt 0
-        4: ("Never.", "stop"),
-        5: (" the ice\nSecond: snow", "stop"),
-        6: (" the sea\nSecond:", "stop"),
-        7: (" sea\nSecond: snow", "stop"),
-        8: (" the bay\nSecond: sun", "stop"),
-        9: (" the sea\nSecond: one two three four five six seven", "stop"),
-    }
-    script = {seed_and_shots(a)[0]: text for a, text in script.items()}
-    counts = split(answer=lambda seed: script.get(seed, (f" the {seed}\nSecond: frost", "stop")))
-    # By hand. Chunk 1: 2 + 2 missing, a yield of 1 hoped for: attempts 0 to 3; one is accepted, of label 0.
-    # Chunk 2: label 0: 1 missing at (1 + 1) / (2 + 1): 1.5 + 2 sqrt(0.75), 4 attempts, 4 to 10, 8 is accepted, 10 is surplus;
-    # label 1: 2 at (0 + 1) / (2 + 1): 6 + 2 sqrt(12), 13 attempts, 5 to 29; accepted: 5 and 11, the nine after it are surplus.
-    rejected = {
-        "truncated": 1, "no_match": 1, "empty_field": 1, "too_short": 1, "too_long": 1, "copied_shot": 1, "duplicate": 1,
-        "surplus": 10,
+
+def test_one_attempt_of_every_kind(generated, pairs, home, tmp_path):
+    seeds = Pools(read_examples(home / "seed.jsonl", pairs))
+    drawn = [draw_attempt(pairs, 0, "train", a, seeds, HOW) for a in range(9)]
+    shot = drawn[2].shots[1]
+    script = [
+        (" the sea\nSecond: sun", "stop"),
+        (" the sea\nSecond: sun sun sun", "length"),
+        (f" {shot['first'].upper()}\nSecond: {shot['second']}!", "stop"),
+        (" The  sea\nSecond: SUN", "stop"),  # the label is another, the text is that of attempt 0
+        ("Never.", "stop"),
+        (" the ice\nSecond: snow", "stop"),
+        (" the sea\nSecond:", "stop"),
+        (" sea\nSecond: snow", "stop"),
+        (" the sea\nSecond: one two three four five six seven", "stop"),
+    ]
+    script = {a.sampling_seed: text for a, text in zip(drawn, script, strict=True)}
+    counts, accepted, rejected = generated(
+        "--num-examples", 8, "--max-attempts", 50,
+        answer=lambda seed: script.get(seed, (f" the {seed}\nSecond: frost", "stop")),
+    )  # fmt: skip
+    reasons = {number_of(r): r["reason"] for r in rejected}
+    assert {n: reason for n, reason in reasons.items() if n < 9} == {
+        1: "truncated", 2: "copied_shot", 3: "duplicate", 4: "no_match", 6: "empty_field", 7: "too_short", 8: "too_long",
     }  # fmt: skip
-    assert counts["attempted"] == 21 and counts["accepted"] == 4 and counts["rejected"] == rejected
-    assert counts["accepted_by_label"] == {"Warm": 2, "not warm": 2} and counts["completion_tokens"] == 3 * 21
-    accepted, rejects = both(tmp_path / "a")
-    assert [r["id"][-2:] for r in accepted] == ["00", "05", "08", "11"]
-    assert {r["id"][-2:]: r["reason"] for r in rejects} == {
-        "01": "truncated", "02": "copied_shot", "03": "duplicate", "04": "no_match", "06": "empty_field",
-        "07": "too_short", "09": "too_long", "10": "surplus",
-        **{str(n): "surplus" for n in range(13, 30, 2)},
-    }  # fmt: skip
+    assert {reason for n, reason in reasons.items() if n >= 9} <= {"surplus"}
+    assert counts["rejected"] == collections.Counter(reasons.values())
+    assert counts["attempted"] == 8 + len(rejected) and counts["completion_tokens"] == 3 * counts["attempted"]
+    assert counts["accepted_by_label"] == {"Warm": 4, "not warm": 4}
     first = accepted[0]
     assert set(first) == {
         "id", "label", "first", "second", "source", "target", "task", "iteration", "split", "feedback", "shots",
         "sampling_seed", "finish_reason", "completion",
     }  # fmt: skip
     assert (first["source"], first["target"]) == ("pair: the sea with sun", "Warm")
-    assert first["sampling_seed"] == seed_and_shots(0)[0] and first["completion"] == " the sea\nSecond: sun"
-    assert len(read_examples(tmp_path / "a" / "train.jsonl", pairs)) == 4  # what was written can be read
+    assert first["sampling_seed"] == drawn[0].sampling_seed and first["completion"] == " the sea\nSecond: sun"
+    assert len(read_examples(tmp_path / "iter-00" / "train.jsonl", pairs)) == 8  # what was written can be read
 
 
-def test_an_example_whose_label_prompt_does_not_fit_is_rejected_and_the_others_go_on(split, tmp_path):
-    """label_records gives None for it; the others are labelled as they were asked for."""
-
-    def judge(examples, tokens):
-        return [{"teacher_label": e["label"]} if "sun" not in e["second"] else None for e in examples]
-
-    counts = split(judge=judge, num_examples=10)
-    accepted, rejected = both(tmp_path / "a")
-    unread = [r for r in rejected if r["reason"] == "prompt_too_long"]
-    assert len(accepted) == 10 and counts["rejected"]["prompt_too_long"] == len(unread) > 0
-    assert all("sun" in r["second"] for r in unread) and not any("sun" in r["second"] for r in accepted)
-
-
-def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(split, pools, tmp_path):
-    long = {"seed": [*pools["seed"], pairs_of_words := pair(7) | {"id": "long", "second": "sun " * 300}]}
-    counts = split(num_examples=10, context=300, shown=long)
-    _, rejects = both(tmp_path / "a")
-    too_long = [r for r in rejects if r["reason"] == "prompt_too_long"]
+def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(generated, home, tmp_path):
+    (tmp_path / "pairs.toml").write_text(PAIRS)
+    seeds = [*(pair(n) | {"id": f"s{n}"} for n in range(6)), pair(7) | {"id": "long", "second": "sun " * 300}]
+    write_lines(tmp_path / "seed.jsonl", seeds)
+    how = ("--task-file", tmp_path / "pairs.toml", "--num-examples", 40, "--max-model-len", 300, "--max-tokens", 32)
+    counts, _, rejected = generated(*how, "--num-fewshot", 2)
+    too_long = [r for r in rejected if r["reason"] == "prompt_too_long"]
     assert counts["rejected"]["prompt_too_long"] == len(too_long) > 0
-    assert all(pairs_of_words["id"] in r["shots"] and r["completion"] is None for r in too_long)
+    assert all("long" in r["shots"] and r["completion"] is None for r in too_long)
 
 
-def test_the_engine_has_several_chunks_while_one_is_read(split, tmp_path, monkeypatch):
+def test_the_engine_has_several_chunks_while_one_is_read(generated, monkeypatch):
+    """Outputs come in any order (here the last first) and are matched by their ids."""
     monkeypatch.setattr(generate, "CHUNK", 8)
-    monkeypatch.setattr(generate, "WINDOW", 20)
+    monkeypatch.setattr(attempts, "WINDOW", 20)
     parse, sent, ahead = generate.parse_completion, [], []
-
-    def parse_and_note(*args):
-        ahead.append(len(sent))
-        return parse(*args)
-
-    monkeypatch.setattr(generate, "parse_completion", parse_and_note)
-    counts = split(num_examples=60, answer=lambda seed: sent.append(seed) or by_seed(seed))
-    accepted, rejects = both(tmp_path / "a")
-    # Chunks of 8 until there are 20 under way. While one is read the next one is with the engine, which ends the last first
-    assert 16 <= ahead[0] <= 24 and all(8 * (i // 8 + 1) <= n <= 8 * (i // 8 + 3) for i, n in enumerate(ahead[:32]))
-    assert counts["accepted"] == len(accepted) == 60 and counts["accepted_by_label"] == {"Warm": 30, "not warm": 30}
+    monkeypatch.setattr(generate, "parse_completion", lambda *args: ahead.append(len(sent)) or parse(*args))
+    how = ("--num-examples", 60, "--max-attempts", 500)
+    counts, accepted, rejected = generated(*how, answer=lambda seed: sent.append(seed) or by_seed(seed))
+    assert all(n - i >= 12 for i, n in enumerate(ahead[:32])) and ahead[0] == 20
+    assert counts["accepted_by_label"] == {"Warm": 30, "not warm": 30}
     assert len({(r["first"].lower(), r["second"].lower()) for r in accepted}) == 60
     for label in (0, 1):  # each attempt once, in turn
-        mine = sorted(n for r in accepted + rejects if (n := int(r["id"][-6:])) % 2 == label)
+        mine = sorted(n for r in accepted + rejected if (n := number_of(r)) % 2 == label)
         assert mine == list(range(label, 2 * len(mine), 2))
-    assert len(sent) == counts["attempted"] == len(accepted) + len(rejects)
-
-
-def test_a_second_chunk_that_does_not_fit_is_rejected_where_the_first_one_did(split, pools, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "CHUNK", 4)
-    long = {"seed": [*pools["seed"], pair(7) | {"id": "long", "second": "sun " * 300}]}
-    counts = split(num_examples=40, context=300, shown=long, num_fewshot=1)
-    assert counts["accepted"] == 40 and counts["rejected"]["prompt_too_long"] > 0
+    assert len(sent) == counts["attempted"] == len(accepted) + len(rejected)
 
 
 @pytest.mark.parametrize("size, window", [(512, 8192), (8, 20)])
-def test_killed_at_any_write_and_run_again(size, window, split, tmp_path, monkeypatch):
-    """Whole chunks are kept, those under way are sent again: the files are those of a run that was not killed."""
+def test_killed_at_any_write_and_run_again(size, window, generated, command, tmp_path, monkeypatch):
+    """Before, within and after each write: the files are those of a run that was not killed."""
     monkeypatch.setattr(generate, "CHUNK", size)
-    monkeypatch.setattr(generate, "WINDOW", window)
-    told = split("whole", num_examples=30)
-    whole = both(tmp_path / "whole")
-    write, save = generate.write_records, generate.save_progress
-    points = 0
+    monkeypatch.setattr(attempts, "WINDOW", window)
+    how = ("--num-examples", 30, "--max-attempts", 500)
+    told, *whole = generated(*how, folder="whole")
+    append, save = generate.append_records, generate.save_notes
     for point in range(1, 99):
         left, folder = [point], f"cut{point}"
 
-        def dying(function, left=left, half=False):
+        def die(function, half, left=left, end=-20 if point % 2 else -1):
             def call_or_die(*args):
                 left[0] -= 1
                 if left[0] == 0:
                     if half:
-                        file, records = args
-                        file.write("".join(json.dumps(r) + "\n" for r in records)[:-20])
-                    raise KeyboardInterrupt
+                        path, records = args
+                        with path.open("a") as file:
+                            file.write("".join(json.dumps(r) + "\n" for r in records)[:end])
+                    raise Killed
                 return function(*args)
 
             return call_or_die
 
         with monkeypatch.context() as patch:
-            patch.setattr(generate, "write_records", dying(write, half=True))
-            patch.setattr(generate, "save_progress", dying(save))
+            patch.setattr(generate, "append_records", die(append, half=True))
+            patch.setattr(generate, "save_notes", die(save, half=False))
             try:
-                split(folder, num_examples=30)
+                command("--num-validation", 0, *how, folder=folder)
                 break
-            except KeyboardInterrupt:
-                points += 1
-        counts = split(folder, num_examples=30)
-        assert both(tmp_path / folder) == whole, f"killed at write {point}"
-        assert counts == told, "tokens count once, of all sessions"
-        assert counts["attempted"] == sum(map(len, whole)) == counts["accepted"] + sum(counts["rejected"].values())
-    assert points >= 6  # three writes a chunk, two chunks at the least
+            except Killed:
+                pass
+        counts, *found = generated(*how, folder=folder)
+        assert found == whole, f"killed at write {point}"
+        assert {k: v for k, v in counts.items() if "tokens" not in k} == {
+            k: v for k, v in told.items() if "tokens" not in k
+        }
+        assert counts["completion_tokens"] <= told["completion_tokens"]
+    assert point > 6  # three writes a chunk, two chunks at the least
 
 
 @pytest.mark.parametrize("name", ["train.jsonl.partial", "train.rejected.jsonl.partial"])
-def test_unfinished_work_that_was_deleted(name, split, tmp_path):
-    """Somebody throws the half-made file away to begin anew, but not the state beside it."""
-    with pytest.raises(SystemExit):
-        split(num_examples=20, max_attempts=21)  # more than one reject, fewer than 20 accepted
-    (tmp_path / "a" / name).unlink()
-    try:
-        split(num_examples=20)
-    except SystemExit as end:
-        assert name in end.code and "\\x00" not in end.code, end.code
-    else:
-        accepted, rejects = both(tmp_path / "a")
-        assert len(accepted) == 20 and len({r["id"] for r in accepted + rejects}) == len(accepted + rejects)
+def test_attempts_run_out_and_go_on(name, command, generated, tmp_path):
+    """The limit is a clear end and can be raised; what somebody threw away meanwhile is made anew."""
+    done = command("--num-examples", 20, "--num-validation", 0, "--max-attempts", 21)
+    found = re.search(r"error: .*train\.jsonl: 21 attempts gave (\d+) of 20; rejected: (.*?)\.", done.stderr)
+    assert done.returncode == 1 and int(found[1]) + sum(int(n) for n in re.findall(r"(\d+) [a-z_]+", found[2])) == 21
+    (tmp_path / "iter-00" / name).unlink()
+    counts, accepted, rejected = generated("--num-examples", 20)
+    assert counts["accepted_by_label"] == {"Warm": 10, "not warm": 10}
+    assert len(accepted) == 20 and len({r["id"] for r in accepted + rejected}) == counts["attempted"]
 
 
-def test_the_attempt_limit_is_a_clear_end_and_can_be_raised(split, tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        split(num_examples=10, max_attempts=11)
-    found = re.search(r"error: .*train\.jsonl: 11 attempts gave (\d+) of 10; rejected: (.*?)\.", caught.value.code)
-    assert int(found[1]) + sum(int(n) for n, _ in re.findall(r"(\d+) ([a-z_]+)", found[2])) == 11
-    counts = split(num_examples=10, max_attempts=60)
-    assert counts["accepted"] == 10 and counts["accepted_by_label"] == {"Warm": 5, "not warm": 5}
-
-
-@pytest.mark.parametrize("edit", ["a line less", "a line of one's own", "an id of one's own"])
-def test_extending_a_file_that_was_edited_by_hand(edit, split, pairs, tmp_path):
-    """Hand edits of a finished file are kept (DESIGN 6); what is added has ids of its own."""
-    split(num_examples=8)
-    path = tmp_path / "a" / "train.jsonl"
+@pytest.mark.parametrize(
+    "edit", ["none", "a line less", "the last line less", "a line of one's own", "an id of one's own"]
+)
+def test_extending_a_file_that_was_edited_by_hand(edit, generated, command, pairs, tmp_path, monkeypatch):
+    """Hand edits of a finished file are kept; what is added has ids of its own; and a kill in the middle changes nothing."""
+    generated("--num-examples", 8, "--max-attempts", 100)
+    path, own = tmp_path / "iter-00" / "train.jsonl", {"first": "my garden", "second": "melon", "label": "Warm"}
     rows = read_lines(path)
-    if edit == "a line less":
-        rows = rows[:2] + rows[3:]
-    elif edit == "a line of one's own":
-        rows.insert(3, {"first": "my garden", "second": "melon", "label": "Warm"})
-    else:
-        rows.insert(3, {"id": "mine", "first": "my garden", "second": "melon", "label": "Warm"})
-    write_lines(path, rows)
-    split(num_examples=16)
-    accepted, rejects = both(tmp_path / "a")
-    assert accepted[: len(rows)] == rows and len(accepted) == 16
+    before = {r["id"] for r in rows}
+    if edit.endswith("less"):
+        rows.pop(-1 if "last" in edit else 2)
+    elif edit != "none":
+        rows.insert(3, own | ({"id": "mine"} if "id" in edit else {}))
+    path.write_text("\n".join(map(json.dumps, rows)))  # as an editor leaves it, without a last line end
+    how = ("--num-examples", 90, "--max-attempts", 2000)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(generate, "save_notes", lambda *args: (_ for _ in ()).throw(Killed()))
+        command(*how)
+    counts, accepted, rejected = generated(*how)
+    assert accepted[: len(rows)] == rows and len(accepted) == 90
     examples = read_examples(path, pairs)
-    assert not {e["id"] for e in examples} & {r["id"] for r in rejects}
-    assert len({text_key(pairs, e) for e in examples}) == 16
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command, with a scripted engine
-
-
-@pytest.fixture
-def command(home, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "start_engine", lambda *args, **options: engine(by_seed))
-
-    def sample(*args, folder="iter-00"):
-        return call(
-            "generate.py", "sample", "--task-file", home / "pairs.toml", "--model", models["llama"],
-            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
-        )  # fmt: skip
-
-    return sample
+    assert not {e["id"] for e in examples} & {r["id"] for r in rejected}
+    assert len({example_key(pairs, e) for e in examples}) == 90
+    assert {r["id"] for r in rejected if r["reason"] == "removed"} == before - {r.get("id") for r in rows}
+    assert counts["attempted"] == 90 + len(rejected)
+    assert "up to date" in command("--num-validation", 0, *how).stderr
 
 
 def test_both_splits_of_an_iteration(command, tmp_path):
@@ -720,102 +560,60 @@ def test_a_refused_split_leaves_the_other_as_it_was(command, tmp_path):
     assert command().returncode == 0
     before = {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()}
     done = command("--num-examples", 10, "--validation-temperature", 0.5)
-    assert (
-        done.returncode == 1 and "validation.jsonl: was made with --validation-temperature 1.2, now 0.5" in done.stderr
-    )
+    told = "validation.jsonl: was made with --validation-temperature 1.2, now 0.5"
+    assert done.returncode == 1 and told in done.stderr
     assert {p: p.read_bytes() for p in (tmp_path / "iter-00").iterdir()} == before
 
 
 def test_earlier_files_and_this_train_file_exclude_texts(command, pairs, tmp_path):
     assert command("--num-examples", 20, folder="iter-00").returncode == 0
-    first = {text_key(pairs, r) for r in read_lines(tmp_path / "iter-00" / "train.jsonl")}
+    first = {example_key(pairs, r) for r in read_lines(tmp_path / "iter-00" / "train.jsonl")}
     done = command("--num-examples", 20, "--exclude-file", tmp_path / "iter-00" / "train.jsonl", folder="iter-01")
     assert done.returncode == 0, done.stderr
-    keys = [
-        text_key(pairs, r)
-        for name in ("train.jsonl", "validation.jsonl")
-        for r in read_lines(tmp_path / "iter-01" / name)
-    ]
+    files = [tmp_path / "iter-01" / name for name in ("train.jsonl", "validation.jsonl")]
+    keys = [example_key(pairs, r) for path in files for r in read_lines(path)]
     assert len(keys) == len(set(keys)) == 24 and not first & set(keys)
 
 
-def test_feedback_is_shown(command, home, tmp_path):
-    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
-    done = command("--feedback-file", feedback, "--feedback-rate", 1, folder="iter-01")
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def feedback(tmp_path):
+    return write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+
+
+def test_feedback_is_shown(command, feedback, tmp_path):
+    """Files that are empty, of a student that made no error, are said and are no feedback."""
+    empty = tmp_path / "empty.jsonl"
+    empty.write_bytes(b"")
+    files = ("--feedback-file", empty, "--feedback-file", feedback, "--feedback-rate", 1)
+    done = command(*files, folder="iter-01")
+    assert done.returncode == 0 and f"{empty}: is empty: no feedback from it" in done.stderr, done.stderr
     train = read_lines(tmp_path / "iter-01" / "train.jsonl")
     assert all(r["feedback"] and [i[0] for i in r["shots"][-2:]] == ["f", "f"] for r in train)
     assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-01" / "validation.jsonl"))
-    assert not any("temperature" in r for r in train)
+    assert command(*files[:2], folder="iter-02").returncode == 0
+    assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-02" / "train.jsonl"))
+    assert "up to date" in command(*files[:2], folder="iter-02").stderr
 
 
 @pytest.mark.parametrize("which", ["same", "other"])
-def test_feedback_of_a_label(which, command, tmp_path):
+def test_feedback_of_a_label(which, command, home, tmp_path):
     feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in (70, 72, 74)])  # Warm, all
-    done = command("--feedback-file", feedback, "--feedback-rate", 1, "--feedback-label", which)
+    how = ("--feedback-file", feedback, "--feedback-rate", 1)
+    done = command(*how, "--feedback-label", which)
     assert done.returncode == 0, done.stderr
-    train = read_lines(tmp_path / "iter-00" / "train.jsonl")
-    for r in train + read_lines(tmp_path / "iter-00" / "train.rejected.jsonl"):
+    for r in itertools.chain(*both(tmp_path / "iter-00")):
         assert r["feedback"] == ((r["label"] == "Warm") == (which == "same")) == (r["shots"][-1][0] == "f")
-    again = command("--feedback-file", feedback, "--feedback-rate", 1)
-    assert again.returncode == 1 and f"--feedback-label {which}, now None" in again.stderr
-
-
-def test_labels_of_feedback_need_a_task_with_labels(command, home):
+    again = command(*how)
+    assert again.returncode == 1 and f"--feedback-label {which}, now any" in again.stderr
     done = command("--task-file", home / "flip.toml", "--feedback-label", "same")
     assert done.returncode == 2 and "--feedback-label" in done.stderr and "text2text" in done.stderr
-
-
-def test_empty_feedback_files_are_no_feedback(command, tmp_path):
-    """A student that made no error leaves none."""
-    empty, full = tmp_path / "empty.jsonl", tmp_path / "full.jsonl"
-    empty.write_bytes(b"")
-    write_lines(full, [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
-    done = command("--feedback-file", empty, "--feedback-rate", 1)
-    assert done.returncode == 0 and f"{empty}: is empty: no feedback from it" in done.stderr, done.stderr
-    assert not any(r["feedback"] for r in read_lines(tmp_path / "iter-00" / "train.jsonl"))
-    assert "up to date" in command("--feedback-file", empty, "--feedback-rate", 1).stderr
-    files = ("--feedback-file", empty, "--feedback-file", full, "--feedback-file", empty)
-    done = command(*files, "--feedback-rate", 1, folder="iter-01")
-    assert done.returncode == 0, done.stderr
-    assert all(r["feedback"] for r in read_lines(tmp_path / "iter-01" / "train.jsonl"))
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_the_temperature_follows_the_number_of_the_attempt(shards, command, tmp_path):
-    how = ("--num-examples", 12, "--temperature", 1.4, "--temperature-end", 0.2, "--max-attempts", 200)
-    rows = []
-    for i in range(shards):
-        done = command(*how, *(["--shard", f"{i}/2"] if shards > 1 else []))
-        assert done.returncode == 0, done.stderr
-    for path in (tmp_path / "iter-00").glob("train*.jsonl"):
-        rows += read_lines(path)
-    assert len(rows) > 12
-    for r in rows:  # 1.2 / 12 = 0.1 an attempt
-        number = int(r["id"].rsplit("-", 1)[1])
-        assert r["temperature"] == pytest.approx(max(1.4 - 0.1 * number, 0.2), abs=1e-4)
-    assert len({r["temperature"] for r in rows}) > 6
-    assert not any("temperature" in r for r in read_lines(next((tmp_path / "iter-00").glob("validation*.jsonl"))))
-
-
-def test_a_schedule_ends_with_the_examples_that_were_asked_for(command, tmp_path):
-    assert command("--temperature-end", 0.2).returncode == 0
-    before = (tmp_path / "iter-00" / "train.jsonl").read_bytes()
-    more = command("--temperature-end", 0.2, "--num-examples", 10)
-    assert more.returncode == 1 and "was made with --num-examples 6, now 10" in more.stderr
-    other = command("--temperature-end", 0.3)
-    assert other.returncode == 1 and "was made with --temperature-end 0.2, now 0.3" in other.stderr
-    assert (tmp_path / "iter-00" / "train.jsonl").read_bytes() == before
-    # That split has no schedule
-    done = command("--temperature-end", 0.2, "--num-validation", 9, "--max-attempts", 100)
-    assert done.returncode == 0 and len(read_lines(tmp_path / "iter-00" / "validation.jsonl")) == 9
 
 
 # What evaluate.py writes for the scores of an iteration, and what becomes of it
 
 
 @pytest.fixture
-def metrics_file(fed_home, pairs, tmp_path):
+def metrics_file(fed_home, tmp_path):
     """metrics.json of scored.jsonl: ten examples, those with an odd number answered as Warm."""
     rows = [pair(n) | {"id": f"v{n}", "prediction": "warm", "correct": n % 2 == 0, "energy": -1.0} for n in range(10)]
     write_lines(tmp_path / "scored.jsonl", rows)
@@ -827,13 +625,11 @@ def metrics_file(fed_home, pairs, tmp_path):
     return tmp_path / "report" / "metrics.json"
 
 
-def test_the_report_is_shown_beside_feedback(command, fed_home, metrics_file, tmp_path, monkeypatch):
-    sent = []
-    encode = generate.encode_prompts
+def test_the_report_is_shown_beside_feedback(command, fed_home, feedback, metrics_file, monkeypatch):
+    sent, frame = [], Encoder.frame
     monkeypatch.setattr(
-        generate, "encode_prompts", lambda t, texts, how: sent.extend(u for _, u in texts) or encode(t, texts, how)
+        Encoder, "frame", lambda self, prompts: sent.extend(p.user for p in prompts) or frame(self, prompts)
     )
-    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
     how = ("--task-file", fed_home / "pairs.toml", "--feedback-file", feedback, "--report-file", metrics_file)
     done = command(*how)
     assert done.returncode == 0, done.stderr
@@ -843,15 +639,13 @@ def test_the_report_is_shown_beside_feedback(command, fed_home, metrics_file, tm
     assert not any(report in text for text in sent if "Unsure of" not in text)
     assert "up to date" in command(*how).stderr
     metrics_file.write_text(metrics_file.read_text().replace("0.5", "0.4"))
-    changed = command(*how)
-    assert changed.returncode == 1 and "train.jsonl: --report-file has changed" in changed.stderr
-    gone = command(*how[:4])
-    assert gone.returncode == 1 and "train.jsonl: --report-file has changed" in gone.stderr
+    for words in (how, how[:4]):
+        done = command(*words)
+        assert done.returncode == 1 and "train.jsonl: --report-file has changed" in done.stderr
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_dry_run_shows_the_feedback_template(shown, command, models, fed_home, metrics_file, tmp_path):
-    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+def test_dry_run_shows_the_feedback_template(shown, command, models, fed_home, feedback, metrics_file):
     how = ("--task-file", fed_home / "pairs.toml", "--feedback-file", feedback, "--dry-run", "--num-validation", 0)
     how += ("--model", models["qwen2"])  # it has a token for every byte
     done = command(*how, *(["--report-file", metrics_file] if shown else []))
@@ -870,13 +664,9 @@ def test_dry_run_shows_the_feedback_template(shown, command, models, fed_home, m
         (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
         (lambda m: {k: v for k, v in m.items() if k != "task"}, "KeyError: 'task'"),
         (lambda m: m | {"n": None}, "TypeError"),
-        (lambda m: m | {"overall": {}}, "KeyError: 'accuracy'"),
         (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
-        (lambda m: m | {"by_label": ["Warm"]}, "TypeError"),
         (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
-        (lambda m: m | {"confusion": m["confusion"] | {"labels": ["Warm"]}}, "its labels are not those of"),
         (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
-        (lambda m: m | {"confusion": m["confusion"] | {"matrix": [["a", "b"], ["c", "d"]]}}, "TypeError"),
         (lambda m: [m], "TypeError"),
         (lambda m: "{", "JSONDecodeError"),
         (None, "cannot be read: No such file"),
@@ -894,13 +684,9 @@ def test_a_report_that_is_none(change, told, command, fed_home, metrics_file, tm
     assert not (tmp_path / "iter-00").exists()
 
 
-def test_a_report_that_no_prompt_would_show(command, home, fed_home, metrics_file, tmp_path):
+def test_a_report_that_no_prompt_would_show(command, home, fed_home, metrics_file):
     done = command("--report-file", metrics_file)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {home / 'pairs.toml'}: prompt.feedback: has no $report"), done.stderr
     done = command("--task-file", fed_home / "pairs.toml", "--report-file", metrics_file)
     assert done.returncode == 0 and "no prompt shows it, for there is no feedback" in done.stderr
-
-
-def test_reasons_are_documented_in_one_list():
-    assert len(set(REASONS)) == len(REASONS) and all(set(r) <= set(string.ascii_lowercase + "_") for r in REASONS)
