@@ -226,9 +226,8 @@ def test_the_sigterm_of_a_requeue_ends_neither_scontrol_nor_the_wait_for_it(wrap
 
 
 @needs_slurm
-@pytest.mark.parametrize("wrapper", ["generate", "loop"])
-def test_a_job_that_may_not_be_queued_again_says_so_and_ends(wrapper, slurm, tmp_path):
-    job = stub_job(slurm, wrapper, tmp_path, "--no-requeue")
+def test_a_job_that_may_not_be_queued_again_says_so_and_ends(slurm, tmp_path):
+    job = stub_job(slurm, "loop", tmp_path, "--no-requeue")
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), slurm.log(job)
     assert "error: not queued again, see above; " in slurm.log(job)
