@@ -30,14 +30,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.examples import read_examples
+from gold.correctness import golds_of
+from gold.examples import column_of, read_examples
 from gold.jsonl import write_file
 from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, measure, of_example
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
 from gold.runs import Run, beside, finish_run, start_run, write_json
 from gold.student import MaxSourceLength, MaxTargetLength, lengths_of, load_trained
-from gold.task import Task, golds_of, load_task, render
+from gold.task import Task, load_task, render
 from gold.text import exact_form
 
 MAX_LABELS = 12  # of a confusion table that fits a terminal
@@ -75,7 +76,7 @@ def main(
         for path in test_file
     }
     for path, examples in test_sets.items():
-        check_fields(path, examples, task, group_by, prediction_field)
+        check_fields(path, examples, task, column_of(group_by, examples), prediction_field)
     if dry_run:
         for path, examples in test_sets.items():
             print(f"would measure {model or prediction_field} on {len(examples):,} records of {path}")
@@ -102,7 +103,7 @@ def main(
         records = [e | of_example(task, p, e) for e, p in zip(examples, predictions, strict=True)]
         shown = ["id", *task.fields, task.answer_field, "prediction", "correct"]
         write_file(run.partial, ({k: r[k] for k in shown} | r for r in records))
-        metrics = report(task, path, records, group_by, seed, num_resamples)
+        metrics = report(task, path, records, column_of(group_by, records), seed, num_resamples)
         write_json(beside(run.also[0], ".partial"), metrics)
         finish_run(run, {"records": len(records), "correct": sum(r["correct"] for r in records)})
         print_metrics(metrics)

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import call, pair, read_lines, write_lines
 
-from records import read_records
+from gold.jsonl import read_records
 
 # What other readers of JSON Lines make dates, numbers, lists of, or cut in two
 TEXTS = (
@@ -33,9 +33,8 @@ def student(home, models, tmp_path_factory):
 @pytest.mark.parametrize("raw", [True, False])
 def test_texts_stay_what_they_are_through_every_stage(raw, home, models, student, tmp_path):
     """raw: characters as they are, as json.dumps(..., ensure_ascii=False) and msgspec write them; else as escapes."""
-    rows = [
-        {"id": f"r{n + 25}", "text": text, "answer": text[::-1]} for n, text in enumerate(TEXTS)
-    ]  # r25, r33, r40 are held out
+    # r25, r33, r40 are held out
+    rows = [{"id": f"r{n + 25}", "text": text, "answer": text[::-1]} for n, text in enumerate(TEXTS)]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(r, ensure_ascii=not raw) + "\n" for r in rows), encoding="utf-8", newline="")
     task, expected = ("--task-file", home / "flip.toml"), {r["id"]: (r["text"], r["answer"]) for r in rows}
@@ -49,18 +48,9 @@ def test_texts_stay_what_they_are_through_every_stage(raw, home, models, student
     files = ("--output-file", scored, "--feedback-file", feedback, "--low", 0, "--high", 1)
     done("score_ood.py", *task, "--model", student, "--input-file", path, *files)
     assert held(scored) == held(feedback) == expected
-    again = (
-        "--output-file",
-        tmp_path / "again.jsonl",
-        "--feedback-file",
-        tmp_path / "f.jsonl",
-        "--low",
-        0,
-        "--high",
-        1,
-    )
+    again = ("--feedback-file", tmp_path / "f.jsonl", "--low", 0, "--high", 1)
     done("score_ood.py", *task, "--input-file", scored, *again)
-    assert held(tmp_path / "again.jsonl") == held(tmp_path / "f.jsonl") == expected
+    assert held(tmp_path / "f.jsonl") == expected
     done("evaluate.py", *task, "--model", student, "--test-file", feedback, "--output-dir", tmp_path / "e")
     assert held(tmp_path / "e" / "predictions.jsonl") == expected
     out = tmp_path / "student"
@@ -70,17 +60,7 @@ def test_texts_stay_what_they_are_through_every_stage(raw, home, models, student
     assert len(kept) == 3 and kept.items() <= expected.items()
 
 
-OWN = {
-    "source": "imdb",
-    "target": 1,
-    "correct": "yes",
-    "energy": 0.5,
-    "prediction": "Warm",
-    "score": 5,
-    "rank": "a",
-    "f1": 3,
-}
-KEPT = {f"original_{name}": value for name, value in OWN.items()}
+OWN = {"source": "imdb", "target": 1, "correct": "yes", "energy": 0.5, "prediction": "Warm", "score": 5, "rank": "a"}
 
 
 def test_own_columns_are_in_every_output(home, models, tmp_path):
@@ -96,10 +76,7 @@ def test_own_columns_are_in_every_output(home, models, tmp_path):
         return records
 
     said = done("evaluate.py", *task, *t5, "--test-file", path, "--output-dir", tmp_path / "e", "--group-by", "source")
-    assert (
-        "has columns of yours with names that the stages write; kept: 'source' of 40 records as 'original_source'"
-        in said
-    )
+    assert "is a column of yours with a name that the stages write: kept as 'original_" in said
     assert {r["correct"] for r in kept(tmp_path / "e" / "predictions.jsonl")} <= {True, False}
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert {name: group["n"] for name, group in metrics["by_original_source"].items()} == {"imdb": 20, "yelp": 20}
@@ -107,18 +84,15 @@ def test_own_columns_are_in_every_output(home, models, tmp_path):
     for n, test_file in enumerate((path, tmp_path / "p0" / "predictions.jsonl")):
         words = ("--prediction-field", "prediction", "--test-file", test_file, "--output-dir", tmp_path / f"p{n}")
         done("evaluate.py", *task, *words)
-        assert sum(r["correct"] for r in kept(tmp_path / f"p{n}" / "predictions.jsonl")) == 20
+        assert sum(r["correct"] for r in kept(tmp_path / f"p{n}" / "predictions.jsonl", ("prediction",))) == 20
     # A student's energies stand beside theirs
     files = ("--input-file", path, "--output-file", tmp_path / "s.jsonl", "--feedback-file", tmp_path / "f.jsonl")
     done("score_ood.py", *task, *t5, *files)
     assert all(r["energy"] < 0 for r in kept(tmp_path / "s.jsonl"))
     assert {type(r["rank"]) for r in kept(tmp_path / "f.jsonl")} == {int}
     # And theirs are what is selected by where no model is given: of 20 of a label 0.5 to 0.8
-    files = ("--input-file", path, "--output-file", tmp_path / "own.jsonl", "--feedback-file", tmp_path / "g.jsonl")
-    done("score_ood.py", *task, *files, "--score", "energy")
-    used = ("energy", "correct", "prediction")
-    assert [r["energy"] for r in kept(tmp_path / "own.jsonl", used)] == [row["energy"] for row in rows]
-    assert {r["score"] for r in kept(tmp_path / "g.jsonl", used)} == {n / 40 for n in range(20, 32)}
+    done("score_ood.py", *task, "--input-file", path, "--feedback-file", tmp_path / "g.jsonl", "--score", "energy")
+    assert {r["score"] for r in kept(tmp_path / "g.jsonl", ("energy",))} == {n / 40 for n in range(20, 32)}
     train = ("--train-file", path, "--output-dir", tmp_path / "student", "--num-train-epochs", 1)
     done("train_student.py", *task, *t5, *train)
     assert kept(tmp_path / "student" / "held_out.jsonl")
@@ -131,7 +105,7 @@ def test_soft_labels_of_ones_own_are_trained_on(home, models, tmp_path):
     words += ("--train-file", write_lines(tmp_path / "mine.jsonl", rows))
     assert "original_" not in done("train_student.py", *words, "--output-dir", tmp_path / "kl", "--loss", "kl")
     said = done("train_student.py", *words, "--output-dir", tmp_path / "ce")
-    assert "'label_probs' of 30 records as 'original_label_probs'" in said
+    assert "'label_probs' is a column of yours" in said
 
 
 def test_a_file_compared_with_itself_among_others_of_its_name(home, tmp_path):
