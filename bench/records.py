@@ -6,8 +6,8 @@
 Made on the fly: the records of a generated set with all their fields (a review of 10 to 40 words), and of a scored one, about
 1.2 kB a line. The ways:
 
-select   `score_ood.py` without --model: reads, checks, selects the band of the energy, writes scored.jsonl and feedback.jsonl
-resume   what `generate.py sample` reads before it goes on with a train.jsonl of so many lines, duplicates included
+select   `score_ood.py` without --model: reads, checks, selects the band of the energy, writes feedback.jsonl
+resume   what `generate.py` reads before it goes on with a train.jsonl of so many lines, duplicates included
 shown    what it reads of a finished train.jsonl that validation prompts show, and likewise of --exclude-file: the examples
          and their texts, which count as duplicates
 
@@ -28,11 +28,18 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import Mock
 
 import typer
 
-from records import fail, git_state, read_records, run_command, say, versions, write_json
-from task import load_task
+from gold.attempts import Pools
+from gold.command import fail, run_command, say
+from gold.disk import write_json
+from gold.examples import example_key, read_examples
+from gold.jsonl import read_records
+from gold.runs import git_state, versions
+from gold.split import Split
+from gold.task import load_task
 
 TASK_FILE = Path("prompts/reviews.toml")
 LIMITS = {"select": (60.0, 1024.0), "resume": (None, 2048.0), "shown": (None, 2048.0)}  # seconds, MiB; at a million
@@ -88,7 +95,7 @@ def measured(command: list[str]) -> tuple[float, float, float, str]:
 def commands(generated: Path, scored: Path, folder: Path) -> dict[str, list[str]]:
     """The command of each way on its set; what it writes goes into `folder`."""
     select = ["score_ood.py", "--task-file", str(TASK_FILE), "--input-file", str(scored), "--overwrite"]
-    select += ["--output-file", str(folder / "scored.jsonl"), "--feedback-file", str(folder / "feedback.jsonl")]
+    select += ["--feedback-file", str(folder / "feedback.jsonl")]
     ways = {"select": select} | {
         way: ["-m", "bench.records", "child", way, str(generated)] for way in ("resume", "shown")
     }
@@ -100,17 +107,14 @@ def child(way: str, path: Path) -> None:
     """`resume` or `shown` in this process; prints how many records and how many different texts it found."""
     task = load_task(TASK_FILE)
     if way == "resume":
-        from generate import read_progress
-
-        nothing = path.with_name("none.jsonl")
-        nothing.touch()
-        _, accepted, _, texts, _ = read_progress(path, nothing, task, f"{task.name}-00-train", 1)
-        print(sum(accepted), len(texts))
+        options = {"output_dir": path.parent, "shard": None, "temperature": 1.0, "limit": None, "max_attempts": None}
+        split = Split("train", task, 0, options | {"structured": False}, 2, (0, 1), Pools([]), set())
+        split.run = Mock(partial=path, also=[path.with_name("none.jsonl")], notes={})
+        split.read_outcomes()
+        print(len(split.outcomes), len(set(split.outcomes.values())))
     else:
-        from generate import read_texts
-
-        examples, texts = read_texts(path, task)
-        print(len(examples), len(texts))
+        examples = read_examples(path, task, keep=["id", *task.fields, task.answer_field])
+        print(len(examples), len({example_key(task, example) for example in examples}))
 
 
 @app.callback(invoke_without_command=True)

@@ -256,13 +256,9 @@ def read_json(path: Path) -> dict | None:
         OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
     ):
         found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [value for value in found["notes"].values() if not isinstance(value, list | str)]
-        numbers.append(found.get("seconds", found.get("earlier_seconds")))
-        if (
-            isinstance(found["options"], dict)
-            and isinstance(found["inputs"], dict)
-            and all(map(math.isfinite, numbers))
-        ):
+        notes = [v for note in found["notes"].values() for v in (note if isinstance(note, list) else [note])]
+        numbers = [found.get("seconds", found.get("earlier_seconds")), *(v for v in notes if not isinstance(v, str))]
+        if all(map(math.isfinite, numbers)) and all(isinstance(found[name], dict) for name in ("options", "inputs")):
             return found
     return None
 

@@ -14,8 +14,9 @@ import pytest
 from conftest import ROOT, call, read_lines, write_lines
 
 from data.prepare import TASKS, expression, formulation_of, hub_rows, likeness, number_of, variable_name
-from records import read_examples
-from task import load_task
+from gold.examples import read_examples
+from gold.programmes import optimum
+from gold.task import load_task
 
 
 def prepare(folder: Path, task: str, *args: object) -> tuple[list[dict], str]:
@@ -363,7 +364,6 @@ def test_nl4opt_through_the_command(tmp_path):
 
 
 def test_nl4opt_formulations_have_the_optimum_of_the_record():
-    formulations = pytest.importorskip("formulations", reason="formulations.py is of another branch")
     record = nl4opt(
         const_declarations=[
             constraint("sum", limit="10"),
@@ -372,7 +372,7 @@ def test_nl4opt_formulations_have_the_optimum_of_the_record():
         ]
     )
     # 2 p + 3.5 r, p + r <= 10, r at most a third: r = 10/3, p = 20/3
-    assert formulations.optimum(formulation_of(record, "here")) == pytest.approx(2 * 20 / 3 + 3.5 * 10 / 3)
+    assert optimum(formulation_of(record, "here")) == pytest.approx(2 * 20 / 3 + 3.5 * 10 / 3)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ configs:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A folder as a repository of the hub is: parquet files with classes, a card with two configurations."""
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed (requirements.txt)")
+    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "glue"
 
@@ -510,7 +510,7 @@ def test_hub_splits_of_other_tasks(tmp_path, hub):
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
     """HF_HUB_OFFLINE is set by conftest.py, and the cache is empty."""
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed (requirements.txt)")
+    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     line = refused("rte", "--output-dir", tmp_path / "out")
     assert "nyu-mll/glue rte validation: cannot be loaded" in line and "--source" in line
@@ -547,9 +547,7 @@ def test_our_own_form_always_works_and_loads(tmp_path, task):
     path.write_bytes(gzip.compress(json.dumps(own(task)).encode() + b"\n"))
     records, _ = prepare(tmp_path, task, "--source", path)
     assert records == [own(task)]
-    if not (task_file := ROOT / "prompts" / f"{task}.toml").exists():
-        pytest.skip(f"prompts/{task}.toml is of another branch and not here")
-    loaded = load_task(task_file)
+    loaded = load_task(ROOT / "prompts" / f"{task}.toml")
     assert list(loaded.labels) == list(TASKS[task].labels)
     assert [r["id"] for r in read_examples(tmp_path / "out" / "test.jsonl", loaded)] == [f"{task}-test-1"]
 
