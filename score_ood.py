@@ -18,6 +18,7 @@ any.
 Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.py has the formulas.
 """
 
+import math
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -261,7 +262,10 @@ def whole_records(selected: list[dict], paths: list[Path], task: Task, use: list
 
 
 def mean_of(examples: list[dict], name: str) -> float:
-    return round(sum(e[name] for e in examples) / len(examples), 4)
+    mean = sum(e[name] for e in examples) / len(examples)
+    if not math.isfinite(mean):
+        fail(f"--score {name}: is {mean} in the mean; the student is broken: train it with a lower rate")
+    return round(mean, 4)
 
 
 def ood_path(output: Path) -> Path:

@@ -11,7 +11,7 @@ authors     what the released code of GOLD does, in our words: batches of 8 in t
             128 tokens and targets to 32, float32 logits of the whole vocabulary at all decoder positions (a decoder-only model,
             which they have none of: at all 160 positions of prompt and target), then -logsumexp of all of them
 plain       batches of 8 in the order of the file, padded to their longest, float32 logits at all positions
-score_ood   score_ood.score_examples with its defaults: every score, predictions too. It decodes what is not predicted right,
+score_ood   what score_ood.py does with its defaults (gold.predict.score_examples): every score, predictions too. It decodes what is not predicted right,
             which with random weights is everything, and the other two do not
 energies    the same without predictions
 bfloat16    as score_ood, bfloat16 weights; on CUDA alone
@@ -34,36 +34,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-import score_ood
 from bench.shapes import SHAPES, build
-from records import fail, git_state, read_examples, run_command, say, versions, write_json
-from task import Task, load_task
-from train_student import family_of, load_student, target_ids
+from gold.command import fail, run_command, say
+from gold.encoding import encode_targets
+from gold.examples import read_examples
+from gold.predict import score_examples
+from gold.runs import git_state, versions, write_json
+from gold.student import Student, family_of, load_student
+from gold.task import Task, load_task
 
 TASK_FILE = Path("prompts/reviews.toml")
 BATCH, SOURCE, TARGET = 8, 128, 32  # the authors' batch and lengths, in tokens
-HOW = {
-    "energy_temperature": 1.0, "max_source_length": SOURCE, "max_target_length": TARGET, "seed": 0,
-}  # fmt: skip
 MEMORY_CASES = {"half target": (128, 128), "label": (256, 8)}  # most tokens of source and target
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def batch_energies(
-    examples: list[dict], network: Any, tokenizer: Any, family: str, source_length: int, target_length: int, fixed: bool
-) -> list[dict]:
+def load(model: str, task: Task, source_length: int, target_length: int, dtype: str = "float32") -> Student:
+    import torch
+
+    student = load_student(model, task)
+    student.lengths = {"max_source_length": source_length, "max_target_length": target_length}
+    student.network.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
+    return student
+
+
+def batch_energies(examples: list[dict], student: Student, fixed: bool) -> list[dict]:
     """Energies of one batch from float32 logits at all positions; fixed: padded to the lengths given, else to the longest."""
     import torch
 
+    network, tokenizer, family = student.network, student.tokenizer, student.family
+    source_length, target_length = student.lengths["max_source_length"], student.lengths["max_target_length"]
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"] if family == "decoder" else []
     sources = [tokenizer(e["source"], truncation=True, max_length=source_length)["input_ids"] for e in examples]
-    targets = [ids[:target_length] for ids in target_ids([e["target"] for e in examples], tokenizer, family)]
+    targets = [ids[:target_length] for ids in encode_targets([e["target"] for e in examples], tokenizer, family)]
     device, pad = network.device, tokenizer.pad_token_id
 
     def padded(rows: list[list[int]], length: int) -> Any:
@@ -94,14 +102,14 @@ def batch_energies(
     ]
 
 
-def in_batches(examples: list[dict], loaded: tuple, fixed: bool) -> list[dict]:
+def in_batches(examples: list[dict], student: Student, fixed: bool) -> list[dict]:
     import torch
 
     with torch.inference_mode():
         return [
             result
             for begin in range(0, len(examples), BATCH)
-            for result in batch_energies(examples[begin : begin + BATCH], *loaded, SOURCE, TARGET, fixed)
+            for result in batch_energies(examples[begin : begin + BATCH], student, fixed)
         ]
 
 
@@ -110,25 +118,16 @@ def measure(examples: list[dict], task: Task, model: str, repeats: int) -> dict:
     import torch
 
     cuda = torch.cuda.is_available()
-    loaded = {"float32": load_student(model, task)}
-    loaded["float32"][0].to("cuda" if cuda else "cpu")
-    if cuda:
-        loaded["bfloat16"] = load_student(model, task)
-    family = loaded["float32"][2]
+    dtypes = ("float32", "bfloat16") if cuda else ("float32",)
+    students = {dtype: load(model, task, SOURCE, TARGET, dtype) for dtype in dtypes}
+    plain = students["float32"]
 
     def scored(dtype: str, predict: bool = True, padded: bool = False) -> Callable[[list[dict]], list[dict]]:
-        def way(chosen: list[dict]) -> list[dict]:
-            score_ood.load_student = lambda *_: loaded[dtype]  # loading is no part of what is compared
-            if predict:
-                return score_ood.score_examples(chosen, task, model, dtype=dtype, padded=padded, **HOW)
-            how = HOW | {"batch_size": 64, "dtype": dtype, "padded": padded}
-            return score_ood.score_pass(chosen, task, model, predict=False, **how)[0]
-
-        return way
+        return lambda chosen: score_examples(students[dtype], chosen, 64, padded=padded, decode=predict)[0]
 
     ways = {
-        "authors": lambda chosen: in_batches(chosen, loaded["float32"], True),
-        "plain": lambda chosen: in_batches(chosen, loaded["float32"], False),
+        "authors": lambda chosen: in_batches(chosen, plain, True),
+        "plain": lambda chosen: in_batches(chosen, plain, False),
         "score_ood": scored("float32"),
         "energies": scored("float32", predict=False),
     } | ({"bfloat16": scored("bfloat16")} if cuda else {})
@@ -147,11 +146,11 @@ def measure(examples: list[dict], task: Task, model: str, repeats: int) -> dict:
         f"energy, {name}": max(abs(r["energy"] - e) for r, e in zip(results[name], reference, strict=True))
         for name in ("plain", "score_ood", "energies")
     }
-    if family == "encoder-decoder":
+    if plain.family == "encoder-decoder":
         found = scored("float32", predict=False, padded=True)(examples)
         pairs = zip(found, results["authors"], strict=True)
         gaps["energy_padded"] = max(abs(r["energy_padded"] - other["energy_padded"]) for r, other in pairs)
-    row = {"model": Path(model).name, "family": family, "examples": len(examples), "seconds": seconds}
+    row = {"model": Path(model).name, "family": plain.family, "examples": len(examples), "seconds": seconds}
     row |= {"largest_differences": gaps, "ratios": {}}
     for name in names[1:]:
         values = [a / b for a, b in zip(seconds["authors"], seconds[name], strict=True)]
@@ -174,31 +173,22 @@ def peak(model: str, way: str, case: str) -> None:
     """Print the MiB that scoring 8 x 256 tokens takes above the loaded model, in this process."""
     import torch
 
-    task = replace(load_task(TASK_FILE), labels={}, kind="text2text", metric="exact_match")
+    task = load_task(TASK_FILE).model_copy(update={"labels": {}, "kind": "text2text", "metric": "exact_match"})
     source_length, target_length = MEMORY_CASES[case]
     long = " ".join(e["review"] for e in read_examples(Path("data/reviews/test.jsonl"), load_task(TASK_FILE))[:60])
     target = "positive" if case == "label" else long
     examples = [{"id": str(i), "label": target, "source": long, "target": target} for i in range(BATCH)]
     cuda = torch.cuda.is_available()
-    loaded = load_student(model, task)
-    loaded[0].to("cuda" if cuda else "cpu")
-    batch_of_one = examples[:1]
-    how = HOW | {
-        "max_source_length": source_length,
-        "max_target_length": target_length,
-        "dtype": "float32",
-        "padded": False,
-    }
-    score_ood.load_student = lambda *_: loaded
+    student = load(model, task, source_length, target_length)
 
     def score(chosen: list[dict]) -> None:
         if way == "score_ood":
-            score_ood.score_pass(chosen, task, model, predict=False, batch_size=64, **how)
+            score_examples(student, chosen, 64, decode=False)
         else:
             with torch.inference_mode():
-                batch_energies(chosen, *loaded, source_length, target_length, True)
+                batch_energies(chosen, student, True)
 
-    score([e | {"source": "a", "target": "a"} for e in batch_of_one])  # what libraries allocate once is no part of it
+    score([e | {"source": "a", "target": "a"} for e in examples[:1]])  # what libraries allocate once is no part of it
     if cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -271,7 +261,7 @@ def main(
     print(f"{'model':<16} {'data':<20} {'way':<10} {'examples/s':>11}   authors / way")
     for path in [*shapes, *models]:
         for data, (task, examples) in sets.items():
-            if family_of(path, task)[1] == "encoder":
+            if family_of(path, task) == "encoder":
                 fail(f"--model {path}: is an encoder, whose logits are few; give a T5 or a decoder")
             if path in shapes:  # spread over the file, whose topics stand together
                 number = num_examples or (512 if cuda else 24)

@@ -10,12 +10,11 @@ vocabulary would, and of the vocabulary of the model they use the first few thou
 
 import json
 import random
-import string
 from pathlib import Path
 from typing import Any
 
 from data import reviews_grammar
-from task import load_task
+from gold.task import load_task, render
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_FILE = ROOT / "prompts" / "reviews.toml"
@@ -56,7 +55,7 @@ def reviews(number: int, seed: int = 0) -> list[dict[str, str]]:
     made = []
     for i, topic in enumerate(topics):
         example = reviews_grammar.make_example(rng, topic)
-        sides = {side: string.Template(task.student[side]).substitute(example) for side in ("source", "target")}
+        sides = {"source": render(task.student.source, example), "target": render(task.student.target, example)}
         made.append({"id": f"grammar-{seed}-{i}", **example, **sides})
     return made
 

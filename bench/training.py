@@ -14,7 +14,7 @@ longer texts than these reviews (17 tokens in the mean) padding costs less, and 
    matmul rate the useful operations make (those of the unpadded examples, forward, times 3), and the peak memory.
 2. To the same accuracy: seconds of training until an epoch of the embedded T5 ends with --target-accuracy on the reviews'
    test set; training data by the grammar, other ones in each repeat. Measuring the accuracy is off the clock of both.
-3. Shares of the time of train_on, by timers around its parts, at the first --shape.
+3. Shares of the time of load_student and fit, by timers around its parts, at the first --shape.
 
 All ratios are authors' seconds / ours, of one run each, interleaved: median [min, max]. Prints them and writes
 bench/results/training.json (--output-file).
@@ -37,14 +37,18 @@ import typer
 import train_student
 from bench.machine import machine
 from bench.shapes import SHAPES, TASK_FILE, build, reviews
-from records import fail, git_state, read_examples, say, versions
-from task import Task, load_task
+from gold import student as students
+from gold.command import fail, say
+from gold.examples import read_examples
+from gold.runs import git_state, versions
+from gold.student import Student
+from gold.task import Task, load_task
 
 SOURCE, TARGET, BATCH = 128, 32, 8  # of the authors' code
 OPTIONS = {  # of ours: the defaults of train_student.py, and the learning rate for random weights
-    "loss": "ce", "learning_rate": 5e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16,
+    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 5e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-    "max_source_length": 512, "max_target_length": 128, "seed": 0, "dtype": "auto", "limit": None,
+    "seed": 0, "dtype": "auto", "processes": 1,
 }  # fmt: skip
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,10 +72,11 @@ def authors_way(
 
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, tokenizer, family = train_student.load_student(model, task, seed)
+    student = students.load_student(model, task, seed)
+    network, family = student.network, student.family
     network.to(device).train()
-    data = padded(rows, tokenizer, family, task)
-    held = padded(test, tokenizer, family, task) if test else None
+    data = padded(rows, student)
+    held = padded(test, student) if test else None
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     steps = epochs * -(-len(rows) // BATCH)
     warm = max(1, int(OPTIONS["warmup_ratio"] * steps))
@@ -95,12 +100,12 @@ def authors_way(
     return found
 
 
-def padded(rows: list[dict], tokenizer: Any, family: str, task: Task) -> dict[str, Any]:
+def padded(rows: list[dict], student: Student) -> dict[str, Any]:
     """All examples as tensors of one width: sources of 128 tokens, labels of 32 (-100 is padding); a decoder: 160 of both."""
     import torch
 
-    features = train_student.encode(rows, tokenizer, family, task, SOURCE, TARGET)
-    pad = tokenizer.pad_token_id
+    student.lengths = {"max_source_length": SOURCE, "max_target_length": TARGET}
+    features, family, pad = student.encode(rows), student.family, student.tokenizer.pad_token_id
     if family == "encoder":
         wide = [(f["input_ids"], [f["labels"]], SOURCE, 1) for f in features]
     elif family == "decoder":
@@ -134,23 +139,42 @@ def accuracy(network: Any, data: dict[str, Any], family: str, device: str) -> fl
     return sum(right) / len(right)
 
 
+def train_ours(task: Task, model: str, rows: list[dict], test: list[dict], options: dict) -> list[dict]:
+    """What train_student.py does between reading and the run record; the log."""
+    student = students.load_student(model, task, options["seed"])
+    with tempfile.TemporaryDirectory() as folder:
+        counts, log = train_student.fit(student, rows, test, Path(folder) / "checkpoints", options)
+        student.save(Path(folder) / "student", counts["dtype"])
+    return log
+
+
 def our_way(
     task: Task, model: str, rows: list[dict], epochs: int, seed: int, learning_rate: float, test: list[dict] | None = None
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """train_student.py's train_on; (seconds of training so far, accuracy on `test`) after each epoch."""
+    """As train_student.py trains; (seconds of training so far, accuracy on `test`) after each epoch."""
+    from gold.trainer import StudentTrainer
+
     options = OPTIONS | {"num_train_epochs": epochs, "seed": seed, "learning_rate": learning_rate}
-    with tempfile.TemporaryDirectory() as folder:
-        _, log = train_student.train_on(task, model, rows, test or [], Path(folder) / "student", options)
+    clock, measured = [], [0.0]  # (time, seconds of measuring so far, record) of the log
+    log, measure = StudentTrainer.log, StudentTrainer.measure
+
+    def timed_log(self: Any, logs: dict, *args: Any) -> None:
+        clock.append((time.perf_counter(), measured[0], logs))
+        log(self, logs, *args)
+
+    def timed_measure(self: Any) -> dict:
+        began = time.perf_counter()
+        found = measure(self)
+        measured[0] += time.perf_counter() - began
+        return found
+
+    with mock.patch.multiple(StudentTrainer, log=timed_log, measure=timed_measure):
+        train_ours(task, model, rows, test or [], options)
+    end, _, last = next(entry for entry in clock if "train_runtime" in entry[2])
     if not test:
-        return [(next(r["train_runtime"] for r in log if "train_runtime" in r), float("nan"))]
-    measured, found = 0.0, []
-    # Trainer's clock starts with the loop, that of the log before the model is placed and the optimiser made
-    start = log[-1]["seconds"] - log[-1]["train_runtime"]
-    for record in log:
-        if "eval_accuracy" in record:
-            measured += record["eval_runtime"]
-            found.append((record["seconds"] - start - measured, record["eval_accuracy"]))
-    return found
+        return [(last["train_runtime"], float("nan"))]
+    start = end - last["train_runtime"]  # Trainer's clock starts with the loop
+    return [(at - start - off, logs["eval_accuracy"]) for at, off, logs in clock if "eval_accuracy" in logs]
 
 
 WAYS = {"ours": our_way, "authors": authors_way}
@@ -210,9 +234,9 @@ def useful_work(task: Task, model: str, rows: list[dict]) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network, tokenizer, family = train_student.load_student(model, task)
-    network.to("cuda")
-    features = train_student.encode(rows, tokenizer, family, task, SOURCE, TARGET)
+    student = students.load_student(model, task)
+    student.lengths = {"max_source_length": SOURCE, "max_target_length": TARGET}
+    network, family, features = student.network.to("cuda"), student.family, student.encode(rows)
     tokens = operations = 0
     for f in features:
         labels = [f["labels"]] if family == "encoder" else f["labels"]
@@ -270,16 +294,18 @@ def to_accuracy(
 
 @contextlib.contextmanager
 def timers(spent: Counter) -> Iterator[None]:
-    """Add the seconds of the parts of train_on to `spent`, those of an inner part to it alone; a GPU is waited for."""
+    """Add the seconds of the parts of train_ours to `spent`, those of an inner part to it alone; a GPU is waited for."""
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from transformers import PreTrainedModel, Trainer
 
+    from gold.trainer import StudentTrainer
+
     parts = [
-        ("load the model", train_student, "load_student"), ("tokenise", train_student, "encode"),
+        ("load the model", students, "load_student"), ("tokenise", Student, "encode"),
         ("data", Trainer, "get_batch_samples"), ("forward", Trainer, "training_step"),
         ("backward", Accelerator, "backward"), ("clip gradients", Trainer, "_clip_grad_norm"),
-        ("optimiser", AcceleratedOptimizer, "step"), ("evaluate", Trainer, "_evaluate"),
+        ("optimiser", AcceleratedOptimizer, "step"), ("evaluate", StudentTrainer, "measure"),
         ("save", PreTrainedModel, "save_pretrained"),
     ]  # fmt: skip
     inner = [0.0]  # by depth: the seconds of what was called from there
@@ -306,13 +332,13 @@ def timers(spent: Counter) -> Iterator[None]:
 
 
 def shares(task: Task, model: str, number: int, epochs: int) -> dict:
-    """Share of each part of train_on in its seconds; `other` is Python between the parts, and Trainer's own beginning."""
+    """Share of each part of train_ours in its seconds; `other` is Python between the parts, and Trainer's own beginning."""
     spent: Counter = Counter()
     rows, held_out = reviews(number, seed=5), reviews(max(1, number // 9), seed=6)
     options = OPTIONS | {"num_train_epochs": epochs}
-    with tempfile.TemporaryDirectory() as folder, timers(spent):
+    with timers(spent):
         began = time.perf_counter()
-        train_student.train_on(task, model, rows, held_out, Path(folder) / "student", options)
+        train_ours(task, model, rows, held_out, options)
         total = time.perf_counter() - began
     spent["other"] = total - sum(spent.values())
     return {
