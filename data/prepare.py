@@ -32,9 +32,9 @@ import typer
 
 from gold.causes import cause_of
 from gold.command import fail, run_command, say
+from gold.disk import beside
 from gold.equations import evaluate_equation
-from gold.jsonl import read_records, write_records
-from gold.runs import beside
+from gold.jsonl import read_records, write_file
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
@@ -634,8 +634,7 @@ def main(
     made = {path: prepare(task, sources, name, path.stem, limit) for path, name in jobs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for path, records in made.items():
-        with beside(path, ".partial").open("w", encoding="utf-8") as file:
-            write_records(file, records)
+        write_file(beside(path, ".partial"), records)
     for path in made:
         beside(path, ".partial").replace(path)
         say(f"wrote {path}")

@@ -1,7 +1,7 @@
 """JSON Lines files: reading, writing, shards. Records are plain dicts here; gold/examples.py knows the task's fields.
 
 for number, record in read_records(path): ...             number is the line's; a broken line ends the stage with file:line
-write_records(file, records)                              down to the disk; NaN is an error
+write_file(path, records); append_records(path, records)  down to the disk; NaN is an error
 paths = expand("--train-file", [Path("train-*-of-00004.jsonl")])
 """
 
@@ -118,16 +118,6 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def write_records(file: IO[str], records: Iterable[dict]) -> None:
-    """Append records as JSON Lines, down to the disk; NaN and infinity are errors, never written."""
-    import jsonlines
-
-    with naming(file.name):
-        jsonlines.Writer(file, dumps=dump_line).write_all(records)
-        file.flush()
-        os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
-
-
 def dump_line(record: dict) -> str:
     import msgspec
 
@@ -139,16 +129,18 @@ def dump_line(record: dict) -> str:
     return msgspec.json.format(line, indent=0).decode()  # with a blank after each comma and colon, for reading
 
 
-def write_file(path: Path, records: Iterable[dict]) -> None:
-    """A whole file of records."""
-    with path.open("w", encoding="utf-8") as file:
-        write_records(file, records)
+def write_file(path: Path, records: Iterable[dict], mode: str = "w") -> None:
+    """A whole file of JSON Lines, down to the disk; NaN and infinity are errors, never written."""
+    import jsonlines
+
+    with naming(path), path.open(mode, encoding="utf-8") as file:
+        jsonlines.Writer(file, dumps=dump_line).write_all(records)
+        file.flush()
+        os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
 
 
 def append_records(path: Path, records: Iterable[dict]) -> None:
-    """Records at the end of a file, down to the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        write_records(file, records)
+    write_file(path, records, "a")
 
 
 def cut_torn_line(path: Path) -> None:

@@ -49,30 +49,6 @@ def table(path: Path, rows: list[list[str]], between: str = "\t", **how: str) ->
 # GLUE's tables
 
 
-def test_rte_and_qnli_keep_quotation_marks(tmp_path):
-    path = table(
-        tmp_path / "dev.tsv",
-        [
-            ["index", "sentence1", "sentence2", "label"],
-            ["0", 'The heron said "no', "A heron spoke.", "entailment"],
-            ["1", "Rain  fell\u00a0at noon.", '"It" was dry.', "not_entailment"],
-        ],
-    )
-    records, said = prepare(tmp_path, "rte", "--source", path)
-    assert records == [
-        {"premise": 'The heron said "no', "hypothesis": "A heron spoke.", "label": "entailment"},
-        {"premise": "Rain fell at noon.", "hypothesis": '"It" was dry.', "label": "not_entailment"},
-    ]
-    assert "2 records: entailment 1, not_entailment 1; licence: " in said
-
-    path = table(
-        tmp_path / "qnli" / "dev.tsv",
-        [["index", "question", "sentence", "label"], ["0", "Who rowed?", "Ida rowed.", "entailment"]],
-    )
-    records, _ = prepare(tmp_path / "qnli", "qnli", "--source", path.parent)
-    assert records == [{"question": "Who rowed?", "sentence": "Ida rowed.", "label": "entailment"}]
-
-
 MNLI_HEADER = "index promptID genre sentence1_parse sentence1 sentence2 label1 label2 gold_label".split()
 
 
@@ -108,16 +84,17 @@ def test_mnli_takes_the_gold_label_and_skips_what_has_none(tmp_path):
         ("sst2", ["sentence"], ["text"], "negative", "positive"),
     ],
 )
-def test_integers_stand_for_the_labels_of_glue(tmp_path, task, columns, fields, zero, one):
-    rows = [[*columns, "label"], *([f"{c} {n}" for c in columns] + [str(n)] for n in (0, 1)), [*columns, "-1"]]
+def test_integers_stand_for_the_labels_of_glue_and_quotation_marks_for_nothing(
+    tmp_path, task, columns, fields, zero, one
+):
+    texts = [[f'"{c}  {n}\u00a0.' for c in columns] for n in (0, 1)]
+    rows = [[*columns, "label"], *([*row, str(n)] for n, row in enumerate(texts)), [*columns, "-1"]]
     path = table(tmp_path / "dev.tsv", rows)
     packed = tmp_path / "folder" / "dev.tsv.gz"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    expected = [
-        dict(zip([*fields, "label"], [*(f"{c} {n}" for c in columns), label], strict=True))
-        for n, label in ((0, zero), (1, one))
-    ]
+    plain = [[*(f'"{c} {n} .' for c in columns), label] for n, label in ((0, zero), (1, one))]
+    expected = [dict(zip([*fields, "label"], row, strict=True)) for row in plain]
     for source in (path, packed, packed.parent):
         records, said = prepare(tmp_path, task, "--source", source, "--overwrite")
         assert records == expected
@@ -166,16 +143,9 @@ def test_anli_tells_its_rounds_apart(tmp_path):
     assert [(r["premise"], r["round"]) for r in records] == [("test of 2", "R2")]
 
 
-def squad(*answers: list[str], **more: object) -> dict:
-    qas = [
-        {
-            "id": f"q{i}",
-            "question": f"Which  one is {i}?",
-            "answers": [{"text": t, "answer_start": 0} for t in texts],
-            **more,
-        }
-        for i, texts in enumerate(answers)
-    ]
+def squad(*answers: list[str]) -> dict:
+    qas = [{"id": f"q{i}", "question": f"Which  one is {i}?", "answers": [{"text": t, "answer_start": 0} for t in texts]}
+           for i, texts in enumerate(answers)]  # fmt: skip
     return {"version": "1.1", "data": [{"title": "Boats", "paragraphs": [{"context": "Two\nred boats.", "qas": qas}]}]}
 
 
@@ -256,21 +226,15 @@ def test_ag_news_counts_its_classes_from_one(tmp_path):
 def test_banking77_has_the_names_of_the_file(tmp_path):
     table(
         tmp_path / "banking_data" / "test.csv",
-        [
-            ["text", "category"],
-            ['"My card, is it\nhere?"', "card_arrival"],
-            ["Give it back", "Refund_not_showing_up"],
-            ["Oh", "reverted_card_payment?"],
-        ],
+        [["text", "category"], ['"My card, is it\nhere?"', "card_arrival"], ["Oh", "reverted_card_payment?"]],
         between=",",
     )
     records, said = prepare(tmp_path, "banking77", "--source", tmp_path)
     assert records == [
         {"text": "My card, is it here?", "label": "card_arrival"},
-        {"text": "Give it back", "label": "Refund_not_showing_up"},
         {"text": "Oh", "label": "reverted_card_payment?"},
     ]
-    assert "3 records: 3 of 77 labels, 1 to 1 each" in said
+    assert "2 records: 2 of 77 labels, 1 to 1 each" in said
 
 
 def test_integers_stand_for_the_other_labels_too():
@@ -483,14 +447,8 @@ def test_hub_splits_of_other_tasks(tmp_path, hub):
 
     folder = tmp_path / "svamp"
     for split in ("train", "test"):
-        row = {
-            "ID": [split],
-            "Body": ["B."],
-            "Question": ["Q?"],
-            "Equation": ["( 1.0 + 2.0 )"],
-            "Answer": ["3.0"],
-            "Type": ["Addition"],
-        }
+        row = {"ID": [split], "Body": ["B."], "Question": ["Q?"], "Equation": ["( 1.0 + 2.0 )"], "Answer": ["3.0"]}
+        row |= {"Type": ["Addition"]}
         (folder / "data").mkdir(parents=True, exist_ok=True)
         Dataset.from_dict(row).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     records, _ = prepare(tmp_path / "s", "svamp", "--source", folder)
