@@ -28,6 +28,8 @@ def explain_model_folder(model: str) -> str | None:
     if path.is_file():
         gguf = path.suffix == ".gguf" or path.open("rb").read(4) == b"GGUF"
         return GGUF if gguf else "is a file; give the folder that holds the model's config.json"
+    if not path.exists() and (path.is_absolute() or model.startswith((".", "~"))):
+        return "no such file or folder; check the path"
     if not path.is_dir() or (path / "config.json").exists():
         return None
     if (adapter := path / "adapter_config.json").exists():
