@@ -44,7 +44,7 @@ def command(home, models, tmp_path):
     teacher, out = shared | {"--model": models["llama"]}, tmp_path / "out"
     asked = home / "asked.toml"  # label.py needs a prompt of its own
     asked.write_text(
-        PAIRS.replace("[parse]", 'label = "$shots\\n\\n$start"\nlabel_example = "$first, $second: $answer"\n[parse]')
+        PAIRS.replace("[parse]", 'label = "$shots\\n\\n$start"\nlabel_example = "$first, $second: $label"\n[parse]')
     )
     return {
         "generate.py": teacher | {"--output-dir": out, "--feedback-file": home / "test.jsonl"},
