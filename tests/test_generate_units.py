@@ -347,8 +347,8 @@ class Killed(BaseException):
 def command(home, models, tmp_path, monkeypatch):
     """generate.py by its command line: 6 examples, 4 for validation."""
 
-    def command(*args, folder="iter-00", answer=by_seed):
-        monkeypatch.setattr(teacher, "start_llm", lambda *args, **options: scripted(answer))
+    def command(*args, folder="iter-00", answer=by_seed, llm=None):
+        monkeypatch.setattr(teacher, "start_llm", lambda *args, **options: llm or scripted(answer))
         gc.collect()  # the lock of a run that was killed
         return call(
             "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
