@@ -33,7 +33,8 @@ DEBRIS = "|".join(
         # Preambles
         r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
         r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
-        r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
+        r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|"
+        r"problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
     ]
 )
 
