@@ -68,7 +68,7 @@ def main(
     ] = None,
     ood_file: Annotated[list[Path] | None, files(
         help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
-        "--input-file at or above the threshold that flags 95 % of these); their scores go beside the output (scored.ood.jsonl).",
+        "--input-file at or above the threshold to flag 95 % of these); their scores go beside the output, scored.ood.jsonl.",
     )] = None,
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
@@ -97,12 +97,12 @@ def main(
     stored = check_options(score, model, output_file, feedback_file, base_model, train_file, ood_file, low, high)
     for name in ("input_file", "train_file", "ood_file"):
         options[name] = expand(f"--{name.replace('_', '-')}", options[name])
-    train_examples = read_examples(options["train_file"], task)
+    train_examples = read_examples(options["train_file"], task, among=options["input_file"])
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
     # A million whole examples take gigabytes: of those that are scored already, what the selection needs
     needed = ["id", task.answer_field, score, "teacher_label", "target", *(task.fields if max_overlap < 1 else [])]
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
-    reading = {"counts": counts, "use": use, "keep": needed if stored else None}
+    reading = {"counts": counts, "use": use, "among": options["train_file"], "keep": needed if stored else None}
     examples = read_examples(options["input_file"], task, **reading)[:limit]
     band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
     selected: list[dict] = []

@@ -53,20 +53,21 @@ def read_examples(
 
 def iter_examples(
     paths: Path | Iterable[Path], task: Task, answers: bool = True, counts: dict | None = None, foreign: bool = False,
-    use: Collection[str] = (),
+    use: Collection[str] = (), among: Iterable[Path] = (),
 ) -> Iterator[dict]:  # fmt: skip
     """Yield the examples of the files, each with `id`, the task's fields, `source` and `target`.
 
     answers=False allows records without the answer field, foreign=True also an answer that is no label of the task.
-    use: columns that an option asks for: the user's too is taken then. Where the teacher wrote one text in two shards
+    use: columns that an option asks for: the user's too is taken then. among: the other files of the command, so that a
+    file that is given twice has the same ids both times. Where the teacher wrote one text in two shards
     of a set, the first one stays: how many were dropped is said, and noted in counts["duplicates_between_shards"].
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
-    names = names_of(paths)
+    names = names_of([*paths, *among])
     seen: dict[str, Path] = {}
     written: dict[tuple, dict[str, Path]] = {}  # by shard set: text -> the shard that has it
     dropped = stayed = 0
-    for path, name in zip(paths, names, strict=True):
+    for path, name in zip(paths, names, strict=False):
         shard_set = SHARD.fullmatch(path.name) and (path.parent, *SHARD.fullmatch(path.name).group(1, 3))
         for number, record in examples_of(path, name, task, answers, foreign, use):
             if (identifier := record["id"]) in seen:
