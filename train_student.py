@@ -132,10 +132,11 @@ def proceeds(begun: bool, processes: int) -> bool:
     """Whether the first of torchrun's processes goes on with the work; the others wait for its word."""
     if processes == 1:
         return begun
+    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()  # they find each other
+    PartialState(cpu=not torch.cuda.is_available())  # they find each other
     word = [begun]
     broadcast_object_list(word)
     return word[0]
@@ -184,7 +185,7 @@ def fit(
             "weight_decay", "seed",
         )},
         per_device_eval_batch_size=4 * options["per_device_train_batch_size"],
-        lr_scheduler_type=str(options["lr_scheduler_type"]),
+        lr_scheduler_type=str(options["lr_scheduler_type"]).replace("constant", "constant_with_warmup"),
         # In steps: transformers 5.19 takes a share of 1.0 for one step
         warmup_steps=int(math.ceil(len(rows) / step_batch) * options["num_train_epochs"] * options["warmup_ratio"]),
         bf16=dtype == "bfloat16",

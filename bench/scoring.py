@@ -11,8 +11,8 @@ authors     what the released code of GOLD does, in our words: batches of 8 in t
             128 tokens and targets to 32, float32 logits of the whole vocabulary at all decoder positions (a decoder-only model,
             which they have none of: at all 160 positions of prompt and target), then -logsumexp of all of them
 plain       batches of 8 in the order of the file, padded to their longest, float32 logits at all positions
-score_ood   what score_ood.py does with its defaults (gold.predict.score_examples): every score, predictions too. It decodes what is not predicted right,
-            which with random weights is everything, and the other two do not
+score_ood   gold.predict.score_examples with the defaults of score_ood.py: every score, predictions too. It decodes what is
+            not predicted right, which with random weights is everything, and the other two do not
 energies    the same without predictions
 bfloat16    as score_ood, bfloat16 weights; on CUDA alone
 

@@ -46,7 +46,8 @@ from gold.task import Task, load_task
 
 SOURCE, TARGET, BATCH = 128, 32, 8  # of the authors' code
 OPTIONS = {  # of ours: the defaults of train_student.py, and the learning rate for random weights
-    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 5e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16,
+    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 5e-4, "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
     "seed": 0, "dtype": "auto", "processes": 1,
 }  # fmt: skip

@@ -78,7 +78,7 @@ def test_known_tokens_are_what_is_decoded(name, length, home, trained, pairs, fl
     assert [s["prediction"] for s in scores] == [text.strip() for text in texts]
     right = [text.strip().lower() == e["target"].lower() for text, e in zip(texts, examples, strict=True)]
     assert [s["correct"] for s in scores] == right
-    assert length < 8 or {True, not task.labels} <= {*right, True}
+    assert length < 8 or True in right and (task.labels or False in right)
 
 
 def test_tokens_beyond_an_end_and_ties_are_not_known(home, trained, flip):
@@ -195,7 +195,7 @@ def test_labels_that_cannot_be_written_are_refused_before_training(home, models,
             f"error: --model {models[model]}: its tokens write '' for 'zebra', the label 'zebra'; rename"
         )
     told = attempt("Warm", "not \u00e9 warm")
-    assert "its tokens write the labels 'not \u00e9 warm' and 'not warm' alike, 'not warm'; rename" in told
+    assert "its tokens write 'not warm' for 'not \u00e9 warm', the label 'not \u00e9 warm'; rename" in told
     told = attempt("Warm", "Warm", "--max-target-length", 2)
     assert told.startswith(
         "error: --max-target-length 2: the label 'not warm' takes 3 tokens, its end included; give 3"

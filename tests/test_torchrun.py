@@ -78,10 +78,9 @@ def test_two_processes_follow_one(name, trainings):
         for key, number in (("loss", 1), ("grad_norm", 1), ("eval_loss", 3), ("eval_accuracy", 3)):
             here, there = ([r[key] for r in rows if key in r] for rows in (log, other_log))
             assert len(here) == number and there == pytest.approx(here, rel=1e-4), key
-    one, *two = (load_file(folder / f"{name}.{which}" / "model.safetensors") for which in ("one", 0, 1))
+    one, two = (load_file(folder / f"{name}.{which}" / "model.safetensors") for which in ("one", 0))
     # AdamW divides by the root of the squared gradient: where that is next to nothing, rounding turns a step round
-    for weights in two:
-        assert min((abs(one[k] - weights[k]) < 1e-3).float().mean().item() for k in one) > 0.95
+    assert min((abs(one[k] - two[k]) < 1e-3).float().mean().item() for k in one) > 0.95
 
 
 def errors(done):
