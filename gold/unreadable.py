@@ -1,4 +1,4 @@
-"""What a tokenizer cannot read of a text: a student that is shown unknown tokens trains and scores well all the same."""
+"""What a tokenizer cannot read of a text: shown as unknown tokens, it leaves losses and scores as good as ever."""
 
 import re
 import unicodedata

@@ -8,7 +8,7 @@ import json
 import random
 
 import pytest
-from conftest import call, loaded, make_bpe, one_error, pair, read_lines, write_lines
+from conftest import call, loaded, make_bpe, one_error, pair
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids, 
 from gold.prompts import Prompt
 from gold.student import Student
 from gold.teacher import Encoder
-from gold.truncation import cut_fields, equal_room, field_spans
+from gold.truncation import cut_fields, field_spans
 from gold.unreadable import told_of_losses
 
 WORDS = (
@@ -102,11 +102,6 @@ def test_plain_text_has_the_tokens_that_the_tokenizer_gives(kind, tokenizers):
     frames = {"t5": ([], ["</s>"]), "deberta": (["[CLS]"], ["[SEP]"]), "bert": (["[CLS]"], ["[SEP]"])}
     expected = frames.get(kind, ([], []))
     assert (tokenizer.convert_ids_to_tokens(before), tokenizer.convert_ids_to_tokens(after)) == expected
-
-
-def test_the_unknown_token_is_a_control_token_only_where_nothing_unknown_is_read(tokenizers):
-    kept = {kind: tokenizers[kind].unk_token in control_tokens(tokenizers[kind]).values() for kind in KINDS}
-    assert kept == {"t5": False, "llama": True, "deberta": False, "bert": False, "qwen2": True}
 
 
 def test_features_hold_control_tokens_in_their_frame_alone(models, pairs, tokenizers, capsys):
@@ -233,15 +228,6 @@ def test_the_longest_field_loses_its_end():
     assert cut_fields(ids, spans, [], 4) is None
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 100))
-def test_equal_room(lengths, room):
-    kept = equal_room(lengths, room)
-    assert sum(kept) == min(sum(lengths), room) and all(0 <= k <= n for k, n in zip(kept, lengths, strict=True))
-    cut = [k for k, n in zip(kept, lengths, strict=True) if k < n]
-    # what is cut is at least as long as what is not, but for one token that does not divide
-    assert not cut or max(kept) - min(cut) <= 1
-
-
 def test_a_long_source_keeps_its_last_field(models, pairs, tokenizers, capsys):
     tokenizer, family = loaded(models["bert"], pairs).tokenizer, "encoder"
     fields = [{"first": " ".join(["the beach"] * 20), "second": "a big sun"}, {"first": "the", "second": "snow"}]
@@ -270,73 +256,6 @@ def test_spelled_control_tokens_do_not_shift_a_cut(tokenizers, pairs):
     ids = encode([row], tokenizer, "encoder-decoder", pairs, 40, 8)[0]["input_ids"]
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert len(ids) == 40 and text.startswith("pair: the") and text.endswith("with the sun")
-
-
-RTE = """
-name = "follows"
-version = 1
-description = "Does it follow?"
-kind = "classification"
-metric = "accuracy"
-fields = ["premise", "hypothesis"]
-answer_field = "label"
-seed_examples = "seed.jsonl"
-[labels]
-yes = "it follows"
-no = "it does not"
-[prompt]
-train = "$shots $start"
-validation = "$shots $start"
-example = '''
-Label: $label
-Premise: $premise
-Hypothesis: $hypothesis'''
-[student]
-source = "premise: $premise hypothesis: $hypothesis"
-target = "$label"
-"""
-
-
-def test_the_question_survives_a_long_premise(tmp_path, tokenizers):
-    """Premises of 160 words and a BERT of 128 positions; the label depends on the hypothesis alone."""
-    import transformers as hf
-
-    rng = random.Random(0)
-    (tmp_path / "follows.toml").write_text(RTE)
-
-    def row(n):
-        premise = " ".join(rng.choices(["the", "beach", "garden", "sun", "snow", "melon"], k=160))
-        return {
-            "premise": premise,
-            "hypothesis": f"it is {' '.join([('warm', 'frost')[n % 2]] * 6)}",
-            "label": ("yes", "no")[n % 2],
-        }
-
-    for name, number in (("seed", 4), ("train", 80), ("test", 60)):
-        write_lines(tmp_path / f"{name}.jsonl", [row(n) for n in range(number)])
-    config = hf.BertConfig(
-        vocab_size=len(tokenizers["bert"]), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=128, pad_token_id=0,
-    )  # fmt: skip
-    hf.set_seed(0)
-    hf.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    tokenizers["bert"].save_pretrained(tmp_path / "bert")
-    done = call(
-        "train_student.py", "--task-file", tmp_path / "follows.toml", "--model", tmp_path / "bert", "--train-file",
-        tmp_path / "train.jsonl", "--output-dir", tmp_path / "student", "--learning-rate", "1e-2", "--num-train-epochs", 8,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    done = call(
-        "evaluate.py", "--task-file", tmp_path / "follows.toml", "--model", tmp_path / "student", "--test-file",
-        tmp_path / "test.jsonl", "--output-dir", tmp_path / "final",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    # 160 + 8 words, 2 words and 2 colons of the template, [CLS] and [SEP]: 174, of 128
-    told = "60 of 60 sources are longer than the 128 tokens that the model's 128 positions leave them: "
-    assert f"{told}cut field premise of 60, by 46 tokens in the mean" in done.stderr
-    found = read_lines(tmp_path / "final" / "predictions.jsonl")
-    assert [r["prediction"] for r in found] == [r["label"] for r in found]
-    assert all(r["source"].endswith(r["hypothesis"]) for r in found)  # stays the whole text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
