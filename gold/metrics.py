@@ -1,66 +1,25 @@
 """The numbers that evaluate.py reports, each with its 95 % bootstrap interval over examples. All are shares, 0 to 1.
 
-    squad_scores("the Cat", ["cat", "a dog"])           (1.0, 1.0): exact match and F1 of one prediction, best over the golds
-    rouge_l("a b c", ["a c"])                           0.8; WORD_RULES says what its words are, and those of squad
-    mean_interval([1.0, 0.0, 1.0], 0, 10_000)           {"value": 0.6667, "low": 0.0, "high": 1.0}
-    class_intervals(cells, labels, 0, 10_000)           macro-F1, and precision, recall and F1 of each label
-    chrf_interval([chrf_counts("a b", ["a c"])], ...)   chrF of a corpus
-
-Each function takes texts as they were written: what a metric forgives (capitals, punctuation, blanks) is its own affair.
+mean_interval([1.0, 0.0, 1.0], 0, 10_000)           {"value": 0.6667, "low": 0.0, "high": 1.0}
+class_intervals(cells, labels, 0, 10_000)           macro-F1, and precision, recall and F1 of each label
+chrf_interval([chrf_counts("a b", ["a c"])], ...)   chrF of a corpus
+measure(task, records, 0, 10_000)                   the numbers of the task's metric
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gold.task import Task, golds_of, is_correct
-from gold.text import exact_form, rouge_words, squad_form
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One example
+from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
+from gold.task import Task
+from gold.text import exact_form
 
 WORD_RULES = {  # metric: what metrics.json says of its words
     "rouge_l": "runs of letters, marks and digits of any script, lower-cased; a character where a script has no blanks; "
     "on ASCII text these are the words of Google's rouge-score",
-    "squad": "SQuAD v1.1, with the punctuation of all scripts; a character is a word where a script has no blanks; on ASCII "
-    "text that is the official script",
+    "squad": "SQuAD v1.1, with the punctuation of all scripts; a character is a word where a script has no blanks; on "
+    "ASCII text that is the official script",
 }
-
-
-def squad_scores(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """(exact match, F1 over words), each the best over the golds, as SQuAD's official script v1.1 has them.
-
-    Lower-cased, without punctuation and without a, an, the. No text at all is wrong, whatever is left of a gold. On ASCII
-    text the numbers are the official script's; beyond it punctuation of all scripts is taken away and a character is a word
-    where a script has no blanks, as MLQA has it (Lewis et al. 2020).
-    """
-    from torchmetrics.functional.text import squad
-
-    def best(answers: Sequence[str]) -> tuple[float, float]:
-        target = {"id": "", "answers": {"text": list(answers), "answer_start": [0] * len(answers)}}
-        found = squad([{"id": "", "prediction_text": prediction}], [target])
-        return float(found["exact_match"]) / 100, float(found["f1"]) / 100
-
-    if not prediction.strip():
-        return 0.0, 0.0
-    prediction = squad_form(prediction)
-    exact_match, f1 = best([squad_form(gold) for gold in golds])
-    # torchmetrics' F1 is that of v2.0, where two texts of articles and punctuation alone agree; in v1.1 they share no word
-    return exact_match, 0.0 if exact_match and best([""])[0] else f1
-
-
-def rouge_l(prediction: str, golds: Sequence[str]) -> float:
-    """F1 of the longest common subsequence of words, the best over the golds (Lin 2004), without stemming.
-
-    On ASCII text the number is that of Google's rouge-score: words are runs of a-z and 0-9 after lower-casing, and a text
-    without any scores 0. Of other scripts that scorer sees nothing; here their words count too (gold/text.py, rouge_words).
-    """
-    from torchmetrics.functional.text import rouge_score
-
-    how = {"normalizer": str, "tokenizer": rouge_words}  # str: as it is, the words are cut from the whole text
-    found = rouge_score(prediction, [list(golds)], accumulate="best", rouge_keys="rougeL", **how)
-    return float(found["rougeL_fmeasure"])
-
 
 CHRF_ORDER, CHRF_BETA = 6, 2  # character n-grams up to 6, recall counts twice as much: sacrebleu's chrF2
 
