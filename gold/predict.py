@@ -7,17 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail
+from gold.correctness import is_correct
 from gold.decoding import greedy_texts
 from gold.scores import REDUCTIONS, mean_over, position_scores, random_score, reduce_energies
 from gold.student import Student
-from gold.task import is_correct
 
 EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32 logits; the scores take a few times as much
 
 PerDeviceEvalBatchSize = Annotated[
     int,
-    typer.Option(min=1, help=f"Examples of {EXAMPLE_TOKENS} tokens in a batch, more if they are shorter. Out of memory: halve it."),
+    typer.Option(min=1, help=f"Examples of {EXAMPLE_TOKENS} tokens in a batch, more of shorter ones. Out of memory: halve it."),
 ]  # fmt: skip
 
 
