@@ -5,10 +5,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import generate
+from gold.labels import read_answer
+from gold.parsing import REASONS, parse_completion
 from gold.reasoning import strip_reasoning
-from labelling import read_answer
-from task import load_task, parse_completion
+from gold.task import load_task
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 REVIEW = "The kettle was quiet and boiled fast."
@@ -47,7 +47,6 @@ UNCERTAIN = {
 @pytest.mark.parametrize("name", FORMS)
 def test_the_final_part_is_read(name):
     completion = FORMS[name].format(hm="Hm, let me see." if "answer" in name else HM, x=REVIEW)
-    assert strip_reasoning(completion)[0].strip() == REVIEW and strip_reasoning(completion)[1] is None
     assert parse_completion(TASK, completion, "positive") == ({"review": REVIEW}, None)
     again = FORMS[name].format(hm="Hm.", x=f"Sentiment: positive\nReview: {REVIEW}")
     assert parse_completion(TASK, again, "positive") == ({"review": REVIEW}, None)
@@ -58,7 +57,7 @@ def test_where_the_final_part_is_not_certain_it_is_a_reject(name):
     completion = UNCERTAIN[name].format(x=REVIEW)
     assert strip_reasoning(completion) == (completion, "reasoning")
     assert parse_completion(TASK, completion, "positive") == ({}, "reasoning")
-    assert "reasoning" in generate.REASONS
+    assert "reasoning" in REASONS
 
 
 WORDS = (
@@ -67,6 +66,9 @@ WORDS = (
     "x > y", "<3", "<-", "->", "</b>", "[1]", "**bold**", "here is", "Here is my answer:", "\n", "\n\n", "<i>think</i>",
     "<think about it>", "<thoughtful>", "commentary on", "finally", "analysis of",
 )  # fmt: skip
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "[THINK]", "[/THINK]", "assistantfinal")
 
 
 @settings(deadline=None, max_examples=400)
@@ -78,12 +80,10 @@ def test_ordinary_texts_are_never_changed_nor_rejected(parts):
 
 
 @settings(deadline=None, max_examples=200)
-@given(parts=st.lists(st.sampled_from([*WORDS, "<think>", "</think>", "<answer>", "</answer>", "assistantfinal",
-                                       "[THINK]", "[/THINK]", "Here is my thought process:"]), max_size=8))  # fmt: skip
+@given(parts=st.lists(st.sampled_from([*WORDS, *TAGS, "Here is my thought process:"]), max_size=8))
 def test_what_is_left_holds_no_tag(parts):
     final, reason = strip_reasoning("".join(parts))
-    tags = ("<think>", "</think>", "<answer>", "</answer>", "[THINK]", "[/THINK]", "assistantfinal")
-    assert reason == "reasoning" or not any(tag in final for tag in tags)
+    assert reason == "reasoning" or not any(tag in final for tag in TAGS)
 
 
 def test_tags_of_the_task_itself_are_no_reasoning():
@@ -113,5 +113,5 @@ def test_bold_words_of_a_text_stay(pairs):
 def test_an_answer_is_read_the_same_way():
     task = load_task(ROOT / "prompts/word_problems.toml")
     record = {"problem": "There are 3 and 4."}
-    assert read_answer(task, record, "<think>3 and 4</think><answer>3 + 4</answer>") == "3 + 4"
-    assert read_answer(task, record, "<think>3 and 4") == ""
+    assert read_answer(task, record, "<think>3 and 4</think><answer>3 + 4</answer>", "stop") == "3 + 4"
+    assert read_answer(task, record, "<think>3 and 4", "stop") == ""
