@@ -272,6 +272,8 @@ def read_trained(model: str) -> dict[str, Any]:
     readable."""
     from transformers.utils import cached_file
 
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     found = Path(model) / TRAINED if Path(model).is_dir() else cached_file(model, TRAINED, **quiet)
     if found is None or not Path(found).exists():

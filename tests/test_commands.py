@@ -206,7 +206,7 @@ def test_bad_data_file(script, name, command, tmp_path):
     [
         (None, ": no such task file"),
         ("name = ", ": not a readable TOML file"),
-        (PAIRS.replace('metric = "accuracy"', 'metrik = "accuracy"'), "metrik"),
+        (PAIRS.replace('metric = "accuracy"', 'metrik = "accuracy"'), ": metrik: unknown key"),
         (PAIRS.replace("Second: $second", "Second: $secund"), ": prompt.example: unknown variable $secund"),
     ],
 )

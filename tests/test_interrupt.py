@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ class Terminal:
         if not self.pid:
             os.chdir(ROOT)
             os.execvpe("bash", ["bash", "-c", script, "bash", *map(str, command)], {**os.environ, **env})
+        termios.tcsetwinsize(self.fd, (24, 200))  # tqdm draws nothing on a terminal without rows
 
     def read(self, seconds: float) -> None:
         """What is printed within so many seconds."""
