@@ -1,12 +1,12 @@
-"""generate.py label and --verify: tries and shots by hand, then one real engine against transformers in float32."""
+"""label.py and --verify: tries, shots and votes by hand, then one real engine against transformers in float32."""
 
 import json
 import math
 import random
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import call, flipped, pair, read_lines, write_lines
@@ -14,31 +14,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from gold.prompts import running_labels
-from labelling import (
-    agrees,
-    answer_key,
+import label
+from gold.examples import agrees, read_examples
+from gold.labels import (
+    Row,
+    chat_answer,
     draw_label_shots,
-    label_log_probs,
-    label_place,
-    label_prompts,
     label_records,
+    label_rows,
+    log_probs,
+    running_labels,
     token_trie,
+    vote_of,
 )
-from records import read_examples
-from task import load_task, render_label_prompt
+from gold.prompts import render_label_prompt
+from gold.stopping import StopSignals
+from gold.task import load_task
+from gold.teacher import Encoder, Engine, load_encoder
 
 TASK = load_task(Path("prompts/reviews.toml"))
+SUMS = load_task(Path("prompts/word_problems.toml"))
 SEEDS = read_examples(TASK.seed_examples, TASK)
+
+
+def with_labels(labels):
+    """The task of the reviews with other labels."""
+    return TASK.model_copy(update={"labels": labels})
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Without an engine
-
-
-def test_trie_by_hand():
-    trie = token_trie([[5, 6, 9], [5, 7, 9], [5, 6, 8, 9], [4, 9]])
-    assert trie == {(): [5, 4], (5,): [6, 7], (4,): [9], (5, 6): [9, 8], (5, 7): [9], (5, 6, 8): [9]}
-    assert next(iter(trie)) == ()
 
 
 @settings(max_examples=50, deadline=None)
@@ -50,6 +55,7 @@ def test_trie_holds_every_step_once(sequences):
         tuple(s[: i + 1]) for s in sequences for i in range(len(s))
     }
     assert all(len(set(tokens)) == len(tokens) > 0 for tokens in trie.values())
+    assert next(iter(trie)) == ()  # the roots are asked first
 
 
 def test_shots_take_the_labels_in_turn(pairs):
@@ -58,33 +64,21 @@ def test_shots_take_the_labels_in_turn(pairs):
         shots = draw_label_shots(pairs, seeds, 6, seed)
         assert [Counter(s["label"] for s in shots[i : i + 2]) for i in (0, 2, 4)] == [{"Warm": 1, "not warm": 1}] * 3
     assert len(draw_label_shots(pairs, seeds, 20, 0)) == 9 and draw_label_shots(pairs, seeds, 0, 0) == []
-    assert (
-        draw_label_shots(pairs, seeds, 6, 1)
-        == draw_label_shots(pairs, seeds, 6, 1)
-        != draw_label_shots(pairs, seeds, 6, 2)
-    )
-
-
-def test_many_labels_and_few_shots_show_the_label_that_is_asked_for(pairs):
-    seeds = [pair(n) | {"id": str(n)} for n in range(8)]
-    options = {"num_fewshot": 1, "feedback_rate": 0.5, "num_feedback_shots": 2}
-    for attempt in range(20):
-        a = generate.draw_attempt(pairs, 0, 0, "train", attempt, {"seed": seeds, "feedback": []}, options)
-        assert [shot["label"] for shot in a["shots"]] == [a["label"]]
+    one, same, other = (draw_label_shots(pairs, seeds, 6, seed) for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_votes_are_counted_by_meaning(flip):
-    assert answer_key(flip, " The SUN") == answer_key(flip, "the sun") != answer_key(
-        flip, "the -sun"
-    ) and not answer_key(flip, " ")
-    assert answer_key(flip, "caf\u00e9") == answer_key(flip, "cafe\u0301")
-    span = replace(flip, metric="squad")
-    assert answer_key(span, "C++.") != answer_key(span, "C#") and answer_key(span, "“Paris”") == answer_key(
-        span, "paris"
-    )
-    sums = load_task(Path("prompts/word_problems.toml"))
-    assert answer_key(sums, "12 - 5") == answer_key(sums, "(3.5 * 2)") and answer_key(sums, "many") is None
-    assert agrees(sums, {"problem": "x", "equation": "7"}, "12 - 5") and not agrees(sums, {"equation": "7"}, "many")
+    assert vote_of(flip, " The SUN") == vote_of(flip, "the sun") != vote_of(flip, "the -sun")
+    assert not vote_of(flip, " ") and vote_of(flip, "caf\u00e9") == vote_of(flip, "cafe\u0301")
+    span = flip.model_copy(update={"metric": "squad"})
+    assert vote_of(span, "C++.") != vote_of(span, "C#") and vote_of(span, "“Paris”") == vote_of(span, "paris")
+    assert vote_of(SUMS, "12 - 5") == vote_of(SUMS, "(3.5 * 2)") and vote_of(SUMS, "many") is None
+    programmes = load_task(Path("prompts/nl4opt.toml"))
+    a, b = "maximize 3 x - 2 y; x at most 4", "maximize 3 x + 2 y; x + y at most 4"
+    assert vote_of(programmes, a) == vote_of(programmes, b) == 12 and vote_of(programmes, "I do not know") is None
+    assert vote_of(programmes, b) != vote_of(programmes, "maximize 3 x + 2 y; x + y at most 5")
+    assert agrees(SUMS, {"problem": "x", "equation": "7"}, "12 - 5") and not agrees(SUMS, {"equation": "7"}, "many")
     assert agrees(TASK, {"label": "positive"}, "positive") and not agrees(TASK, {"label": "positive"}, "negative")
 
 
@@ -95,40 +89,36 @@ def tokenizer(models):
     return AutoTokenizer.from_pretrained(models["qwen2"])
 
 
+def encoder_of(tokenizer) -> Encoder:
+    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", {}, None)
+
+
 class FakeEngine:
     """Answers label requests and samples without a model: for what happens around them."""
 
-    class LogProb:
-        logprob = -1.0
+    max_model_len = 10_000
 
-    def __init__(self, texts=()):
-        self.texts, self.sent = list(texts), []
+    def __init__(self, texts=(), finish_reason="stop"):
+        self.texts, self.finish_reason, self.sent = texts, finish_reason, []
 
-    def generate(self, sent, params, use_tqdm):
-        self.sent.append(sent)
+    def complete(self, requests):
+        self.sent.append(requests)
         outputs = []
-        for prompt, param in zip(sent, params, strict=True):
-            one = type(
-                "One",
-                (),
-                {"logprobs": [{t: self.LogProb for t in param.logprob_token_ids or []}], "finish_reason": "length"},
-            )
-            ones = [type("One", (), {"text": t, "finish_reason": "stop"}) for t in self.texts] or [one]
-            many = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": None, "outputs": ones}
-            outputs.append(type("Output", (), many))
+        for request in requests:
+            logprobs = [dict.fromkeys(request.params.logprob_token_ids or [], SimpleNamespace(logprob=-1.0))]
+            ones = [SimpleNamespace(text=t, finish_reason=self.finish_reason) for t in self.texts]
+            outputs.append(SimpleNamespace(outputs=ones or [SimpleNamespace(logprobs=logprobs)]))
         return outputs
 
 
 def test_more_children_than_vllm_takes_are_asked_in_turn():
-    engine, tokens = FakeEngine(), Counter()
-    sums = label_log_probs(engine, [([1, 2], [[100 + i, 9] for i in range(300)])], tokens)
-    assert sums == [[-2.0] * 300]
+    engine = FakeEngine()
+    assert log_probs(engine, [Row([1, 2], [[100 + i, 9] for i in range(300)])]) == [[-2.0] * 300]
     assert [len(sent) for sent in engine.sent] == [3, 300]  # 128 + 128 + 44 at the root, first of all
-    assert tokens["prompt"] == 3 * 2 + 300 * 3
 
 
 @pytest.mark.parametrize(
-    "texts, label, probs",
+    "texts, answer, probs",
     [
         (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
         (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
@@ -138,11 +128,10 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
     ],
 )
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
-def test_majority_of_answers(texts, label, probs, template, tokenizer):
-    task = load_task(Path("prompts/word_problems.toml"))
+def test_majority_of_answers(texts, answer, probs, template, tokenizer):
     tokenizer.chat_template = template
-    [answer] = label_records(FakeEngine(texts), tokenizer, task, [{"problem": "x"}], [], {}, num_samples=3)
-    assert answer == {"teacher_label": label, "label_probs": pytest.approx(probs)}
+    [found] = label_records(FakeEngine(texts), encoder_of(tokenizer), SUMS, [{"problem": "x"}], [], num_samples=3)
+    assert found == {"teacher_label": answer, "label_probs": pytest.approx(probs)}
 
 
 @pytest.mark.parametrize(
@@ -154,23 +143,8 @@ def test_majority_of_answers(texts, label, probs, template, tokenizer):
     ],
 )
 def test_an_answer_that_is_cut_off_is_none(text, answer, tokenizer):
-    task, engine = load_task(Path("prompts/word_problems.toml")), FakeEngine([text])
-    whole = engine.generate
-
-    def cut(*args, **how):
-        outputs = whole(*args, **how)
-        outputs[0].outputs[0].finish_reason = "length"
-        return outputs
-
-    engine.generate = cut
-    assert label_records(engine, tokenizer, task, [{"problem": "x"}], [], {}) == [{"teacher_label": answer}]
-
-
-def test_programmes_vote_by_their_optimum():
-    task = load_task(Path("prompts/nl4opt.toml"))
-    a, b = "maximize 3 x - 2 y; x at most 4", "maximize 3 x + 2 y; x + y at most 4"
-    assert answer_key(task, a) == answer_key(task, b) == 12 and answer_key(task, "I do not know") is None
-    assert answer_key(task, b) != answer_key(task, "maximize 3 x + 2 y; x + y at most 5")
+    found = label_records(FakeEngine([text], "length"), encoder_of(tokenizer), SUMS, [{"problem": "x"}], [])
+    assert found == [{"teacher_label": answer}]
 
 
 @pytest.mark.parametrize(
@@ -181,69 +155,56 @@ def test_a_turn_ends_as_the_template_ends_it(after, end):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(
-        models.WordLevel({"<unk>": 0, "</s>": 1, "<end_of_turn>": 2, "red": 3, "green": 4}, unk_token="<unk>")
-    )
+    vocabulary = {"<unk>": 0, "</s>": 1, "<end_of_turn>": 2, "red": 3, "green": 4}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", eos_token="</s>", extra_special_tokens=["<end_of_turn>"]
-    )
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "extra_special_tokens": ["<end_of_turn>"]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     tokenizer.chat_template = "{% for m in messages %}" + "{{ m['content'] }}" + after + "{% endfor %}"
-    gap, written = label_place(TASK, tokenizer, {})
-    assert gap == ""
-    [(root, rests)] = running_labels(tokenizer, ["green "], ["red", "green"], written)
-    assert root == [4]
-    assert rests == [[3, tokenizer.convert_tokens_to_ids(end)], [4, tokenizer.convert_tokens_to_ids(end)]]
+    encoder = encoder_of(tokenizer)
+    gap, written = chat_answer(encoder)
+    [row] = running_labels(encoder, ["green "], ["red", "green"], written)
+    assert gap == "" and row == Row([4], [[3, vocabulary[end]], [4, vocabulary[end]]])
 
 
 @pytest.mark.parametrize(
-    "template, gap",
+    "user, assistant, end, gap",
     [
-        (
-            "{{ '[' if m.role == 'user' else ' ' }}{{ m.content }}{{ ']' if m.role == 'user' else '</s>' }}",
-            " ",
-        ),  # Llama 2
-        ("{{ '[' if m.role == 'user' else '' }}{{ m.content }}{{ ']\n' if m.role == 'user' else '</s>' }}", ""),
-        ("{{ '[' if m.role == 'user' else '<think></think>' }}{{ m.content }}]", ""),  # what is no blank is left to it
+        ("]", " ", "</s>", " "),  # Llama 2
+        ("]\n", "", "</s>", ""),
+        ("]", "<think></think>", "]", ""),  # what is no blank is left to it
     ],
 )
-def test_a_chat_template_may_put_blanks_before_an_answer(template, gap, tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
-    assert label_place(TASK, tokenizer, {})[0] == gap
+def test_a_chat_template_may_put_blanks_before_an_answer(user, assistant, end, gap, tokenizer):
+    turn = f"{{{{ '[' + m.content + '{user}' if m.role == 'user' else '{assistant}' + m.content + '{end}' }}}}"
+    tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}"
+    assert chat_answer(encoder_of(tokenizer))[0] == gap
+
+
+REVIEWS = ("--task-file", "prompts/reviews.toml", "--input-file")
 
 
 @pytest.mark.parametrize(
     "args, told",
     [
         (("--task-file", "{home}/pairs.toml", "--input-file", "{home}/test.jsonl"), "prompt.label: missing"),
-        (("--task-file", "prompts/reviews.toml", "--input-file", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
-        (("--task-file", "prompts/reviews.toml", "--input-file", "{home}/test.jsonl"), "no field 'review'"),
-        (
-            ("--task-file", "prompts/reviews.toml", "--input-file", "data/reviews/test.jsonl", "--num-samples", 3),
-            "leave it out",
-        ),
-        (("--task-file", "prompts/reviews.toml", "--input-file", "data/reviews/test.jsonl"), "no model there"),
+        ((*REVIEWS, "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
+        ((*REVIEWS, "{home}/test.jsonl"), "no field 'review'"),
+        ((*REVIEWS, "data/reviews/test.jsonl", "--num-samples", 3), "leave it out"),
+        ((*REVIEWS, "data/reviews/test.jsonl"), "no model there"),
+        ((*REVIEWS, "data/reviews/test.jsonl", "--limit", 1, "--shard", "1/2"), "no record for this shard"),
     ],
 )
 def test_bad_input_is_one_line_before_any_model(args, told, home, tmp_path):
     args = [str(a).format(home=home) for a in args]
-    done = call("generate.py", "label", *args, "--model", "no/model", "--output-file", tmp_path / "out.jsonl")
-    assert done.returncode in (1, 2) and told in done.stderr and "Traceback" not in done.stderr
+    done = call("label.py", *args, "--model", "no/model", "--output-file", tmp_path / "out.jsonl")
+    assert done.returncode in (1, 2) and told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_verify_needs_a_label_prompt(home, tmp_path):
-    done = call(
-        "generate.py",
-        "sample",
-        "--task-file",
-        home / "pairs.toml",
-        "--model",
-        "no/model",
-        "--output-dir",
-        tmp_path,
-        "--verify",
-    )
+    how = ("--task-file", home / "pairs.toml", "--model", "no/model", "--output-dir", tmp_path, "--verify")
+    done = call("generate.py", *how)
     assert done.returncode == 1 and "prompt.label: missing" in done.stderr
 
 
@@ -253,17 +214,21 @@ def test_verify_needs_a_label_prompt(home, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine(small_teacher):
-    return generate.start_engine(str(small_teacher), 1024)
+    return Engine(str(small_teacher), 1024, StopSignals())
+
+
+@pytest.fixture(scope="module")
+def encoder(small_teacher):
+    return load_encoder(str(small_teacher), "auto", {}, False)
 
 
 @pytest.fixture
 def command(engine, small_teacher, monkeypatch):
-    """generate.py label in this process, on the engine that is up."""
-    monkeypatch.setattr(generate, "start_engine", lambda *args, **how: engine)
+    """label.py in this process, on the engine that is up."""
+    monkeypatch.setattr(label, "Engine", lambda *args, **how: engine)
 
     def command(*args):
-        files = ("--task-file", "prompts/reviews.toml", "--model", small_teacher)
-        return call("generate.py", "label", *files, *args)
+        return call("label.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, *args)
 
     return command
 
@@ -276,37 +241,32 @@ def direct_log_probs(folder, rows):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sums = []
     with torch.inference_mode():
-        for prompt, sequences in rows:
+        for root, rests in rows:
             row = []
-            for sequence in sequences:
-                log_p = model(torch.tensor([[*prompt, *sequence]])).logits[0].log_softmax(-1)
-                row.append(sum(log_p[len(prompt) - 1 + i, token].item() for i, token in enumerate(sequence)))
+            for rest in rests:
+                log_p = model(torch.tensor([[*root, *rest]])).logits[0].log_softmax(-1)
+                row.append(sum(log_p[len(root) - 1 + i, token].item() for i, token in enumerate(rest)))
             sums.append(row)
     return sums
 
 
 def names_of_intents(number: int) -> dict[str, str]:
     """Names such as card_lost_again, many of which share their first words."""
-    words = (
-        ("card", "cash", "transfer", "refund"),
-        ("lost", "late", "wrong", "fee", "pending"),
-        ("", "_abroad", "_again", "_today"),
-    )
-    names = [f"{a}_{b}{c}" for a in words[0] for b in words[1] for c in words[2]]
+    things, faults = ("card", "cash", "transfer", "refund"), ("lost", "late", "wrong", "fee", "pending")
+    names = [f"{a}_{b}{c}" for a in things for b in faults for c in ("", "_abroad", "_again", "_today")]
     return {name: f"the customer asks about {name.replace('_', ' ')}" for name in names[:number]}
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("labels", [TASK.labels, names_of_intents(12)], ids=["two", "twelve"])
-def test_probabilities_are_those_of_transformers(labels, engine, small_teacher):
-    """Labels of one token and of several that share prefixes; 1e-3, as issue 4 asks, and much less is found."""
-    task = replace(TASK, labels=labels)
-    tokenizer = engine.get_tokenizer()
+def test_probabilities_are_those_of_transformers(labels, engine, encoder, small_teacher):
+    """Labels of one token and of several that share prefixes."""
+    task = with_labels(labels)
     records = read_examples(Path("data/reviews/test.jsonl"), TASK)[::160]
     shots = draw_label_shots(TASK, SEEDS, 4, 0)
-    got = label_records(engine, tokenizer, task, records, shots, {})
-    rows = label_prompts(task, tokenizer, records, shots, {})
-    assert len({len(rest) for _, rests in rows for rest in rests}) > 1 or len(labels) == 2
+    got = label_records(engine, encoder, task, records, shots)
+    rows = label_rows(task, encoder, records, shots)
+    assert len({len(rest) for row in rows for rest in row.rests}) > 1 or len(labels) == 2
     direct = direct_log_probs(small_teacher, rows)
     for answer, sums in zip(got, direct, strict=True):
         total = sum(math.exp(s) for s in sums)
@@ -314,34 +274,32 @@ def test_probabilities_are_those_of_transformers(labels, engine, small_teacher):
         assert list(answer["label_probs"]) == list(labels)
         assert list(answer["label_probs"].values()) == pytest.approx(expected, abs=1e-4)
         assert answer["teacher_label"] == list(labels)[expected.index(max(expected))]
-    for row, sums in zip(label_log_probs(engine, rows, Counter()), direct, strict=True):
+    for row, sums in zip(log_probs(engine, rows), direct, strict=True):
         assert row == pytest.approx(sums, abs=1e-3)
 
 
 @pytest.mark.engine
-def test_a_label_is_what_stands_in_the_prompt_with_the_end_of_its_line(engine):
-    tokenizer = engine.get_tokenizer()
-    [(_, rests)] = label_prompts(TASK, tokenizer, SEEDS[:1], [], {})
-    for name, sequence in zip(TASK.labels, rests, strict=True):
+def test_a_label_is_what_stands_in_the_prompt_with_the_end_of_its_line(encoder):
+    [row] = label_rows(TASK, encoder, SEEDS[:1], [])
+    for name, rest in zip(TASK.labels, row.rests, strict=True):
         shot = next(s for s in SEEDS if s["label"] == name)
-        ids = tokenizer(render_label_prompt(TASK, SEEDS[0], [shot]))["input_ids"]
-        places = [i for i in range(len(ids)) if ids[i : i + len(sequence)] == sequence]
-        assert len(places) == 1 and tokenizer.decode(sequence) == f" {name}\n"
+        ids = encoder.tokenizer(render_label_prompt(TASK, SEEDS[0], [shot]).user)["input_ids"]
+        places = [i for i in range(len(ids)) if ids[i : i + len(rest)] == rest]
+        assert len(places) == 1 and encoder.tokenizer.decode(rest) == f" {name}\n"
 
 
 @pytest.mark.engine
-def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine, small_teacher):
-    task = replace(TASK, labels=names_of_intents(77))
-    tokenizer, rng, tokens = engine.get_tokenizer(), random.Random(0), Counter()
-    words = " ".join(s["review"] for s in SEEDS).split()
+def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine, encoder):
+    rng, words = random.Random(0), " ".join(s["review"] for s in SEEDS).split()
     texts = [" ".join(rng.choices(words, k=700)) for _ in range(4)]  # nothing in common: no help from each other
-    prompts = [tokenizer(text)["input_ids"][:600] for text in texts]
-    [(_, sequences)] = label_prompts(task, tokenizer, SEEDS[:1], [], {})
-    assert len(sequences) == 77 and {len(p) for p in prompts} == {600}
-    engine.reset_prefix_cache()
-    label_log_probs(engine, [(prompt, sequences) for prompt in prompts], tokens)
-    whole = sum(len(p) + len(s) - 1 for p in prompts for s in sequences)  # one prompt a label
-    assert whole / tokens["computed"] >= 5, (whole, tokens)
+    [row] = label_rows(with_labels(names_of_intents(77)), encoder, SEEDS[:1], [])
+    rows = [Row(encoder.tokenizer(text)["input_ids"][:600], row.rests) for text in texts]
+    assert len(row.rests) == 77
+    engine.llm.reset_prefix_cache()
+    engine.taken_tokens()
+    log_probs(engine, rows)
+    whole = sum(600 + len(rest) - 1 for row in rows for rest in row.rests)  # one prompt a label
+    assert whole / engine.taken_tokens()["computed_tokens"] >= 5
 
 
 @pytest.mark.engine
@@ -351,7 +309,7 @@ def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
     source[5] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}}  # of another teacher
     write_lines(tmp_path / "in.jsonl", source)
     args = ("--input-file", tmp_path / "in.jsonl", "--output-file")
-    monkeypatch.setattr(generate, "chunk_size", lambda *_: 7)
+    monkeypatch.setattr(label, "chunk_size", lambda *_: 7)
     done = command(*args, tmp_path / "whole.jsonl")
     assert done.returncode == 0, done.stderr
     whole = read_lines(tmp_path / "whole.jsonl")
@@ -359,29 +317,26 @@ def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
     for r in whole:
         assert list(r)[:2] == ["id", "review"] and sum(r["label_probs"].values()) == pytest.approx(1, abs=1e-5)
         assert r["teacher_label"] == max(r["label_probs"], key=r["label_probs"].get)
-    record = json.loads((tmp_path / "whole.jsonl.run.json").read_text())
-    assert record["counts"]["labelled"] == 24 and record["counts"]["with_answer"] == 1
-    assert 0 < record["counts"]["computed_tokens"] < record["counts"]["prompt_tokens"]
-    assert f"{record['counts']['computed_tokens']:,} of {record['counts']['prompt_tokens']:,}" in done.stderr
+    counts = json.loads((tmp_path / "whole.jsonl.run.json").read_text())["counts"]
+    assert counts["labelled"] == 24 and counts["with_answer"] == 1
+    assert 0 < counts["computed_tokens"] < counts["prompt_tokens"]
+    assert f"{counts['computed_tokens']:,} tokens computed for {counts['prompt_tokens']:,}" in done.stderr
 
-    real, calls = generate.label_records, []
+    real, calls = label.label_records, []
 
-    def breaks(*of, **how):
+    def breaks(engine, *of, **how):
         calls.append(1)
         if len(calls) == 3:
-            raise RuntimeError("the engine is gone\nand more")
-        return real(*of, **how)
+            with engine.errors("stopped"):
+                raise RuntimeError("the engine is gone\nand more")
+        return real(engine, *of, **how)
 
-    monkeypatch.setattr(generate, "label_records", breaks)
-    done = command(*args, tmp_path / "cut.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "label_records", breaks)
+        done = command(*args, tmp_path / "cut.jsonl")
     assert done.returncode == 1 and "vLLM stopped: the engine is gone; what was made is kept" in done.stderr
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
-    partial = (tmp_path / "cut.jsonl.partial").read_bytes()
-    (tmp_path / "cut.jsonl.partial").write_bytes(partial[:200])
-    done = command(*args, tmp_path / "cut.jsonl")
-    assert done.returncode == 1 and "has lost what was written to it (200 of" in done.stderr
-    (tmp_path / "cut.jsonl.partial").write_bytes(partial)
     done = command(*args, tmp_path / "cut.jsonl")
     assert done.returncode == 0 and "going on after 14 records" in done.stderr
     assert read_lines(tmp_path / "cut.jsonl") == whole
@@ -390,8 +345,7 @@ def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
     assert done.returncode == 1 and "was made with --num-fewshot 6, now 2" in done.stderr
     # The teacher's row: its own labels, measured as a student's
     shutil.copy(tmp_path / "whole.jsonl", tmp_path / "teacher.jsonl")
-    answered = [r | {"label": "positive", "target": "positive"} for r in whole]
-    write_lines(tmp_path / "teacher.jsonl", answered)
+    write_lines(tmp_path / "teacher.jsonl", [r | {"label": "positive", "target": "positive"} for r in whole])
     done = call(
         "evaluate.py", "--task-file", "prompts/reviews.toml", "--prediction-field", "teacher_label", "--test-file",
         tmp_path / "teacher.jsonl", "--output-dir", tmp_path / "measured",
@@ -408,19 +362,16 @@ def test_shards_are_the_whole(command, tmp_path):
     for i in (0, 1):
         assert command(*args, "--shard", f"{i}/2").returncode == 0
     parts = [read_lines(tmp_path / f"a-{i:05d}-of-00002.jsonl") for i in (0, 1)]
-    for whole, part in zip(
-        read_lines(tmp_path / "a.jsonl"), [r for two in zip(*parts, strict=True) for r in two], strict=True
-    ):
+    together = [record for two in zip(*parts, strict=True) for record in two]
+    for whole, part in zip(read_lines(tmp_path / "a.jsonl"), together, strict=True):
         probs = part.pop("label_probs"), whole.pop("label_probs")
         assert part == whole and probs[0] == pytest.approx(probs[1], abs=1e-5)
 
 
 @pytest.mark.engine
 def test_dry_run_shows_prompts_and_tokens(small_teacher, tmp_path):
-    done = call(
-        "generate.py", "label", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--input-file",
-        "data/reviews/test.jsonl", "--output-file", tmp_path / "a.jsonl", "--dry-run",
-    )  # fmt: skip
+    how = (*REVIEWS, "data/reviews/test.jsonl", "--model", small_teacher, "--output-file", tmp_path / "a.jsonl")
+    done = call("label.py", *how, "--dry-run")
     assert done.returncode == 0 and not list(tmp_path.iterdir())
     assert "--- label test-0001: " in done.stdout and "Review: The loaf toasted evenly" in done.stdout
     assert r"--- positive: ' positive' | '\n'" in done.stdout and "=== would label 960 records" in done.stdout
@@ -429,18 +380,20 @@ def test_dry_run_shows_prompts_and_tokens(small_teacher, tmp_path):
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", ["real", "fake"])
 def test_verify_rejects_what_the_teacher_labels_otherwise(kind, engine, small_teacher, tmp_path, monkeypatch):
-    """real: the small teacher, which gives most texts one label. fake: one that agrees where a text's length is even."""
-    monkeypatch.setattr(generate, "start_engine", lambda *args, **how: engine)
+    """real: the small teacher, which gives most texts one label. fake: one that agrees where a text's length is even, and
+    for which a text with a "z" is too long."""
+    monkeypatch.setattr(generate, "Engine", lambda *args, **how: engine)
 
-    def fake(llm, tokenizer, task, records, *of, **how):
+    def fake(llm, encoder, task, records, *of, **how):
         other = {"positive": "negative", "negative": "positive"}
         labels = [r["label"] if len(r["review"]) % 2 == 0 else other[r["label"]] for r in records]
-        return [{"teacher_label": name, "label_probs": {name: 1.0}} for name in labels]
+        answers = [{"teacher_label": name, "label_probs": {name: 1.0}} for name in labels]
+        return [None if "z" in r["review"] else a for r, a in zip(records, answers, strict=True)]
 
     if kind == "fake":
         monkeypatch.setattr(generate, "label_records", fake)
     done = call(
-        "generate.py", "sample", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir",
+        "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir",
         tmp_path / "iter-00", "--num-examples", 8, "--num-validation", 0, "--max-tokens", 64, "--verify", "--max-attempts", 80,
     )  # fmt: skip
     end = "" if done.returncode == 0 else ".partial"
@@ -450,39 +403,27 @@ def test_verify_rejects_what_the_teacher_labels_otherwise(kind, engine, small_te
     assert all(r["teacher_label"] == r["label"] and r["label_probs"] for r in accepted)
     assert all(r["teacher_label"] != r["label"] and r["label_probs"] for r in denied)
     assert all("teacher_label" not in r for r in rejected if r["reason"] in ("no_match", "too_short", "truncated"))
-    if kind == "real" and end:
-        notes = json.loads((tmp_path / "iter-00" / "train.jsonl.partial.json").read_text().strip("\0 \n"))["notes"]
-        assert 0 < notes["verify_tokens"] < notes["prompt_tokens"]
     if kind == "fake":
         assert done.returncode == 0 and len(accepted) == 8 and not any(len(r["review"]) % 2 for r in accepted)
+        unread = {"z" in r["review"] for r in rejected if r["reason"] == "prompt_too_long"}
+        assert unread <= {True} and not any("z" in r["review"] for r in accepted)
         record = json.loads((tmp_path / "iter-00" / "train.jsonl.run.json").read_text())
         assert record["options"]["verify"] is True
         assert record["counts"]["attempted"] == 8 + sum(record["counts"]["rejected"].values())
 
 
 @pytest.mark.engine
-def test_a_text2text_task_is_answered(engine, small_teacher, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "start_engine", lambda *args, **how: engine)
+def test_a_text2text_task_is_answered(command, home, tmp_path):
     text = (home / "flip.toml").read_text().replace("[prompt]", "[prompt]\nlabel = '''\n$shots\n\n$start'''")
     (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
     write_lines(tmp_path / "in.jsonl", [{k: v for k, v in flipped(n).items() if k == "text"} for n in range(6)])
-    args = (
-        "--model",
-        small_teacher,
-        "--input-file",
-        tmp_path / "in.jsonl",
-        "--max-tokens",
-        12,
-        "--task-file",
-        tmp_path / "flip.toml",
-    )
-    assert call("generate.py", "label", *args, "--output-file", tmp_path / "greedy.jsonl").returncode == 0
+    args = ("--task-file", tmp_path / "flip.toml", "--input-file", tmp_path / "in.jsonl", "--max-tokens", 12)
+    assert command(*args, "--output-file", tmp_path / "greedy.jsonl").returncode == 0
     greedy = read_lines(tmp_path / "greedy.jsonl")
     assert all(isinstance(r["teacher_label"], str) and "label_probs" not in r for r in greedy)
     several = (*args, "--num-samples", 4, "--temperature", 1.0)
-    assert call("generate.py", "label", *several, "--output-file", tmp_path / "votes.jsonl").returncode == 0
+    assert command(*several, "--output-file", tmp_path / "votes.jsonl").returncode == 0
     votes = read_lines(tmp_path / "votes.jsonl")
     assert all(sum(r["label_probs"].values()) <= 1 + 1e-9 for r in votes)
-    assert all(
-        r["label_probs"][r["teacher_label"]] == max(r["label_probs"].values()) for r in votes if r["label_probs"]
-    )
+    best = [(r["label_probs"][r["teacher_label"]], max(r["label_probs"].values())) for r in votes if r["label_probs"]]
+    assert all(one == most for one, most in best)

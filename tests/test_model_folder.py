@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import call, one_error
 
-import generate
 from gold.model_folder import explain_model_folder
+from gold.teacher import load_encoder
 
 
 def gguf_file(folder, name="model.gguf"):
@@ -58,17 +58,11 @@ def remote(models, tmp_path):
 )
 @pytest.mark.parametrize("stage", ["generate.py", "train_student.py"])
 def test_both_stages_refuse_it_in_one_line(kind, told, stage, home, remote, tmp_path):
-    model = {
-        "gguf": lambda: gguf_file(tmp_path / "g"),
-        "adapter": lambda: adapter(tmp_path / "a"),
-        "remote": lambda: remote,
-    }
-    model = model[kind]()
+    made = {"gguf": lambda: gguf_file(tmp_path / "g"), "adapter": lambda: adapter(tmp_path / "a")}
+    model = made.get(kind, lambda: remote)()
     words = ["--task-file", home / "pairs.toml", "--model", model, "--output-dir", tmp_path / "iter-00"]
-    words = (
-        ["sample", *words, "--dry-run"] if stage == "generate.py" else [*words, "--train-file", home / "train.jsonl"]
-    )
-    done = call(stage, *words)
+    more = ["--dry-run"] if stage == "generate.py" else ["--train-file", home / "train.jsonl"]
+    done = call(stage, *words, *more)
     assert done.returncode == 1
     one_error(done.stderr, f"error: --model {model}: ", told)
     if kind == "remote":
@@ -77,8 +71,8 @@ def test_both_stages_refuse_it_in_one_line(kind, told, stage, home, remote, tmp_
 
 def test_code_of_a_teacher_is_run_when_it_is_allowed(remote, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    tokenizer, context = generate.load_tokenizer(str(remote), trust_remote_code=True)
-    assert len(tokenizer) and context
+    encoder = load_encoder(str(remote), "auto", {}, trust_remote_code=True)
+    assert len(encoder.tokenizer) and encoder.context
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "OPT", "GPTNeoX", "Falcon", "Bloom"])
@@ -90,4 +84,4 @@ def test_teachers_of_other_shapes_are_not_refused_by_a_name(kind, models, tmp_pa
     config = getattr(hf, f"{kind}Config")(architectures=[name])
     shutil.copytree(models["llama"], tmp_path / kind, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     config.save_pretrained(tmp_path / kind)
-    generate.load_tokenizer(str(tmp_path / kind))
+    load_encoder(str(tmp_path / kind), "auto", {}, trust_remote_code=False)

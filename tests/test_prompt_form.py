@@ -8,12 +8,15 @@ import pytest
 from conftest import ROOT, call, read_lines
 
 import generate
-from gold.prompts import in_chat, in_form
-from task import another_begins, load_task
+from gold.parsing import another_begins
+from gold.prompts import Prompt
+from gold.stopping import StopSignals
+from gold.task import load_task
+from gold.teacher import Encoder, Engine
 
 pytestmark = pytest.mark.engine
 TASK = load_task(Path("prompts/reviews.toml"))
-SYSTEM = TASK.prompt["system"]
+SYSTEM = TASK.prompt.system
 KINDS = ("base", "rambling", "chat", "blank")
 TURNS = "{% for m in messages %}<turn> {{ m.role }} {{ m.content }}{% endfor %}<turn> "  # and the kind: its word begins a chain
 
@@ -74,20 +77,20 @@ def teachers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(teachers):
-    return generate.start_engine(str(teachers / "base"), 512)
+    return Engine(str(teachers / "base"), 512, StopSignals())
 
 
 @pytest.fixture
 def sample(engine, teachers, tmp_path, monkeypatch):
-    """generate.py sample with the teacher of this kind: (what it printed, accepted, rejected, its sampling parameters)."""
+    """generate.py with the teacher of this kind: (what it printed, accepted, rejected, its sampling parameters)."""
 
     def sample(kind, *args, number=20):
-        sent, enqueue = [], engine.enqueue
+        sent, send = [], engine.send
         with monkeypatch.context() as patch:
-            patch.setattr(generate, "start_engine", lambda *of, **how: engine)
-            patch.setattr(engine, "enqueue", lambda p, params, **how: sent.extend(params) or enqueue(p, params, **how))
+            patch.setattr(generate, "Engine", lambda *of, **how: engine)
+            patch.setattr(engine, "send", lambda requests: sent.extend(r.params for r in requests) or send(requests))
             done = call(
-                "generate.py", "sample", "--task-file", ROOT / "prompts/reviews.toml", "--model", teachers / kind,
+                "generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--model", teachers / kind,
                 "--output-dir", tmp_path / "out", "--num-examples", number, "--num-validation", 0, "--max-tokens", 40, *args,
             )  # fmt: skip
         end = "" if (tmp_path / "out/train.jsonl").exists() else ".partial"
@@ -130,9 +133,8 @@ def test_what_never_ends_is_truncated_and_the_cure_is_named(sample):
     done, accepted, rejected, _ = sample("rambling", number=4)
     assert done.returncode == 1 and not accepted and {r["reason"] for r in rejected} == {"truncated"}
     told = done.stderr.splitlines()[-1]
-    assert (
-        "gave 0 of 4; rejected: 20 truncated" in told and "--prompt-form completion" in told and "--max-tokens" in told
-    )
+    assert "gave 0 of 4; rejected: 20 truncated" in told
+    assert "--prompt-form completion" in told and "--max-tokens" in told
 
 
 def test_stop_strings_do_no_harm_in_the_chat_form(sample):
@@ -160,10 +162,9 @@ def test_a_persona_of_the_template_gives_way_to_the_system_text(teachers):
 
     tokenizer = AutoTokenizer.from_pretrained(teachers / "chat")
     tokenizer.chat_template = "{% if messages[0].role != 'system' %}<turn> You are Smol. {% endif %}" + TURNS
-    assert "Smol" in in_chat(tokenizer, "", "Go.", {})
-    shown = in_chat(tokenizer, SYSTEM, "Go.", {})
-    assert "Smol" not in shown and shown.startswith(f"<turn> system {SYSTEM}")
-    assert in_form(tokenizer, "completion").chat_template is None
+    encoder = Encoder(tokenizer, "chat", {}, None)
+    without, shown = encoder.frame([Prompt("", "Go."), Prompt(SYSTEM, "Go.")])
+    assert "Smol" in without and "Smol" not in shown and shown.startswith(f"<turn> system {SYSTEM}")
 
 
 @pytest.mark.parametrize(
@@ -177,5 +178,5 @@ def test_a_persona_of_the_template_gives_way_to_the_system_text(teachers):
     ],
 )
 def test_where_another_example_begins(text, whole):
-    assert another_begins(TASK, "Good.", text) is whole
-    assert not another_begins(TASK, "", text)
+    assert another_begins(TASK.prompt.example, "Good.", text) is whole
+    assert not another_begins(TASK.prompt.example, "", text)

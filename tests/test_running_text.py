@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,13 @@ from conftest import ROOT, call, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import generate
-from gold.prompts import TAIL, encode_prompts, running_labels
-from labelling import draw_label_shots, label_records
-from records import read_examples
-from task import load_task, render_label_prompt
+import label as stage
+from gold.examples import read_examples
+from gold.labels import TAIL, draw_label_shots, label_records, running_labels
+from gold.prompts import Prompt, render_label_prompt
+from gold.stopping import StopSignals
+from gold.task import load_task
+from gold.teacher import Encoder, Engine
 
 TASK = load_task(Path("prompts/reviews.toml"))
 SEEDS = read_examples(TASK.seed_examples, TASK)
@@ -100,7 +101,11 @@ def model(tokenizers, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return generate.start_engine(str(model), 640)
+    return Engine(str(model), 640, StopSignals())
+
+
+def encoder_of(tokenizer) -> Encoder:
+    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", {}, None)
 
 
 def direct(model, tokenizer, texts, end):
@@ -122,7 +127,8 @@ def direct(model, tokenizer, texts, end):
 
 
 def of_place(place):
-    return replace(TASK, prompt=TASK.prompt | {"label_example": PLACES[place][0]})
+    prompt = TASK.prompt.model_copy(update={"label_example": PLACES[place][0]})
+    return TASK.model_copy(update={"prompt": prompt})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ def test_label_tokens_are_those_of_the_whole_text(tokenizers, text, copies, gap,
     """Prompts shorter and longer than the tail that is tokenised again; "pos" begins as "positive" does."""
     tokenizer, prompt, end = tokenizers[name], f"{'Review: good, ' * copies * 2}{text}", "\n\nReview: "
     labels = [gap + label for label in ("positive", "negative", "pos", "日")]
-    [(root, rests)] = running_labels(tokenizer, [prompt], labels, end)
+    [(root, rests)] = running_labels(encoder_of(tokenizer), [prompt], labels, end)
     for label, rest in zip(labels, rests, strict=True):
         alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", end))
         assert root + rest == whole[: len(alone) + 1] and rest
@@ -149,7 +155,7 @@ def test_what_a_tail_does_not_show_is_tokenised_whole(tokenizers):
     """A text without blanks, longer than the tail: where the tail begins, no word does."""
     for tokenizer in tokenizers.values():
         for prompt in ("negativepositive" * 40, "日é" * TAIL, ""):
-            [(root, rests)] = running_labels(tokenizer, [prompt], ["positive", "negative"], "\n\n")
+            [(root, rests)] = running_labels(encoder_of(tokenizer), [prompt], ["positive", "negative"], "\n\n")
             for label, rest in zip(("positive", "negative"), rests, strict=True):
                 alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", "\n\n"))
                 assert root + rest == whole[: len(alone) + 1]
@@ -159,7 +165,8 @@ def test_labels_that_are_the_same_tokens_are_refused(models):
     from transformers import AutoTokenizer
 
     with pytest.raises(SystemExit, match="cannot tell the labels apart: sledgehammer, crowbar"):
-        running_labels(AutoTokenizer.from_pretrained(models["bos"]), ["the"], ["sledgehammer", "crowbar"], "\n\n")
+        encoder = encoder_of(AutoTokenizer.from_pretrained(models["bos"]))
+        running_labels(encoder, ["the"], ["sledgehammer", "crowbar"], "\n\n")
 
 
 def test_a_prompt_does_not_end_with_an_end_token(models):
@@ -168,7 +175,7 @@ def test_a_prompt_does_not_end_with_an_end_token(models):
 
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
     ends = tokenizer("the beach")["input_ids"]
-    assert ends[-1] == tokenizer.eos_token_id and encode_prompts(tokenizer, [("", "the beach")], {}) == [ends[:-1]]
+    assert ends[-1] == tokenizer.eos_token_id and encoder_of(tokenizer).encode([Prompt("", "the beach")]) == [ends[:-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,11 +199,11 @@ def test_probabilities_are_those_of_transformers_on_running_text(place, name, en
     records = read_examples(Path("data/reviews/test.jsonl"), TASK)[::320]
     shots = draw_label_shots(task, SEEDS, 2, 0)
     try:
-        got = label_records(engine, tokenizer, task, records, shots, {})
+        got = label_records(engine, encoder_of(tokenizer), task, records, shots)
         reference = AutoModelForCausalLM.from_pretrained(model).eval()
-        end = "</s>" if chat else "\n\n" + task.prompt["label_example"].split("$")[0]
+        end = "</s>" if chat else "\n\n" + task.label_template.split("$")[0]
         for record, answer in zip(records, got, strict=True):
-            prompt = render_label_prompt(task, record, shots)
+            prompt = render_label_prompt(task, record, shots).user
             if chat:
                 turn = [{"role": "user", "content": prompt}]
                 prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
@@ -210,15 +217,20 @@ def test_probabilities_are_those_of_transformers_on_running_text(place, name, en
 
 @pytest.fixture
 def label(engine, model, monkeypatch, tmp_path):
-    """generate.py label in this process, on the engine that is up, with a task file of this template."""
-    monkeypatch.setattr(generate, "start_engine", lambda *args, **how: engine)
+    """label.py in this process, on the engine that is up, with a task file of this template."""
+
+    def engine_up(model, max_model_len, *args, **how):
+        engine.max_model_len = max_model_len
+        return engine
+
+    monkeypatch.setattr(stage, "Engine", engine_up)
     text = (ROOT / "prompts/reviews.toml").read_text().replace("../data", str(ROOT / "data"))
     old = "Review: $review\nSentiment: $label"
     assert old in text
     (tmp_path / "task.toml").write_text(text.replace(old, NEWLINE))
 
     def label(*args):
-        return call("generate.py", "label", "--task-file", tmp_path / "task.toml", "--model", model, *args)
+        return call("label.py", "--task-file", tmp_path / "task.toml", "--model", model, *args)
 
     return label
 
@@ -234,7 +246,7 @@ def test_a_label_after_a_line_end_is_read_as_transformers_reads_it(label, model,
     task, reference = load_task(tmp_path / "task.toml"), AutoModelForCausalLM.from_pretrained(model).eval()
     shots, end, right = draw_label_shots(task, SEEDS, 2, 0), "\n\n### Review:\n", 0
     for record in read_lines(tmp_path / "out.jsonl"):
-        prompt = render_label_prompt(task, record, shots)
+        prompt = render_label_prompt(task, record, shots).user
         expected = direct(reference, tokenizers["dummy prefix"], [prompt + name for name in task.labels], end)
         right += record["teacher_label"] == list(task.labels)[expected.index(max(expected))]
     assert right == 20
@@ -255,7 +267,7 @@ def test_a_record_that_is_too_long_is_left_out_and_counted(label, tokenizers, tm
 
     def needed(number):
         """Tokens of the prompt with so many words and of the longest label with its end."""
-        prompt = render_label_prompt(task, {"review": " ".join(words[:number])}, [])
+        prompt = render_label_prompt(task, {"review": " ".join(words[:number])}, []).user
         return max(len(tokenizers["dummy prefix"](prompt + name)["input_ids"]) + 1 for name in task.labels)
 
     limit = needed(40)
@@ -294,18 +306,20 @@ def test_labelling_goes_on_after_records_that_were_left_out(label, tmp_path, mon
     texts = [s["review"] if n % 3 else "good " * 700 for n, s in enumerate(SEEDS)]
     write_lines(tmp_path / "in.jsonl", [{"review": text} for text in texts])
     args = ("--input-file", tmp_path / "in.jsonl", "--num-fewshot", 0, "--output-file")
-    monkeypatch.setattr(generate, "chunk_size", lambda *_: 2)
+    monkeypatch.setattr(stage, "chunk_size", lambda *_: 2)
     assert label(*args, tmp_path / "whole.jsonl").returncode == 0
-    real, calls = generate.label_records, []
+    real, calls = stage.label_records, []
 
-    def breaks(*of, **how):
+    def breaks(engine, *of, **how):
         calls.append(1)
         if len(calls) == 3:
-            raise RuntimeError("the engine is gone")
-        return real(*of, **how)
+            with engine.errors("stopped"):
+                raise RuntimeError("the engine is gone")
+        return real(engine, *of, **how)
 
-    monkeypatch.setattr(generate, "label_records", breaks)
-    assert label(*args, tmp_path / "cut.jsonl").returncode == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "label_records", breaks)
+        assert label(*args, tmp_path / "cut.jsonl").returncode == 1
     done = label(*args, tmp_path / "cut.jsonl")
     assert done.returncode == 0 and "going on after 4 records" in done.stderr, done.stderr
     for name in ("", ".rejected"):
@@ -314,8 +328,7 @@ def test_labelling_goes_on_after_records_that_were_left_out(label, tmp_path, mon
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("form, told", [("chat", "the tokenizer of --model has no chat template")])
-def test_a_form_that_the_tokenizer_has_not(form, told, label, tmp_path):
-    args = ("--input-file", "data/reviews/test.jsonl", "--output-file", tmp_path / "out.jsonl", "--prompt-form", form)
+def test_a_form_that_the_tokenizer_has_not(label, tmp_path):
+    args = ("--input-file", "data/reviews/test.jsonl", "--output-file", tmp_path / "out.jsonl", "--prompt-form", "chat")
     done = label(*args)
-    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "the tokenizer of --model has no chat template" in done.stderr
