@@ -6,21 +6,22 @@ that it then gives them through vLLM shows that the prompt arrives in the very t
 
 import json
 import re
-import string
 
 import pytest
-from conftest import ROOT, call, read_lines, run
+from conftest import ROOT, call, read_lines
 
-from generate import draw_attempt, encode_prompt, sample_split, start_engine
-from records import read_examples, start_run
-from task import load_task, render_prompt, structured_pattern
+from gold import teacher as teachers
+from gold.attempts import Pools, draw_attempt
+from gold.examples import read_examples
+from gold.prompts import render_prompt, structured_pattern
+from gold.reasoning import final_of, reasoning_parser
+from gold.stopping import StopSignals
+from gold.task import load_task
+from gold.teacher import Encoder, Engine
 
 pytestmark = pytest.mark.engine
 TASK = load_task(ROOT / "prompts/reviews.toml")
-OPTIONS = {
-    "num_examples": 4, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 40, "seed": 0,
-    "chat_template_kwargs": {}, "num_fewshot": 2, "feedback_rate": 0.0, "num_feedback_shots": 1,
-}  # fmt: skip
+OPTIONS = {"seed": 0, "num_fewshot": 2}
 TURNS = "<s>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}<|assistant|>"
 TEMPLATES = {
     "system": TURNS,
@@ -38,20 +39,21 @@ ANSWERS = [
 def lessons_of(pools) -> list[tuple[dict, str]]:
     """The first 8 attempts, each with what the teacher is to answer; one answer where two attempts have one prompt."""
     known: dict[tuple, str] = {}
-    attempts = [draw_attempt(TASK, 0, 0, "train", a, pools, OPTIONS) for a in range(8)]
-    for number, a in enumerate(attempts):
-        known.setdefault((a["label"], *(s["id"] for s in a["shots"])), ANSWERS[number // 2][number % 2])
-    return [(a, known[(a["label"], *(s["id"] for s in a["shots"]))]) for a in attempts]
+    attempts = [draw_attempt(TASK, 0, "train", a, pools, OPTIONS) for a in range(8)]
+    prompts = [(a.label, *(s["id"] for s in a.shots)) for a in attempts]
+    for number, prompt in enumerate(prompts):
+        known.setdefault(prompt, ANSWERS[number // 2][number % 2])
+    return [(a, known[prompt]) for a, prompt in zip(attempts, prompts, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def pools():
-    return {"seed": read_examples(TASK.seed_examples, TASK), "feedback": []}
+    return Pools(read_examples(TASK.seed_examples, TASK))
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, pools):
-    """Folder of the Qwen2, and its tokenizers by template. The plain tokenizer adds <s> by itself: it would be doubled."""
+    """Folder of the Qwen2, one for each template, and its tokenizers. The plain tokenizer adds <s> by itself: it would be doubled."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -60,7 +62,7 @@ def teacher(tmp_path_factory, pools):
     special = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    texts = [*render_prompt(TASK, "train", pools["seed"], "positive"), *(a for pair in ANSWERS for a in pair)]
+    texts = [*render_prompt(TASK, "train", pools.seed, "positive"), *(a for pair in ANSWERS for a in pair)]
     raw.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     ))  # fmt: skip
@@ -84,10 +86,10 @@ def teacher(tmp_path_factory, pools):
     for name, tokenizer in tokenizers.items():
         for drawn, said in lessons_of(pools):
             kwargs = {"enable_thinking": False} if name == "thinking" else {}
-            ids = encode_prompt(tokenizer, *render_prompt(TASK, "train", drawn["shots"], drawn["label"]), kwargs)
-            answer = tokenizer((THOUGHT if name == "thoughts" else "") + " " + said, add_special_tokens=False)[
-                "input_ids"
-            ] + [2]
+            prompt = render_prompt(TASK, "train", drawn.shots, drawn.label)
+            [ids] = Encoder(tokenizer, "chat", kwargs, None).encode([prompt])
+            text = (THOUGHT if name == "thoughts" else "") + " " + said
+            answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]
             lessons.append((ids + answer, [-100] * len(ids) + answer))
     width = max(len(ids) for ids, _ in lessons)
     ids = torch.tensor([i + [0] * (width - len(i)) for i, _ in lessons])
@@ -101,38 +103,36 @@ def teacher(tmp_path_factory, pools):
         if loss.item() < 0.02:
             break
     assert loss.item() < 0.2, "it did not learn its answers"
-    model.save_pretrained(folder / "system")
-    return folder / "system", tokenizers
+    for name in TEMPLATES:
+        model.save_pretrained(folder / name)
+    return folder, tokenizers
 
 
 @pytest.fixture(scope="module")
-def engine(teacher):
-    return start_engine(str(teacher[0]), 512)
+def llm(teacher):
+    return Engine(str(teacher[0] / "system"), 512, StopSignals()).llm
 
 
 @pytest.fixture
-def sample(engine, teacher, pools, tmp_path):
-    """Sample the training split through the template of this name; (accepted, rejected, prompts as vLLM had them)."""
+def sample(llm, teacher, tmp_path, monkeypatch):
+    """generate.py through the template of this name; (accepted, rejected, prompts as vLLM had them)."""
 
-    def sample(template, kwargs, folder=".", **changed):
-        output = tmp_path / folder / "train.jsonl"
-        options = OPTIONS | changed
-        run = start_run("generate.py sample", output, options, {}, also=[output.with_suffix(".rejected.jsonl")])
-        prompts = []
-        enqueue = engine.enqueue
-
-        def noting(sent, params, use_tqdm):
-            prompts.extend(s["prompt_token_ids"] for s in sent)
-            return enqueue(sent, params, use_tqdm=use_tqdm)
-
-        engine.enqueue = noting
-        try:
-            sample_split(run, TASK, "train", 0, options, 40, pools, set(), engine, teacher[1][template], 512, kwargs)
-        finally:
-            engine.enqueue = enqueue
-            run.lock.close()
-        assert prompts
-        return *(read_lines(output.with_suffix(s)) for s in (".jsonl", ".rejected.jsonl")), prompts
+    def sample(template, kwargs, *args, folder="a", code=0):
+        prompts, send = [], Engine.send
+        with monkeypatch.context() as patch:
+            patch.setattr(teachers, "start_llm", lambda *of, **how: llm)
+            patch.setattr(
+                Engine, "send", lambda self, sent: prompts.extend(r.prompt_ids for r in sent) or send(self, sent)
+            )
+            done = call(
+                "generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--model", teacher[0] / template,
+                "--output-dir", tmp_path / folder, "--num-examples", 4, "--num-validation", 0, "--max-attempts", 40,
+                "--num-fewshot", 2, "--temperature", 0, "--max-tokens", 40, "--chat-template-kwargs", json.dumps(kwargs), *args,
+            )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        if code:
+            return done.stderr
+        return *(read_lines(tmp_path / folder / f"train{rest}.jsonl") for rest in ("", ".rejected")), prompts
 
     return sample
 
@@ -142,31 +142,29 @@ def sample(engine, teacher, pools, tmp_path):
 )
 def test_a_chat_teacher_reads_its_template_and_one_bos(sample, teacher, pools, template, kwargs):
     accepted, _, prompts = sample(template, kwargs)
-    taught = {a["id"]: said for a, said in lessons_of(pools)}
+    taught = {a.id: said for a, said in lessons_of(pools)}
     assert len(accepted) == 4 and all(r["review"] == taught[r["id"]] for r in accepted)
     tokenizer = teacher[1][template]
     for ids in prompts:
         assert ids.count(1) == 1 and ids[0] == 1, "one <s>, at the beginning"
         text = tokenizer.decode(ids)
-        assert TASK.prompt["system"] in text and text.count("<|user|>") == 1
+        assert TASK.prompt.system in text and text.count("<|user|>") == 1
         assert ("<|system|>" in text) == (template != "no system")
         assert text.endswith("<|assistant|>" + ("<think></think>" if kwargs else ""))
 
 
 def test_vllms_parser_takes_the_thought_off_whose_special_tokens_would_be_gone(sample, pools):
     """vLLM leaves special tokens out of a text, so that thought and answer run into each other."""
-    taught = {a["id"]: said for a, said in lessons_of(pools)}
+    taught = {a.id: said for a, said in lessons_of(pools)}
     accepted, _, _ = sample("thoughts", {})
     assert len(accepted) == 4 and all(r["review"] == f"One of six. {taught[r['id']]}" for r in accepted)
-    accepted, _, _ = sample("thoughts", {}, folder="parsed", reasoning_parser="deepseek_r1")
+    accepted, _, _ = sample("thoughts", {}, "--reasoning-parser", "deepseek_r1", folder="parsed")
     assert len(accepted) == 4 and all(r["review"] == taught[r["id"]] for r in accepted)
     assert all(r["completion"] == f"{THOUGHT} {taught[r['id']]}" for r in accepted)
 
 
 def test_parsers_of_vllm_by_name(teacher):
     """The tokenizer has <think> and </think>: which parsers take it, and how a text of each kind is read."""
-    from gold.reasoning import final_of, reasoning_parser
-
     tokenizer = teacher[1]["system"]
     for name in ("deepseek_r1", "qwen3"):
         parser = reasoning_parser(name, tokenizer, {})
@@ -184,67 +182,26 @@ def test_parsers_of_vllm_by_name(teacher):
             reasoning_parser(name, tokenizer, {})
 
 
-def test_a_forced_completion_has_no_thought_to_parse(teacher, tmp_path):
-    how = ("--task-file", ROOT / "prompts/reviews.toml", "--model", teacher[0], "--output-dir", tmp_path)
-    done = call("generate.py", "sample", *how, "--structured", "--reasoning-parser", "qwen3")
-    assert done.returncode == 2 and "--reasoning-parser" in done.stderr
-
-
 def test_the_thinking_switch_reaches_the_template_from_the_command_line(teacher, tmp_path):
-    how = ("--task-file", ROOT / "prompts/reviews.toml", "--output-dir", tmp_path, "--dry-run")
-    model = teacher[0].parent / "thinking"
-    (model / "config.json").write_text((teacher[0] / "config.json").read_text())
+    how = ("--task-file", ROOT / "prompts/reviews.toml", "--output-dir", tmp_path, "--model", teacher[0] / "thinking")
     off, on = (
-        call(
-            "generate.py",
-            "sample",
-            *how,
-            "--model",
-            model,
-            "--chat-template-kwargs",
-            json.dumps({"enable_thinking": x}),
-        )
+        call("generate.py", *how, "--dry-run", "--chat-template-kwargs", json.dumps({"enable_thinking": x})).stdout
         for x in (False, True)
     )
-    assert (
-        "<|assistant|><think></think>" in off.stdout
-        and on.stdout.count("<|assistant|>") >= 2
-        and "<think>" not in on.stdout
-    )
+    assert "<|assistant|><think></think>" in off and on.count("<|assistant|>") >= 2 and "<think>" not in on
+    done = call("generate.py", *how, "--structured", "--reasoning-parser", "qwen3")
+    assert done.returncode == 2 and "--reasoning-parser" in done.stderr  # a forced completion has no thought
 
 
-def test_a_structured_completion_has_the_form_of_the_task_at_temperature_2(sample):
+def test_a_structured_completion_has_the_form_of_the_task_at_temperature_2(sample, tmp_path):
     """At temperature 2 the teacher babbles; forced into shape, whatever ends is an example of 4 to 60 words on one line."""
-    accepted, rejected, _ = sample("system", {}, structured=True, temperature=2.0, max_tokens=120)
+    how = ("--temperature", 2, "--max-tokens", 120)
+    accepted, rejected, _ = sample("system", {}, "--structured", *how)
     assert len(accepted) == 4
-    for record in [*accepted, *(r for r in rejected if r["reason"] not in ("truncated",))]:
-        assert (
-            re.fullmatch(structured_pattern(TASK, record["label"]), record["completion"])
-            and "\n" not in record["review"]
-        )
+    for record in [*accepted, *(r for r in rejected if r["reason"] != "truncated")]:
+        assert re.fullmatch(structured_pattern(TASK, record["label"]), record["completion"])
+        assert "\n" not in record["review"]
         assert record.get("reason") in (None, "surplus", "duplicate", "no_match")  # a word may end with a colon
-
-
-def test_a_structured_run_of_the_command_keeps_the_option_in_its_record(teacher, tmp_path):
-    how = ("--task-file", ROOT / "prompts/reviews.toml", "--model", teacher[0], "--output-dir", tmp_path / "iter-00")
-    how += (
-        "--num-examples",
-        "6",
-        "--num-validation",
-        "4",
-        "--max-tokens",
-        "100",
-        "--temperature",
-        "2",
-        "--validation-temperature",
-        "2",
-        "--enforce-eager",
-    )
-    done = run("generate.py", "sample", *how, "--structured")
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "iter-00/train.jsonl.run.json").read_text())
+    record = json.loads((tmp_path / "a/train.jsonl.run.json").read_text())
     assert record["options"]["structured"] is True
-    again = run("generate.py", "sample", *how)
-    assert again.returncode == 1 and "was made with --structured True, now None" in again.stderr
-    example = read_lines(tmp_path / "iter-00/train.jsonl")[0]
-    assert example["source"] == string.Template(TASK.student["source"]).substitute(example)
+    assert "was made with --structured True, now False" in sample("system", {}, *how, code=1)
