@@ -18,7 +18,6 @@ any.
 Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.py has the formulas.
 """
 
-import math
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -47,6 +46,8 @@ from gold.student import (
 from gold.task import Task, load_task
 
 NEEDS = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
+INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
+NOT_COMPARED = ["per_device_eval_batch_size"]
 WITHOUT_STUDENT = ("random", "tfidf")
 Score = StrEnum("Score", SCORES)
 
@@ -104,10 +105,11 @@ def main(
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
     reading = {"counts": counts, "use": use, "among": options["train_file"], "keep": needed if stored else None}
     examples = read_examples(options["input_file"], task, **reading)[:limit]
-    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
-    selected: list[dict] = []
+    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size, "max_overlap": max_overlap}
+    selected, dropped = [], {}
     if feedback_file:  # too few of a label is an error that needs no model
-        selected, _ = select_feedback([e | {score: i + 1.0} for i, e in enumerate(examples)], task, score, **band)
+        tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
+        selected, dropped = select_feedback(tried, task, score, **band | ({} if stored else {"max_overlap": 1.0}))
     if dry_run:
         print_plan(options, stored, len(examples), len(ood), len(selected))
         return
@@ -116,9 +118,7 @@ def main(
         options |= lengths_of(model, max_source_length, max_target_length)
     output = feedback_file if stored else output_file
     also = [feedback_file] * bool(feedback_file and not stored) + [ood_path(output)] * bool(ood)
-    inputs = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
-    not_compared = ["per_device_eval_batch_size"]
-    run = start_run("score_ood.py", output, options, inputs, also, overwrite=overwrite, not_compared=not_compared)
+    run = start_run("score_ood.py", output, options, INPUTS, also, overwrite=overwrite, not_compared=NOT_COMPARED)
     if run is None:
         return
 
@@ -136,9 +136,11 @@ def main(
     counts |= {"scored": len(examples)} | ({"ood": len(ood)} if ood else {})
     # Select
     if feedback_file:
-        selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
+        if stored:
+            selected = whole_records(selected, options["input_file"], task, use)
+        else:
+            selected, dropped = select_feedback(examples, task, score, **band)
         counts |= dropped | {"selected": len(selected)}
-        selected = whole_records(selected, options["input_file"], task, use) if stored else selected
         write_file(beside(feedback_file, ".partial"), (feedback_record(e, task) for e in selected))
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
@@ -262,10 +264,7 @@ def whole_records(selected: list[dict], paths: list[Path], task: Task, use: list
 
 
 def mean_of(examples: list[dict], name: str) -> float:
-    mean = sum(e[name] for e in examples) / len(examples)
-    if not math.isfinite(mean):
-        fail(f"--score {name}: is {mean} in the mean; the student is broken: train it with a lower rate")
-    return round(mean, 4)
+    return round(sum(e[name] for e in examples) / len(examples), 4)
 
 
 def ood_path(output: Path) -> Path:

@@ -332,7 +332,7 @@ def test_embedding_is_the_distance_to_the_nearest_training_example(name, trained
         cosines = torch.nn.functional.cosine_similarity(points, representation(folder, name, e)[None])
         cosines = cosines[torch.tensor([e["id"] != k["id"] for k in known])]  # four of them were trained on
         assert one["embedding"] == pytest.approx(1 - float(cosines.max()), abs=1e-4)
-    assert max(one["embedding"] for one in found) > 1e-3
+    assert max(one["embedding"] for one in found) > 2e-4
 
 
 def test_tfidf_by_hand():
@@ -630,7 +630,7 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     write_lines(path, rows)
     done = select(home, path, "--feedback-file", tmp_path / "late.jsonl")
     assert done.returncode == 1 and "x39 has none" in done.stderr and not (tmp_path / "late.jsonl").exists()
-    assert {p.name for p in tmp_path.iterdir() if "none" in p.name} == set()
+    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "fb.jsonl", "fb.jsonl.run.json"}
 
 
 @pytest.mark.parametrize("errors", [0, 3])
@@ -655,7 +655,7 @@ def test_a_broken_student_is_a_message(feedback, home, models, tmp_path):
     model.save_pretrained(tmp_path / "nan")
     more = ("--feedback-file", tmp_path / "feedback.jsonl") if feedback else ()
     done = score(home, tmp_path / "nan", tmp_path, *more)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: --score energy: is nan")
+    assert done.returncode == 1 and "energy is nan" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "scored.jsonl").exists() and not (tmp_path / "feedback.jsonl").exists()
 
 
