@@ -53,7 +53,7 @@ def pools():
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, pools):
-    """Folder of the Qwen2, one for each template, and its tokenizers. The plain tokenizer adds <s> by itself: it would be doubled."""
+    """Folder of the Qwen2, one for each template, and its tokenizers. The plain tokenizer adds <s> by itself."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
