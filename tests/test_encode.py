@@ -72,7 +72,7 @@ def encode(rows, tokenizer, family, task, source, target):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_control_tokens_in_text_stay_text(kind, tokenizers):
-    """behaviour.md A3, C4, C5: in the middle, at the ends, run together, and in wide letters that NFKC makes plain."""
+    """Control tokens in texts: in the middle, at the ends, run together, and in wide letters that NFKC makes plain."""
     tokenizer = tokenizers[kind]
     control = control_tokens(tokenizer)
     assert tokenizer.eos_token_id is None or tokenizer.eos_token_id in control
@@ -192,7 +192,7 @@ def test_reviews_in_another_script_are_told(tokenizers):
         ("bert", "the big\ncat", ("of 2 targets 1 lose their line ends",)),
         ("bert", "The Cat\t is <[", ("of 2 targets 1 lose their runs of blanks",)),
         ("t5", "the\u00a0big\u2026 Cat", ("1 of 2 targets hold", "most often 'C'")),  # NFKC: blank and three dots
-        ("deberta", "the\u00a0big cat\u2026", ("1 of 2 targets hold", "most often '\\xa0' '…'")),  # behaviour.md C7
+        ("deberta", "the\u00a0big cat\u2026", ("1 of 2 targets hold", "most often '\\xa0' '…'")),  # its file's NFKC is not applied
         ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", ()),
         ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", ()),
     ],
@@ -286,7 +286,7 @@ def test_a_new_head_for_other_labels(names, tmp_path, home, tokenizers, pairs):
     one_error(done.stderr, str(names), "['Warm', 'not warm']", "--new-head")
     done = call(*command, "--new-head")
     assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / "student" / "config.json").read_text())  # behaviour.md C9
+    saved = json.loads((tmp_path / "student" / "config.json").read_text())
     assert saved["id2label"] == {"0": "Warm", "1": "not warm"} and saved["label2id"] == {"Warm": 0, "not warm": 1}
     assert saved.get("problem_type") is None
     old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "student"))
