@@ -192,7 +192,7 @@ def test_reviews_in_another_script_are_told(tokenizers):
         ("bert", "the big\ncat", ("of 2 targets 1 lose their line ends",)),
         ("bert", "The Cat\t is <[", ("of 2 targets 1 lose their runs of blanks",)),
         ("t5", "the\u00a0big\u2026 Cat", ("1 of 2 targets hold", "most often 'C'")),  # NFKC: blank and three dots
-        ("deberta", "the\u00a0big cat\u2026", ("1 of 2 targets hold", "most often '\\xa0' '…'")),  # its file's NFKC is not applied
+        ("deberta", "the\u00a0big cat\u2026", ("1 of 2 targets hold", "most often '\\xa0' '…'")),
         ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", ()),
         ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", ()),
     ],
