@@ -1,16 +1,16 @@
 """What generate.py costs beside vLLM alone, beside one prompt a call, and what the prefix cache gives.
 
     python -m bench.generation --model data/reviews/models/teacher --num-prompts 10000
-    python -m bench.generation --parts sample --model random --num-prompts 1000           # a larger Llama of random weights
+    python -m bench.generation --parts sample --model random --num-prompts 1000             # a larger Llama, random weights
     VLLM_ENABLE_V1_MULTIPROCESSING=1 python -m bench.generation --parts sample --model data/reviews/models/teacher
     python -m bench.generation --parts pipeline,prefix --model data/reviews/models/teacher
 
-1. sample: `generate.py sample` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
-   that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.97), the order of the
-   two changing; the same with bare vLLM under the stage's settings of Python's garbage collector, which save it time too;
+1. sample: `generate.py` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
+   that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.95, with the larger one
+   0.97), the order of the two changing; the same with bare vLLM under the stage's settings of Python's garbage collector, which save it time too;
    and the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
    vLLM has a process of its own, as with a GPU, and is at other chunks while one is read.
-2. pipeline: prompts a second, `generate.py sample` whole over one prompt a call through a transformers pipeline, as the
+2. pipeline: prompts a second, `generate.py` whole over one prompt a call through a transformers pipeline, as the
    authors do: without stop strings, and with them.
 3. prefix: prompts of prompts/rte.toml, some 600 tokens, with the prefix cache and without: hit rate, ratio of wall times.
 
@@ -38,8 +38,13 @@ import typer
 
 import generate
 from bench.machine import machine
-from records import git_state, read_examples, say, versions
-from task import load_task, render_prompt
+from gold import teacher
+from gold.attempts import Pools, draw_attempt
+from gold.command import say
+from gold.examples import read_examples
+from gold.prompts import render_prompt
+from gold.runs import git_state, versions
+from gold.task import load_task
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PYTHONS_GC = gc.get_threshold()  # as Python begins
@@ -77,23 +82,25 @@ def random_teacher(name: str, tokenizer_of: str, folder: Path) -> str:
 
 
 class Recorder:
-    """An engine that notes what it is asked for, and how long it is waited for; else the engine itself."""
+    """A vllm.LLM that notes what it is asked for, and how long it is waited for; else the LLM itself."""
 
     def __init__(self, llm: Any) -> None:
         self.llm, self.sent, self.params, self.seconds = llm, [], [], 0.0
-        self.llm_engine = SimpleNamespace(step=partial(self.timed, llm.llm_engine.step))
+        step = partial(self.timed, llm.llm_engine.step)
+        self.llm_engine = SimpleNamespace(add_request=self.add_request, step=step)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.llm, name)
 
-    def enqueue(self, sent: list, params: list, **how: Any) -> list:
-        self.sent, self.params = [*self.sent, *sent], [*self.params, *params]
-        return self.timed(self.llm.enqueue, sent, params, **how)
+    def add_request(self, identifier: str, prompt: dict, params: Any) -> None:
+        self.sent.append(prompt)
+        self.params.append(params)
+        self.timed(self.llm.llm_engine.add_request, identifier, prompt, params)
 
-    def timed(self, call: Callable, *args: Any, **how: Any) -> Any:
+    def timed(self, call: Callable, *args: Any) -> Any:
         began = time.perf_counter()
         try:
-            return call(*args, **how)
+            return call(*args)
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -106,20 +113,21 @@ def sample(
     accepts: random weights write nothing that is accepted; the stage then ends when `num_prompts` attempts are made.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    recorder, plain = Recorder(llm), generate.engine_for
-    generate.engine_for = lambda *args, **kwargs: (recorder, llm.llm_engine.model_config.max_model_len)
+    recorder, plain = Recorder(llm), teacher.start_llm
+    teacher.start_llm = lambda *args, **kwargs: recorder
     began = time.perf_counter()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            generate.sample(
+            generate.main(
                 task_file, model, folder / "iter-00", num_examples=num_prompts, num_validation=0, max_tokens=max_tokens,
                 max_attempts=2 * num_prompts if accepts else num_prompts,
+                max_model_len=llm.llm_engine.model_config.max_model_len,
             )  # fmt: skip
     except SystemExit as end:
         if accepts or "attempts gave" not in str(end):
             raise
     finally:
-        generate.engine_for = plain  # with it the engine would stay, and with the engine its process
+        teacher.start_llm = plain  # with it the engine would stay, and with the engine its process
     return time.perf_counter() - began, recorder
 
 
@@ -133,7 +141,7 @@ def part_sample(llm: Any, repeats: int, *how: Any) -> dict:
     for p in params:
         p.skip_clone = False  # as SamplingParams(...) has it: that vLLM need not copy them is known to the stage only
     requests, ours = recorder.sent, gc.get_threshold()
-    assert ours != PYTHONS_GC, "generate.start_engine sets its own"
+    assert ours != PYTHONS_GC, "start_llm sets its own"
     del recorder
     ratios, same_gc, shares, rates = [], [], [], []
     for repeat in range(repeats):
@@ -210,15 +218,13 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
     from vllm import SamplingParams
 
     task = load_task(Path("prompts/rte.toml"))
-    pools = {"seed": read_examples(task.seed_examples, task), "feedback": []}
-    how = {"num_fewshot": 3, "feedback_rate": 0.0, "num_feedback_shots": 1}
-    tokenizer, _ = generate.load_tokenizer(model)
-    attempts = [generate.draw_attempt(task, 0, 0, "train", a, pools, how) for a in range(num_prompts)]
-    texts = [render_prompt(task, "train", a["shots"], a["label"]) for a in attempts]
-    sent = [{"prompt_token_ids": generate.encode_prompt(tokenizer, *text, {})} for text in texts]
-    params = [SamplingParams(max_tokens=max_tokens, seed=a["sampling_seed"]) for a in attempts]
+    pools, how = Pools(read_examples(task.seed_examples, task)), {"seed": 0, "num_fewshot": 3}
+    encoder = teacher.load_encoder(model, "auto", {}, False)
+    attempts = [draw_attempt(task, 0, "train", a, pools, how) for a in range(num_prompts)]
+    prompts = encoder.encode([render_prompt(task, "train", a.shots, a.label) for a in attempts])
+    sent = [{"prompt_token_ids": ids} for ids in prompts]
+    params = [SamplingParams(max_tokens=max_tokens, seed=a.sampling_seed) for a in attempts]
     longest = max(len(s["prompt_token_ids"]) for s in sent)
-    start = generate.start_engine
 
     def seconds_of(llm: Any) -> tuple[list[float], float]:
         llm.generate(sent[:8], params[:8], use_tqdm=False)
@@ -231,7 +237,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
             hits = sum(o.num_cached_tokens or 0 for o in outputs) / sum(len(o.prompt_token_ids) for o in outputs)
         return found, hits
 
-    llm = start(model, longest + max_tokens)
+    llm = teacher.start_llm(model, longest + max_tokens)
     with_cache, hits = seconds_of(llm)
     del llm
     gc.collect()
@@ -244,7 +250,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
 
     LLM.__init__ = without
     try:
-        llm = start(model, longest + max_tokens)
+        llm = teacher.start_llm(model, longest + max_tokens)
     finally:
         LLM.__init__ = plain
     no_cache, none = seconds_of(llm)
@@ -278,7 +284,7 @@ def main(
         path = random_teacher(model, tokenizer, folder / "model") if model in SHAPES else model
         if {"sample", "pipeline"} & set(chosen):
             began = time.perf_counter()
-            llm = generate.start_engine(path, 1024)
+            llm = teacher.start_llm(path, 1024)
             found["engine_start_seconds"] = round(time.perf_counter() - began, 1)
             found["kv_cache_tokens"] = (llm.llm_engine.vllm_config.cache_config.num_gpu_blocks or 0) * (
                 llm.llm_engine.vllm_config.cache_config.block_size

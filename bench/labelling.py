@@ -6,7 +6,7 @@
 1. 77 labels of several tokens after prompts of 600 tokens: tokens that the engine computes, and wall time, by the trie of
    labels and by one whole prompt a label with prompt_logprobs, for which vLLM does not read its prefix cache. The largest
    difference of the sums of log-probabilities that both give is printed.
-2. 400 examples of each seed, with and without `generate.py sample --verify`: how many are right by the grammar's own reader.
+2. 400 examples of each seed, with and without `generate.py --verify`: how many are right by the grammar's own reader.
 
 Prints both and writes bench/results/labelling.json.
 """
@@ -18,18 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data.word_problems_grammar import oracle_equation
-from equations import equations_agree
-from generate import start_engine
-from labelling import label_log_probs
-from records import git_state, read_records, say, versions
-from task import load_task
+from gold.command import say
+from gold.equations import equations_agree
+from gold.jsonl import read_records
+from gold.labels import Row, log_probs
+from gold.runs import git_state, versions
+from gold.stopping import StopSignals
+from gold.task import load_task
+from gold.teacher import Engine
 
 TASK_FILE = Path("prompts/word_problems.toml")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,8 +47,9 @@ def cost(model: str, num_labels: int, num_prompts: int, length: int, repeats: in
     """Computed tokens and seconds of both ways on the same prompts; ratio = whole prompts / trie."""
     from vllm import SamplingParams
 
-    llm = start_engine(model, length + 64)
-    tokenizer, rng = llm.get_tokenizer(), random.Random(0)
+    engine = Engine(model, length + 64, StopSignals())
+    llm, rng = engine.llm, random.Random(0)
+    tokenizer = llm.get_tokenizer()
     sequences = [tokenizer(f" {name}\n", add_special_tokens=False)["input_ids"] for name in intents(num_labels)]
     words = load_task(TASK_FILE).seed_examples.read_text().split()
     rows = []
@@ -56,18 +59,19 @@ def cost(model: str, num_labels: int, num_prompts: int, length: int, repeats: in
         ]
         row = {}
         for way in ("trie", "whole") if repeat % 2 else ("whole", "trie"):
-            tokens, began, sums = Counter(), time.perf_counter(), [[] for _ in prompts]
+            computed, began, sums = 0, time.perf_counter(), [[] for _ in prompts]
             llm.reset_prefix_cache()
             if way == "trie":
-                sums = label_log_probs(llm, [(prompt, sequences) for prompt in prompts], tokens)
+                sums = log_probs(engine, [Row(prompt, sequences) for prompt in prompts])
+                computed = engine.taken_tokens()["computed_tokens"]
             else:  # the usual way: prompt_logprobs, which switches the prefix cache off
                 sent = [{"prompt_token_ids": [*p, *s]} for p in prompts for s in sequences]
                 outputs = llm.generate(sent, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
                 for i, output in enumerate(outputs):
                     ids, given = output.prompt_token_ids, output.prompt_logprobs
                     sums[i // num_labels].append(sum(given[k][ids[k]].logprob for k in range(length, len(ids))))
-                    tokens["computed"] += len(ids) - (output.num_cached_tokens or 0)
-            row[way] = {"computed": tokens["computed"], "seconds": time.perf_counter() - began, "sums": sums}
+                    computed += len(ids) - (output.num_cached_tokens or 0)
+            row[way] = {"computed": computed, "seconds": time.perf_counter() - began, "sums": sums}
         if repeat >= 0:
             rows.append(row)
     gap = max(
@@ -89,18 +93,17 @@ def verified(model: str, seed: int, folder: Path) -> dict:
     row = {"seed": seed}
     for name, more in (("plain", []), ("verify", ["--verify"])):
         output = folder / f"{name}-{seed}" / "iter-00"
-        command = [sys.executable, "generate.py", "sample", "--task-file", str(TASK_FILE), "--model", model]
-        command += [
+        command = [
+            sys.executable,
+            "generate.py",
+            "--task-file",
+            str(TASK_FILE),
+            "--model",
+            model,
             "--output-dir",
             str(output),
-            "--num-validation",
-            "0",
-            "--num-examples",
-            "400",
-            "--seed",
-            str(seed),
-            *more,
         ]
+        command += ["--num-validation", "0", "--num-examples", "400", "--seed", str(seed), *more]
         subprocess.run(command, check=True, capture_output=True)
         records = [r for _, r in read_records(output / "train.jsonl")]
         run = json.loads((output / "train.jsonl.run.json").read_text())

@@ -17,9 +17,13 @@ from typing import Annotated
 
 import typer
 
-from generate import draw_attempt, encode_prompt, load_tokenizer, start_engine
-from records import git_state, read_examples, versions
-from task import load_task, parse_completion, render_prompt, structured_pattern
+from gold.attempts import Pools, draw_attempt
+from gold.examples import read_examples
+from gold.parsing import parse_completion
+from gold.prompts import render_prompt, structured_pattern
+from gold.runs import git_state, versions
+from gold.task import load_task
+from gold.teacher import load_encoder, start_llm
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,25 +42,22 @@ def main(
     from vllm.sampling_params import StructuredOutputsParams
 
     task = load_task(task_file)
-    pools = {"seed": read_examples(task.seed_examples, task), "feedback": []}
-    how = {"num_fewshot": 3, "feedback_rate": 0.0, "num_feedback_shots": 1}
-    tokenizer, context = load_tokenizer(model)
-    llm = start_engine(model, min(1024, context or 1024))
+    pools, how = Pools(read_examples(task.seed_examples, task)), {"seed": 0, "num_fewshot": 3}
+    encoder = load_encoder(model, "auto", {}, False)
+    llm = start_llm(model, min(1024, encoder.context or 1024))
     results = []
     for degree in temperature:
         ratios, yields, reasons = [], {False: [], True: []}, {False: Counter(), True: Counter()}
         for repeat in range(-1, repeats):  # the first one warms up: the form is compiled, the caches fill
             first = max(repeat, 0) * num_prompts
-            attempts = [draw_attempt(task, 0, 0, "train", a, pools, how) for a in range(first, first + num_prompts)]
-            prompts = [
-                encode_prompt(tokenizer, *render_prompt(task, "train", a["shots"], a["label"]), {}) for a in attempts
-            ]
+            attempts = [draw_attempt(task, 0, "train", a, pools, how) for a in range(first, first + num_prompts)]
+            prompts = encoder.encode([render_prompt(task, "train", a.shots, a.label) for a in attempts])
             seconds = {}
             for structured in (False, True) if repeat % 2 else (True, False):
                 params = [
                     SamplingParams(
-                        temperature=degree, max_tokens=max_tokens, stop=task.parse.get("stop"), seed=a["sampling_seed"],
-                        structured_outputs=StructuredOutputsParams(regex=structured_pattern(task, a["label"]))
+                        temperature=degree, max_tokens=max_tokens, stop=task.parse.stop, seed=a.sampling_seed,
+                        structured_outputs=StructuredOutputsParams(regex=structured_pattern(task, a.label))
                         if structured else None,
                     )
                     for a in attempts
@@ -68,7 +69,7 @@ def main(
                 found = Counter(
                     "truncated"
                     if o.outputs[0].finish_reason == "length"
-                    else parse_completion(task, o.outputs[0].text, a["label"])[1]
+                    else parse_completion(task, o.outputs[0].text, a.label)[1]
                     for o, a in zip(outputs, attempts, strict=True)
                 )
                 if repeat >= 0:
