@@ -5,10 +5,10 @@
     VLLM_ENABLE_V1_MULTIPROCESSING=1 python -m bench.generation --parts sample --model data/reviews/models/teacher
     python -m bench.generation --parts pipeline,prefix --model data/reviews/models/teacher
 
-1. sample: `generate.py` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests
-   that it sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.95, with the larger one
-   0.97), the order of the two changing; the same with bare vLLM under the stage's settings of Python's garbage collector, which save it time too;
-   and the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
+1. sample: `generate.py` whole (render, generate, parse, check, write) and one bare `LLM.generate` of the very requests that it
+   sent, on the same engine; engine start apart. Ratio of wall times, bare / sample (goal: 0.95, with the larger model 0.97),
+   the order of the two changing; the same with bare vLLM under the stage's settings of Python's garbage collector, which save
+   it time too; and the share of the stage's wall time that is not spent in vLLM. With VLLM_ENABLE_V1_MULTIPROCESSING=1
    vLLM has a process of its own, as with a GPU, and is at other chunks while one is read.
 2. pipeline: prompts a second, `generate.py` whole over one prompt a call through a transformers pipeline, as the
    authors do: without stop strings, and with them.
