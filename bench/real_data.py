@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from metrics import mean_interval
 from records import fail, git_state, say, versions
-from score_ood import detection, score_examples, score_far
 from task import Task, check_fields, copies, load_task, text_key
+
+from score_ood import detection, score_examples, score_far
 from train_student import train_on
 
 WORK = Path("runs/real_data")

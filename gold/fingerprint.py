@@ -86,7 +86,9 @@ def hash_of(path: Path, cache: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     kept: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or one that cannot be read: it only saves time
+    with contextlib.suppress(
+        OSError, ValueError, TypeError
+    ):  # none yet, or one that cannot be read: it only saves time
         kept = dict(json.loads((cache / CACHE).read_text(encoding="utf-8")))
     if key not in kept:
         with path.open("rb") as file:

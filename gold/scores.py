@@ -72,20 +72,19 @@ def random_score(seed: int, identifier: str) -> float:
     return random.Random(f"{seed}/{identifier}").random()
 
 
-def detection(near: list[dict], far: list[dict]) -> dict[str, dict[str, float]]:
-    """How well each score that all examples have tells OOD (far, the positives) from in-distribution (near); best: 1,
-    1, 0.
+def detection(inside: list[dict], ood: list[dict]) -> dict[str, dict[str, float]]:
+    """How well each score that all examples have tells OOD examples, the positives, from in-distribution ones (inside).
 
     auroc  an OOD example has the higher score in this share of all pairs; of ties a half
     aupr   average precision of the OOD examples; their share is what chance gives
-    fpr95  share of `near` at or above the highest threshold that flags 95 % or more of `far` (FPR@95TPR)
+    fpr95  share of `inside` at or above the highest threshold that flags 95 % or more of `ood` (FPR@95TPR)
     Ends the stage (exit 1) where a score is not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-    truth, found = [0] * len(near) + [1] * len(far), {}
-    for name in near[0]:
-        values = [scores.get(name) for scores in [*near, *far]]
+    truth, found = [0] * len(inside) + [1] * len(ood), {}
+    for name in inside[0]:
+        values = [scores.get(name) for scores in [*inside, *ood]]
         if not all(type(value) in (int, float) for value in values):
             continue
         if not all(map(math.isfinite, values)):

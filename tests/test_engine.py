@@ -14,7 +14,7 @@ from conftest import call, make_bpe, read_lines, run, write_lines
 import generate
 from gold import split, teacher
 from gold.examples import example_key, read_examples
-from gold.parsing import REASONS, parse_completion
+from gold.parsing import REASONS
 from gold.prompts import render_prompt, structured_pattern
 from gold.stopping import StopSignals
 from gold.task import load_task
@@ -51,12 +51,6 @@ def sample(llm, small_teacher, tmp_path, monkeypatch):
         return read_lines(path), read_lines(path.with_suffix(".rejected.jsonl")), record
 
     return sample
-
-
-@pytest.fixture
-def feedback(tmp_path):
-    lids = [{"id": f"f{i}", "review": f"The lid of number {i} would not close.", "label": "negative"} for i in range(9)]
-    return write_lines(tmp_path / "feedback.jsonl", lids)
 
 
 def keys_of(records) -> set[str]:
@@ -123,37 +117,6 @@ def test_an_engine_in_a_process_of_its_own(small_teacher, tmp_path):
         seen |= keys_of(accepted)
 
 
-def test_raising_num_examples_extends_a_finished_file(sample):
-    first = sample("--num-examples", 20)[0]
-    more, _, record = sample("--num-examples", 30)
-    assert more[:20] == first and len(more) == 30
-    assert record["counts"]["accepted_by_label"] == {"positive": 15, "negative": 15}
-
-
-def test_feedback_goes_into_the_asked_share_of_prompts_and_is_named(sample, feedback):
-    accepted, rejected, _ = sample("--feedback-file", feedback, "--feedback-rate", 0.5)
-    fed = [r for r in accepted + rejected if r["feedback"]]
-    assert 0.25 < len(fed) / len(accepted + rejected) < 0.75
-    assert all([s[0] for s in r["shots"]] == ["s", "s", "s", "f", "f"] for r in fed)
-
-
-def test_validation_shows_two_training_examples(sample, tmp_path):
-    validation = sample("--num-validation", 20, split="validation")[0]
-    train = {r["id"] for r in read_lines(tmp_path / "a/train.jsonl")}
-    assert len(validation) == 20 and all(len(r["shots"]) == 2 and set(r["shots"]) <= train for r in validation)
-
-
-def test_a_teacher_that_never_succeeds_stops_at_the_limit_and_keeps_what_it_made(sample, tmp_path):
-    text = Path("prompts/reviews.toml").read_text().replace("../data", str(Path("data").resolve()))
-    (tmp_path / "never.toml").write_text(
-        re.sub(r"min_words = .*", "min_words = {review = 1000}", re.sub("max_words.*", "", text))
-    )
-    told = sample("--task-file", tmp_path / "never.toml", "--max-attempts", 80, code=1)
-    assert re.search(r"80 attempts gave 0 of 60.*too_short", told)
-    kept = read_lines(tmp_path / "a/train.rejected.jsonl.partial")
-    assert len(kept) == 80 and {r["reason"] for r in kept} <= {"too_short", "truncated", "no_match"}
-
-
 def test_a_prompt_longer_than_the_context_is_an_error_before_anything_is_generated(sample):
     told = sample("--max-model-len", 80, code=1)
     assert re.search(r"the prompt has \d+ tokens and --max-tokens 64 .* the context holds 80", told)
@@ -175,11 +138,6 @@ def test_why_the_engine_cannot_start_is_told_in_one_line(small_teacher):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Forced completions
-
-
-def test_the_engine_names_its_backend(llm):
-    """Else the first request chooses it, and with it the dialect: another order, as after a resume, another grammar."""
-    assert llm.llm_engine.vllm_config.structured_outputs_config.backend == "xgrammar"
 
 
 def test_a_forced_completion_matches_its_pattern_whole(sample):
@@ -264,20 +222,3 @@ def test_greedy_text_is_that_of_transformers(sample, small_teacher):
         with torch.inference_mode():
             out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
         assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
-
-
-@pytest.mark.parametrize(
-    "completion, expected",
-    [
-        (
-            "Sentiment: Negative\nReview: The kettle was loud.",
-            "no_match",
-        ),  # another label than the one that was asked for
-        ("Sure, here is one more review:", "no_match"),  # what a stop string leaves of a chat model's preface
-        ("The kettle was loud. Sentiment: negative", "no_match"),
-        ("Sentiment: Positive\nReview: The kettle was quiet.", None),  # a repeated start, in any capitals
-    ],
-)
-def test_what_is_no_example_or_tells_the_label_is_rejected(completion, expected):
-    fields, reason = parse_completion(TASK, completion, "positive")
-    assert reason == expected and (reason or fields == {"review": "The kettle was quiet."})

@@ -8,8 +8,8 @@ import pytest
 from conftest import call, flipped, pair, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from metrics import mean_interval
+
 from report import distinct_n
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,6 +116,7 @@ def test_group_by_the_label_itself_is_shown_once(home, tmp_path):
 @pytest.mark.parametrize("name", ["t5", "llama", "qwen2"])
 def test_a_student_is_measured_by_its_predictions(name, home, trained, pairs, tmp_path):
     from records import read_examples
+
     from score_ood import score_examples
 
     done = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group", "--per-device-eval-batch-size", 4)
@@ -149,6 +150,7 @@ def test_measuring_predictions_again_as_a_field(home, trained, tmp_path):
 def test_untrained_student_is_measured_alike_twice(name, home, models, pairs):
     """A new head has random weights: without a seed the row "untrained" of a table would be another each time."""
     from records import read_examples
+
     from score_ood import score_examples
 
     examples = read_examples(home / "test.jsonl", pairs)[:4]

@@ -156,30 +156,6 @@ def test_many_labels_and_few_shots_show_the_label_that_is_asked_for(pairs, pools
         assert [shot["label"] for shot in a.shots] == [a.label]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    labels=st.lists(st.booleans(), max_size=8),
-    which=st.sampled_from(["same", "other"]),
-    rate=st.sampled_from([0.0, 0.5, 1.0]),
-    most=st.integers(1, 4),
-    seed=st.integers(0, 10**6),
-)
-def test_labels_of_the_feedback(labels, which, rate, most, seed, pairs, pools):
-    """Only such feedback as was asked for, as many as there are; all else is as without the option."""
-    feedback = [pair(n) | {"id": f"f{n}", "label": "Warm" if warm else "not warm"} for n, warm in enumerate(labels)]
-    how = HOW | {"feedback_rate": rate, "num_feedback_shots": most, "seed": seed}
-    for number in range(20):
-        free, drawn = (
-            draw_attempt(pairs, 1, "train", number, Pools(pools.seed, feedback), how | {"feedback_label": label})
-            for label in ("any", which)
-        )
-        fitting = [f["id"] for f in feedback if (f["label"] == drawn.label) == (which == "same")]
-        found = [f["id"] for f in drawn.feedback]
-        assert len(set(found)) == len(found) == (min(most, len(fitting)) if free.feedback else 0)
-        assert set(found) <= set(fitting)
-        assert (drawn.id, drawn.shots, drawn.sampling_seed) == (free.id, free.shots, free.sampling_seed)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The report
 

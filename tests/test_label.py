@@ -10,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import call, flipped, pair, read_lines, write_lines
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import generate
 import label
@@ -24,10 +22,8 @@ from gold.labels import (
     label_rows,
     log_probs,
     running_labels,
-    token_trie,
     vote_of,
 )
-from gold.prompts import render_label_prompt
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine, load_encoder
@@ -44,18 +40,6 @@ def with_labels(labels):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Without an engine
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12))
-def test_trie_holds_every_step_once(sequences):
-    sequences = [[*s, 9] for s in sequences]
-    trie = token_trie(sequences)
-    assert {(*path, token) for path, tokens in trie.items() for token in tokens} == {
-        tuple(s[: i + 1]) for s in sequences for i in range(len(s))
-    }
-    assert all(len(set(tokens)) == len(tokens) > 0 for tokens in trie.values())
-    assert next(iter(trie)) == ()  # the roots are asked first
 
 
 def test_shots_take_the_labels_in_turn(pairs):
@@ -276,16 +260,6 @@ def test_probabilities_are_those_of_transformers(labels, engine, encoder, small_
         assert answer["teacher_label"] == list(labels)[expected.index(max(expected))]
     for row, sums in zip(log_probs(engine, rows), direct, strict=True):
         assert row == pytest.approx(sums, abs=1e-3)
-
-
-@pytest.mark.engine
-def test_a_label_is_what_stands_in_the_prompt_with_the_end_of_its_line(encoder):
-    [row] = label_rows(TASK, encoder, SEEDS[:1], [])
-    for name, rest in zip(TASK.labels, row.rests, strict=True):
-        shot = next(s for s in SEEDS if s["label"] == name)
-        ids = encoder.tokenizer(render_label_prompt(TASK, SEEDS[0], [shot]).user)["input_ids"]
-        places = [i for i in range(len(ids)) if ids[i : i + len(rest)] == rest]
-        assert len(places) == 1 and encoder.tokenizer.decode(rest) == f" {name}\n"
 
 
 @pytest.mark.engine

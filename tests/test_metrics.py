@@ -10,10 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import FLIP, PAIRS, call, read_lines, write_lines
+from formulations import optima_agree, optimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from formulations import optima_agree, optimum
 from metrics import (
     bootstrap,
     chrf_counts,

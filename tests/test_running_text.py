@@ -235,23 +235,6 @@ def label(engine, model, monkeypatch, tmp_path):
     return label
 
 
-@pytest.mark.engine
-def test_a_label_after_a_line_end_is_read_as_transformers_reads_it(label, model, tokenizers, tmp_path):
-    """The command of the issue: with the label tokenised alone a blank came before it, and 44 of 100 were right."""
-    from transformers import AutoModelForCausalLM
-
-    source = ("--input-file", "data/reviews/test.jsonl", "--limit", 20, "--num-fewshot", 2)
-    done = label(*source, "--output-file", tmp_path / "out.jsonl")
-    assert done.returncode == 0, done.stderr
-    task, reference = load_task(tmp_path / "task.toml"), AutoModelForCausalLM.from_pretrained(model).eval()
-    shots, end, right = draw_label_shots(task, SEEDS, 2, 0), "\n\n### Review:\n", 0
-    for record in read_lines(tmp_path / "out.jsonl"):
-        prompt = render_label_prompt(task, record, shots).user
-        expected = direct(reference, tokenizers["dummy prefix"], [prompt + name for name in task.labels], end)
-        right += record["teacher_label"] == list(task.labels)[expected.index(max(expected))]
-    assert right == 20
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A record that is too long
 

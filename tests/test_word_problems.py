@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, call, read_lines, write_lines
+from equations import MAX_LENGTH, equations_agree, evaluate_equation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data import word_problems_grammar as grammar
-from equations import MAX_LENGTH, equations_agree, evaluate_equation
-from gold.text import text_key
 from records import read_examples
 from task import is_correct, load_task, parse_completion
+
+from data import word_problems_grammar as grammar
+from gold.text import text_key
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Equations
