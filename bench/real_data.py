@@ -30,12 +30,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from metrics import mean_interval
-from records import fail, git_state, say, versions
-from task import Task, check_fields, copies, load_task, text_key
 
-from score_ood import detection, score_examples, score_far
-from train_student import train_on
+from gold.command import fail, say
+from gold.examples import example_key
+from gold.metrics import mean_interval
+from gold.parsing import check_fields, copies_shot
+from gold.predict import score_examples
+from gold.runs import git_state, versions
+from gold.scores import SCORES, detection
+from gold.student import load_student, load_trained
+from gold.task import Task, load_task
+from score_ood import all_scores, scores_without_answer
+from train_student import fit
 
 WORK = Path("runs/real_data")
 RESULTS = Path("bench/results/real_data.jsonl")
@@ -55,8 +61,9 @@ TASKS = {  # name: (fields, labels; None = those of the data, sorted)
     "clinc150": (["text"], None),
     "tweet_sentiment": (["text"], ["negative", "neutral", "positive"]),
 }
+BATCH = 64  # examples of 128 tokens in a forward pass
 BASE = {
-    "loss": "ce", "learning_rate": 1e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32,
+    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 1e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
     "max_source_length": 128, "max_target_length": 8, "dtype": "float32", "limit": None,
 }  # fmt: skip
@@ -132,7 +139,7 @@ def examples_of(rows: list[dict], task: Task, name: str) -> list[dict]:
     return [
         {"id": f"{name}:{i}"}
         | row
-        | {key: string.Template(task.student[key]).safe_substitute(row) for key in ("source", "target")}
+        | {key: string.Template(getattr(task.student, key)).safe_substitute(row) for key in ("source", "target")}
         for i, row in enumerate(rows)
     ]
 
@@ -165,8 +172,8 @@ def split(
     if test is None:
         return [r for r in rows if not is_test(r, task)], [r for r in rows if is_test(r, task)]
     test_rows = read_rows(datasets, test)
-    known = {text_key(task, r) for r in test_rows}
-    return [r for r in rows if text_key(task, r) not in known], test_rows
+    known = {example_key(task, r) for r in test_rows}
+    return [r for r in rows if example_key(task, r) not in known], test_rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,17 +193,17 @@ def filter_rows(rows: list[dict], task: Task) -> tuple[list[dict], dict[str, int
     """
     labels: dict[str, set] = {}
     for row in rows:
-        labels.setdefault(text_key(task, row), set()).add(row["label"])
+        labels.setdefault(example_key(task, row), set()).add(row["label"])
     kept, seen, found = [], set(), Counter()
     for row in rows:
-        key, shot = text_key(task, row), {name: row.get("seed") for name in task.fields}
+        key, shot = example_key(task, row), {name: row.get("seed") for name in task.fields}
         if (reason := check_fields(task, {name: row[name].strip() for name in task.fields})) in FORM:
             found[reason] += 1
         elif len(labels[key]) > 1:
             found["several_labels"] += 1
         elif key in seen:
             found["duplicate"] += 1
-        elif all(isinstance(text, str) for text in shot.values()) and copies(task, row, [shot]):
+        elif all(isinstance(text, str) for text in shot.values()) and copies_shot(task, row, [shot]):
             found["copied_shot"] += 1
         else:
             kept.append(row)
@@ -213,8 +220,11 @@ def by_stages(
 ) -> tuple[list, int]:
     """train_student.py without a held-out tenth (the last epoch is kept), then what evaluate.py predicts with."""
     shutil.rmtree(folder, ignore_errors=True)
-    counts, _ = train_on(task, model, train, [], folder, options)
-    scores = score_examples(test, task, str(folder), max_source_length=options["max_source_length"])
+    student = load_student(model, task, options["seed"])
+    student.lengths["max_source_length"] = options["max_source_length"]
+    counts, _ = fit(student, train, [], folder.with_name(folder.name + ".checkpoints"), options)
+    student.save(folder, counts["dtype"])
+    scores, _ = score_examples(student, test, BATCH)
     return [s["correct"] for s in scores], counts["steps"]
 
 
@@ -302,9 +312,10 @@ def do(run: dict, datasets: Path, model: str) -> dict:
         if not folder.exists():
             by_stages(task, model, train, test, options, folder)
         far = [r for name in ("dev_oos", "train_oos") for r in read_rows(datasets, f"clinc150/{name}")]
-        how = {"base_model": model, "train_examples": train}
-        near = score_examples(test, task, str(folder), **how)
-        table = detection(near, score_far(examples_of(far, task, "far"), task, str(folder), **how))
+        student, how = load_trained(str(folder), task, None, None, "float32"), {"batch_size": BATCH, "seed": 0}
+        near = all_scores(student, test, train, model, "energy", how)
+        ood = scores_without_answer(student, examples_of(far, task, "far"), task, how)
+        table = detection([{name: s[name] for name in SCORES if name in s} for s in near], ood)
         return {"near": len(near), "far": len(far), "detection": table}
     began = time.perf_counter()
     if run["how"] == "stages":
