@@ -158,6 +158,7 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", [str(ROOT / script), *argv[1:]]),
+        mock.patch.object(sys, "orig_argv", [sys.executable, str(ROOT / script), *argv[1:]]),
     ):
         try:
             app(argv[1:])
