@@ -1,30 +1,27 @@
-"""metrics.py, formulations.py and every metric through evaluate.py: by hand, and against the scorers that the field quotes."""
+"""Metrics, programmes and every metric through evaluate.py: by hand, and against the scorers that the field quotes."""
 
 import collections
 import json
 import re
 import string
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import FLIP, PAIRS, call, read_lines, write_lines
-from formulations import optima_agree, optimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metrics import (
-    bootstrap,
-    chrf_counts,
-    chrf_interval,
-    chrf_of,
-    class_intervals,
-    mean_interval,
-    rouge_l,
-    squad_scores,
-)
-from records import read_examples
-from task import golds_of, is_correct, load_task
+
+from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
+from gold.examples import read_examples
+from gold.metrics import bootstrap, chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
+from gold.programmes import optima_agree, optimum
+from gold.task import load_task
+
+
+def by_metric(task, metric: str):
+    return task.model_copy(update={"metric": metric})
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # SQuAD
@@ -409,7 +406,7 @@ def test_no_text_is_slow():
     ],
 )
 def test_any_right_answer_is_right(metric, right, wrong, flip):
-    task, record = replace(flip, metric=metric), {"target": "lake sun", "answers": ["lake sun", "sun lake"]}
+    task, record = by_metric(flip, metric), {"target": "lake sun", "answers": ["lake sun", "sun lake"]}
     assert all(is_correct(task, p, record) for p in right) and not any(is_correct(task, p, record) for p in wrong)
     assert not is_correct(task, "sun lake", {"target": "lake sun"})
 
@@ -417,26 +414,26 @@ def test_any_right_answer_is_right(metric, right, wrong, flip):
 def test_an_accent_is_one_whether_composed_or_not(flip, pairs):
     one, two = "Caf\u00e9", "cafe\u0301"
     for metric in ("exact_match", "rouge_l", "chrf", "squad"):
-        assert is_correct(replace(flip, metric=metric), one, {"target": two})
-        assert is_correct(replace(flip, metric=metric), two, {"target": one})
+        assert is_correct(by_metric(flip, metric), one, {"target": two})
+        assert is_correct(by_metric(flip, metric), two, {"target": one})
     assert is_correct(pairs, two, {"target": one}) and not is_correct(pairs, "cafe", {"target": one})
 
 
 def test_values_are_compared_with_any_right_answer(flip):
     equations = {"target": "12 - 4", "answers": ["12 - 4", "10 / 2"]}
-    assert [is_correct(replace(flip, metric="equation_value"), p, equations) for p in ("8", "5", "13", "")] == [
+    assert [is_correct(by_metric(flip, "equation_value"), p, equations) for p in ("8", "5", "13", "")] == [
         True,
         True,
         False,
         False,
     ]
     programmes = {"target": "minimize x; x at least 1", "answers": ["minimize x; x at least 2"]}
-    found = [is_correct(replace(flip, metric="optimum"), f"minimize z; z at least {n}", programmes) for n in (1, 2, 3)]
+    found = [is_correct(by_metric(flip, "optimum"), f"minimize z; z at least {n}", programmes) for n in (1, 2, 3)]
     assert found == [True, True, False]
 
 
 def test_right_answers_are_rendered_as_the_target_is(flip):
-    task = replace(flip, student=flip.student | {"target": "answer: $answer"})
+    task = flip.model_copy(update={"student": flip.student.model_copy(update={"target": "answer: $answer"})})
     assert golds_of(task, {"target": "answer: a", "answers": ["a", "b"]}) == ["answer: a", "answer: b"]
 
 

@@ -8,19 +8,22 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, call, read_lines, write_lines
-from equations import MAX_LENGTH, equations_agree, evaluate_equation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import read_examples
-from task import is_correct, load_task, parse_completion
 
 from data import word_problems_grammar as grammar
+from gold.correctness import is_correct
+from gold.equations import MAX_LENGTH, equations_agree, evaluate_equation
+from gold.examples import read_examples
+from gold.parsing import parse_completion
+from gold.predict import score_examples
+from gold.student import load_trained
+from gold.task import load_task
 from gold.text import text_key
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,11 +302,9 @@ def test_evaluate_compares_by_value(tmp_path):
 
 def test_a_student_is_scored_by_the_metric(home, trained, flip):
     """The same student and texts, words that are no equations: right by exact match, all wrong by value."""
-    from score_ood import score_examples
-
     examples = read_examples(home / "flip_train.jsonl", flip)[:8]
-    for task, wanted in ((flip, True), (replace(flip, metric="equation_value"), False)):
-        scores = score_examples(examples, task, str(trained["flip"]))
+    for task, wanted in ((flip, True), (flip.model_copy(update={"metric": "equation_value"}), False)):
+        scores, _ = score_examples(load_trained(str(trained["flip"]), task, None, None, "float32"), examples, 8)
         assert any(s["correct"] for s in scores) is wanted
         for s, e in zip(scores, examples, strict=True):
             assert s["correct"] == is_correct(task, s["prediction"], e)
