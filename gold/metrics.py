@@ -2,7 +2,6 @@
 
 mean_interval([1.0, 0.0, 1.0], 0, 10_000)           {"value": 0.6667, "low": 0.0, "high": 1.0}
 class_intervals(cells, labels, 0, 10_000)           macro-F1, and precision, recall and F1 of each label
-chrf_interval([chrf_counts("a b", ["a c"])], ...)   chrF of a corpus
 measure(task, records, 0, 10_000)                   the numbers of the task's metric
 """
 
