@@ -37,7 +37,8 @@ def test_what_each_kind_is_told(models, tmp_path):
     assert f"{tmp_path / 'run' / 'checkpoint-10'} has one" in explain_model_folder(str(tmp_path / "run"))
     assert "is a file" in explain_model_folder(str(tmp_path / "run" / "checkpoint-10" / "model.safetensors"))
     (tmp_path / "empty").mkdir()
-    for fine in (models["t5"], tmp_path / "empty", "google-t5/t5-base", tmp_path / "none"):
+    assert "no such file or folder" in explain_model_folder(str(tmp_path / "none"))
+    for fine in (models["t5"], tmp_path / "empty", "google-t5/t5-base"):
         assert explain_model_folder(str(fine)) is None
 
 
