@@ -126,10 +126,13 @@ def check_fields(
 def stored_predictions(examples: list[dict], task: Task, field: str) -> list[str]:
     """What stands in the field, as a student writes it: of a teacher a label's name stands for the label's target."""
     predictions = ["" if e.get(field) is None else str(e[field]).strip() for e in examples]
-    if task.labels and field != "prediction":
-        written = dict(zip(map(exact_form, task.labels), task.targets, strict=True))
-        return [written.get(exact_form(p), p) for p in predictions]
-    if not task.labels and field == "teacher_label":
+    if task.labels:
+        written = {}
+        if field != "prediction":
+            written = dict(zip(map(exact_form, task.labels), task.targets, strict=True))
+            written |= {exact_form(target): target for target in task.targets}
+        return [exact_form(written.get(exact_form(p), p)) for p in predictions]
+    if field == "teacher_label":
         return [p and render(task.student.target, {task.answer_field: p}) for p in predictions]
     return predictions
 

@@ -58,12 +58,13 @@ def rows_of(run: Path) -> list[dict]:
         counts = [record["counts"] for record in records]
         scored = load(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
-        total = {name: sum(c[name] for c in counts) for name in ("attempted", "accepted", "computed_tokens")}
+        total = {name: sum(c[name] for c in counts) for name in ("attempted", "accepted")}
+        computed = sum(c.get("computed_tokens", 0) for c in counts)  # runs of earlier builds have none
         rows.append({
             "iteration": folder.name,
             "attempted": total["attempted"],
             "accepted": total["accepted"],
-            "tokens": round(total["computed_tokens"] / max(total["accepted"], 1), 1),
+            "tokens": round(computed / total["accepted"], 1) if computed else None,
             "distinct_2": round(distinct_n(first_words(texts[folder], budget), 2), 4),
             "score": score,
             "mean_score": scored.get("means", {}).get(score),
@@ -135,12 +136,15 @@ def measured(folder: Path) -> dict[str, Any]:
     metrics = load(folder / "metrics.json")
     if not metrics:
         return {}
-    name, found = metrics["metric"], metrics["overall"][metrics["metric"]]
-    row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
-    for key, groups in metrics.items():
-        if key.startswith("by_") and key != "by_label":
-            row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
-    return row
+    try:
+        name, found = metrics["metric"], metrics["overall"][metrics["metric"]]
+        row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
+        for key, groups in metrics.items():
+            if key.startswith("by_") and key != "by_label":
+                row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
+        return row
+    except (AttributeError, LookupError, TypeError):
+        fail(f"{folder / 'metrics.json'}: not what evaluate.py writes; run it again with --overwrite")
 
 
 def print_table(run: Path, rows: list[dict]) -> None:

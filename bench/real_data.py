@@ -38,7 +38,7 @@ from gold.parsing import check_fields, copies_shot
 from gold.predict import score_examples
 from gold.runs import git_state, versions
 from gold.scores import SCORES, detection
-from gold.student import load_student, load_trained
+from gold.student import lengths_of, load_student, load_trained
 from gold.task import Task, load_task
 from score_ood import all_scores, scores_without_answer
 from train_student import fit
@@ -313,7 +313,10 @@ def do(run: dict, datasets: Path, model: str) -> dict:
         if not folder.exists():
             by_stages(task, model, train, test, options, folder)
         far = [r for name in ("dev_oos", "train_oos") for r in read_rows(datasets, f"clinc150/{name}")]
-        student, how = load_trained(str(folder), task, None, None, "float32"), {"batch_size": BATCH, "seed": 0}
+        student, how = (
+            load_trained(str(folder), task, lengths_of(str(folder)), "float32"),
+            {"batch_size": BATCH, "seed": 0},
+        )
         near = all_scores(student, test, train, model, "energy", how)
         ood = scores_without_answer(student, examples_of(far, task, "far"), task, how)
         table = detection([{name: s[name] for name in SCORES if name in s} for s in near], ood)

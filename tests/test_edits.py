@@ -56,7 +56,8 @@ CHANGED = {  # output: {option: another value}
     },
     "iter-01/student": {
         "--loss": "sce", "--sce-beta": 0.2, "--learning-rate": 1e-3, "--num-train-epochs": 3.0,
-        "--per-device-train-batch-size": 8, "--gradient-accumulation-steps": 2, "--lr-scheduler-type": "cosine", "--warmup-ratio": 0.2, "--weight-decay": 0.0,
+        "--per-device-train-batch-size": 8, "--gradient-accumulation-steps": 2, "--lr-scheduler-type": "cosine",
+        "--warmup-ratio": 0.2, "--weight-decay": 0.0,
         "--max-source-length": 99, "--max-target-length": 9, "--seed": 1, "--dtype": "float32", "--limit": 99,
     },
     "iter-01/scored.jsonl": {

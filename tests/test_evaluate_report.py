@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gold.examples import read_examples
 from gold.metrics import mean_interval
 from gold.predict import predict
-from gold.student import load_trained
+from gold.student import lengths_of, load_trained
 from report import distinct_n
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_a_student_is_measured_by_its_predictions(name, home, trained, pairs, tm
     done = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group", "--per-device-eval-batch-size", 4)
     assert done.returncode == 0, done.stderr
     predictions = read_lines(tmp_path / "predictions.jsonl")
-    student = load_trained(str(trained[name]), pairs, None, None, "float32")
+    student = load_trained(str(trained[name]), pairs, lengths_of(str(trained[name])), "float32")
     expected = predict(student, read_examples(home / "test.jsonl", pairs), 8)
     assert [p["prediction"] for p in predictions] == expected
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -152,7 +152,10 @@ def test_untrained_student_is_measured_alike_twice(name, home, models, pairs):
     """A new head has random weights: without a seed the row "untrained" of a table would be another each time."""
 
     examples = read_examples(home / "test.jsonl", pairs)[:4]
-    found = [predict(load_trained(str(models[name]), pairs, None, None, "float32"), examples, 8) for _ in range(2)]
+    found = [
+        predict(load_trained(str(models[name]), pairs, lengths_of(str(models[name])), "float32"), examples, 8)
+        for _ in range(2)
+    ]
     assert found[0] == found[1]
 
 
@@ -257,15 +260,15 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     assert done.returncode == 0, done.stderr
     lines = {cells(line)[0]: cells(line)[1:] for line in done.stdout.splitlines() if line.strip()}
     assert str(run_folder) in done.stdout
-    assert cells(done.stdout.splitlines()[1])[3:5] == ["energy", "accuracy [95 % interval]"]
+    assert cells(done.stdout.splitlines()[1])[4:6] == ["energy", "accuracy [95 % interval]"]
     # attempted, accepted, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
     assert lines["iter-00"] == [
-        "1,331", "60", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
+        "1,331", "60", "-", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
     ]  # fmt: skip
-    assert lines["iter-01"] == ["77", "60", "1.000", "-", "-", "-", "-", "5.8", "-", "-", "-"]
-    assert lines["final"] == ["-", "-", "-", "-", "0.812 [0.700, 0.900]", "0.951", "0.453", "-", "31.5", "-", "-"]
-    assert lines["final/test_zipf"][4] == "0.512 [0.400, 0.600]"
-    assert lines["untrained"] == ["-", "-", "-", "-", "0.250 [0.200, 0.300]", *"------"]
+    assert lines["iter-01"] == ["77", "60", "-", "1.000", "-", "-", "-", "-", "5.8", "-", "-", "-"]
+    assert lines["final"] == ["-", "-", "-", "-", "-", "0.812 [0.700, 0.900]", "0.951", "0.453", "-", "31.5", "-", "-"]
+    assert lines["final/test_zipf"][5] == "0.512 [0.400, 0.600]"
+    assert lines["untrained"] == ["-", "-", "-", "-", "-", "0.250 [0.200, 0.300]", *"------"]
     # 12.5 + 21.5 + 3.5 + 4.5 + 5.76 + 31.5 = 79.26
     assert "all stages: 79 s" in done.stdout
 
@@ -307,7 +310,7 @@ def test_the_title_names_the_metric(run_folder):
     for path in run_folder.rglob("metrics.json"):
         path.write_text(path.read_text().replace("accuracy", "rouge_l"))
     done = call("report.py", run_folder)
-    assert done.returncode == 0 and cells(done.stdout.splitlines()[1])[4:7] == [
+    assert done.returncode == 0 and cells(done.stdout.splitlines()[1])[5:8] == [
         "rouge_l [95 % interval]",
         "head",
         "tail",

@@ -22,7 +22,7 @@ from gold.equations import MAX_LENGTH, equations_agree, evaluate_equation
 from gold.examples import read_examples
 from gold.parsing import parse_completion
 from gold.predict import score_examples
-from gold.student import load_trained
+from gold.student import lengths_of, load_trained
 from gold.task import load_task
 from gold.text import text_key
 
@@ -304,7 +304,9 @@ def test_a_student_is_scored_by_the_metric(home, trained, flip):
     """The same student and texts, words that are no equations: right by exact match, all wrong by value."""
     examples = read_examples(home / "flip_train.jsonl", flip)[:8]
     for task, wanted in ((flip, True), (flip.model_copy(update={"metric": "equation_value"}), False)):
-        scores, _ = score_examples(load_trained(str(trained["flip"]), task, None, None, "float32"), examples, 8)
+        scores, _ = score_examples(
+            load_trained(str(trained["flip"]), task, lengths_of(str(trained["flip"])), "float32"), examples, 8
+        )
         assert any(s["correct"] for s in scores) is wanted
         for s, e in zip(scores, examples, strict=True):
             assert s["correct"] == is_correct(task, s["prediction"], e)
