@@ -84,7 +84,7 @@ def _folded(text: str) -> str:
     """Without what cannot be seen, and of one case and form: Unicode's NFKC_Casefold, but for raised numbers."""
     patterns = _unicode()
     seen = patterns.apart.sub(lambda found: APART[found[0]], text)
-    text = unicodedata.normalize("NFD", seen if seen.strip() else text)
+    text = unicodedata.normalize("NFKD", seen if seen.strip() else text)
     text = unicodedata.normalize("NFKC", text.casefold())
     if (again := text.casefold()) != text:
         text = unicodedata.normalize("NFKC", again)
