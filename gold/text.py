@@ -99,8 +99,11 @@ def text_key(text: str) -> str:
     if text.isascii():
         return _ascii_edges().sub("", " ".join(text.lower().split()))
     patterns = _unicode()
-    text = patterns.edges.sub("", " ".join(_folded(text).split()))
-    return patterns.inside.sub("", text) if FAR.search(text) else text
+    text, before = " ".join(_folded(text).split()), None
+    while text != before:  # what goes may bring other punctuation to the end of a word
+        before, text = text, patterns.edges.sub("", text)
+        text = patterns.inside.sub("", text) if FAR.search(text) else text
+    return text
 
 
 def words(text: str) -> list[str]:

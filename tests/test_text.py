@@ -117,7 +117,8 @@ def test_case_blanks_and_forms_do_not_count(pieces):
     if not set(text) & APART.keys():
         for form in ("NFKC", "NFKD"):
             assert text_key(unicodedata.normalize(form, text)) == text_key(text)
-        assert text_key(unicodedata.normalize("NFD", text).casefold()) == text_key(text)
+        if "\u0345" not in text:  # an iota below: in lower case it is a letter beside, and marks do not change places with it
+            assert text_key(unicodedata.normalize("NFD", text).casefold()) == text_key(text)
     if text.isascii():
         assert text_key(text.upper()) == text_key(text)
 
