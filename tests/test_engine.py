@@ -127,6 +127,25 @@ def test_many_seeded_few_shot_requests_at_once_do_not_kill_the_cpu_engine(sample
     assert len(sample("--num-examples", 1200)[0]) == 1200
 
 
+def test_greedy_text_is_that_of_transformers(sample, small_teacher):
+    """The engine gets the prompt that render_prompt made: token for token what transformers continues alike."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    accepted, rejected, _ = sample("--temperature", 0, "--num-examples", 1, "--num-fewshot", 6)
+    tokenizer, model = AutoTokenizer.from_pretrained(small_teacher), AutoModelForCausalLM.from_pretrained(small_teacher)
+    shots = read_examples(TASK.seed_examples, TASK)
+    for record in accepted + rejected:
+        prompt = "\n\n".join(render_prompt(TASK, "train", shots, record["label"]))
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
+        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
+
+
+# From here on engines of other tests end, and with them vLLM's process groups, which the shared engine needs too
+
+
 def test_why_the_engine_cannot_start_is_told_in_one_line(small_teacher):
     """vLLM: "1 validation error for VllmConfig", and the cause two lines below."""
     with pytest.raises(SystemExit) as caught:
@@ -206,19 +225,3 @@ def test_a_teacher_of_the_shape_of_gpt2_samples(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(read_lines(tmp_path / "iter-00" / "train.jsonl")) == 10
-
-
-def test_greedy_text_is_that_of_transformers(sample, small_teacher):
-    """The engine gets the prompt that render_prompt made: token for token what transformers continues alike."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    accepted, rejected, _ = sample("--temperature", 0, "--num-examples", 1, "--num-fewshot", 6)
-    tokenizer, model = AutoTokenizer.from_pretrained(small_teacher), AutoModelForCausalLM.from_pretrained(small_teacher)
-    shots = read_examples(TASK.seed_examples, TASK)
-    for record in accepted + rejected:
-        prompt = "\n\n".join(render_prompt(TASK, "train", shots, record["label"]))
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        with torch.inference_mode():
-            out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
-        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
