@@ -111,8 +111,7 @@ def main(
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
         selected, dropped = select_feedback(tried, task, score, **band | ({} if stored else {"max_overlap": 1.0}))
     if dry_run:
-        print_plan(options, stored, len(examples), len(ood), len(selected))
-        return
+        return print_plan(options, stored, len(examples), len(ood), len(selected))
     if model:
         check_model(model, base_model, score, task, ood)
         options |= lengths_of(model, max_source_length, max_target_length)

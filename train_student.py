@@ -213,7 +213,6 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    student.network.eval()
     history = [{k: finite(v) for k, v in entry.items()} for entry in trainer.state.log_history]
     best = max((e for e in history if "eval_choice" in e), key=lambda e: e["eval_choice"], default={})
     if best and dtype != "float32":  # near ties fall otherwise in 16 bits; evaluate.py measures in 32
