@@ -173,8 +173,7 @@ def fit(
     from gold.trainer import StudentTrainer
 
     set_seed(options["seed"])
-    dtype, cuda = training_dtype(student, options["dtype"])
-    features = student.encode(rows)
+    (dtype, cuda), features = training_dtype(student, options["dtype"]), student.encode(rows)
     if options["loss"] == Loss.kl:
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
     step_batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * options["processes"]
@@ -213,6 +212,7 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    student.network.eval()
     history = [{k: finite(v) for k, v in entry.items()} for entry in trainer.state.log_history]
     best = max((e for e in history if "eval_choice" in e), key=lambda e: e["eval_choice"], default={})
     if best and dtype != "float32":  # near ties fall otherwise in 16 bits; evaluate.py measures in 32
