@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, is_main_process, new_app, run_command, say
+from gold.disk import naming
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
 from gold.runs import beside, finish_run, remove, start_run
@@ -108,11 +109,12 @@ def main(
     checkpoints = beside(output_dir, ".partial") / "checkpoints"
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == Loss.kl else {}
-    found, log = fit(student, rows, held_out, checkpoints, options)
-    if run is None:
-        return
-    remove(checkpoints)
-    student.save(run.partial, dtype=found["dtype"])
+    with naming(beside(output_dir, ".partial")):
+        found, log = fit(student, rows, held_out, checkpoints, options)
+        if run is None:
+            return
+        remove(checkpoints)
+        student.save(run.partial, dtype=found["dtype"])
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)

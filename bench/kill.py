@@ -153,20 +153,23 @@ def without_times(value: Any) -> Any:
     return value
 
 
-def content(path: Path) -> Any:
-    """What must be the same in two runs: the bytes; run records and logs without times, commands and code version."""
-    if path.name.endswith(".run.json"):
-        return without_times(json.loads(path.read_text()))
+def content(path: Path, run: Path) -> Any:
+    """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folder."""
+    data = path.read_bytes()
+    if path.name.endswith(".run.json") or path.name == "metrics.json":
+        return without_times(json.loads(data.replace(bytes(run), b"RUN")))
     if path.name in ("training_log.jsonl", "metrics.jsonl"):
-        return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-    return path.read_bytes()
+        return [without_times(json.loads(line)) for line in data.replace(bytes(run), b"RUN").splitlines()]
+    return data
 
 
 def differences(run: Path, whole: Path) -> list[str]:
     """Files of two run folders, loop.log apart, that are in one of them only or do not hold the same."""
     names = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole)]
     alone = names[0] ^ names[1]
-    return sorted(map(str, alone | {n for n in names[0] & names[1] if content(run / n) != content(whole / n)}))
+    return sorted(
+        map(str, alone | {n for n in names[0] & names[1] if content(run / n, run) != content(whole / n, whole)})
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

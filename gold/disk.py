@@ -14,11 +14,13 @@ from gold.command import fail
 
 @contextlib.contextmanager
 def naming(path: Any) -> Iterator[None]:
-    """Errors of an open file do not tell its name: add it."""
+    """Errors of an open file, and those of libraries, do not tell its name: add it."""
     try:
         yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        if not getattr(error, "filename", None):
+            error.filename = str(path)
+        raise
 
 
 def beside(path: Path, suffix: str) -> Path:

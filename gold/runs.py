@@ -256,6 +256,7 @@ def read_json(path: Path) -> dict | None:
         OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
     ):
         found = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written again
         notes = [v for note in found["notes"].values() for v in (note if isinstance(note, list) else [note])]
         numbers = [found.get("seconds", found.get("earlier_seconds")), *(v for v in notes if not isinstance(v, str))]
         if all(map(math.isfinite, numbers)) and all(isinstance(found[name], dict) for name in ("options", "inputs")):
