@@ -10,7 +10,7 @@ from gold.examples import read_examples
 from gold.losses import token_losses
 from train_student import is_held_out, soft_examples
 
-KL = ("--loss", "kl", "--num-train-epochs", "40", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
+KL = ("--loss", "kl", "--num-train-epochs", "25", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
 SHARES = {"Warm": 0.7, "not warm": 0.3}
 
 

@@ -14,20 +14,25 @@ from train_student import is_held_out, soft_examples
 HOW = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "warmup_ratio": 0.34, "weight_decay": 0.01}
 CASES = {"t5": "ce", "bert": "kl", "llama": "kl"}
 
-# Each of the two processes: all cases one after the other, because it takes longer to start than to train them
+# Each of the two processes: all cases and then the command twice, because it takes longer to start than to train
 DRIVER = """
-import json, os, sys
+import contextlib, json, os, sys
 from pathlib import Path
 
 sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
 from conftest import fitted
+from gold.command import run_command
 from gold.task import load_task
+from train_student import app
 
 given = json.loads(Path(sys.argv[1]).read_text())
 for name, (model, rows, how) in given["cases"].items():
     folder = Path(given["folder"]) / f"{name}.{os.environ['RANK']}"
     _, counts, log = fitted(model, load_task(Path(given["task"])), rows, given["held_out"], folder, **how)
     folder.with_suffix(folder.suffix + ".json").write_text(json.dumps([counts, log]))
+for _ in range(2):
+    with contextlib.suppress(SystemExit):
+        run_command(lambda: app(given["command"]))
 """
 
 
@@ -36,9 +41,14 @@ def torchrun(*args):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
+def command_of(home, models, folder):
+    return ["--task-file", home / "pairs.toml", "--model", models["t5"], "--train-file", home / "train.jsonl",
+            "--output-dir", folder / "student", "--num-train-epochs", 2, "--per-device-train-batch-size", 10]  # fmt: skip
+
+
 def test_two_processes_follow_one(home, models, pairs, tmp_path):
     """The loss of a step is that of one process with the same examples, in four times the batch; so are held-out scores
-    and weights."""
+    and weights. Of a command the first process alone writes and speaks."""
     from safetensors.torch import load_file
 
     rows = read_examples(home / "train.jsonl", pairs)
@@ -56,7 +66,8 @@ def test_two_processes_follow_one(home, models, pairs, tmp_path):
         cases[name] = (str(base), part, how)
     (tmp_path / "driver.py").write_text(DRIVER)
     given = {"task": str(pairs.path), "held_out": held_out, "folder": str(tmp_path), "cases": cases}
-    (tmp_path / "given.json").write_text(json.dumps(given))
+    command = command_of(home, models, tmp_path / "out")
+    (tmp_path / "given.json").write_text(json.dumps(given | {"command": list(map(str, command))}))
     done = torchrun(tmp_path / "driver.py", tmp_path / "given.json")
     assert done.returncode == 0, done.stderr
     for name, (counts, log) in expected.items():
@@ -70,34 +81,18 @@ def test_two_processes_follow_one(home, models, pairs, tmp_path):
         one, two = (load_file(tmp_path / f"{name}.{which}" / "model.safetensors") for which in ("one", 0))
         # AdamW divides by the root of the squared gradient: where that is next to nothing, rounding turns a step round
         assert min((abs(one[k] - two[k]) < 1e-3).float().mean().item() for k in one) > 0.95, name
-
-
-@pytest.fixture
-def command(home, models, tmp_path):
-    return ("train_student.py", "--task-file", home / "pairs.toml", "--model", models["t5"], "--train-file",
-            home / "train.jsonl", "--output-dir", tmp_path / "student", "--num-train-epochs", 2)  # fmt: skip
-
-
-def test_command(command, tmp_path):
-    """The first process alone writes and speaks."""
-    folder, command = tmp_path / "student", (*command, "--per-device-train-batch-size", 10)
-    done = torchrun(*command)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("55 examples, 6 steps") == 1 and done.stdout == ""
-    assert json.loads((tmp_path / "student.run.json").read_text())["options"]["processes"] == 2
-    assert {p.name for p in tmp_path.iterdir()} == {"student", "student.run.json"}
+    folder = tmp_path / "out" / "student"
+    assert done.stderr.count("55 examples, 6 steps") == done.stderr.count(f"up to date: {folder}\n") == 1, done.stderr
+    assert done.stdout == "" and {p.name for p in folder.parent.iterdir()} == {"student", "student.run.json"}
+    assert json.loads((folder.parent / "student.run.json").read_text())["options"]["processes"] == 2
     assert len(read_lines(folder / "held_out.jsonl")) == 5
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    again = torchrun(*command)
-    assert again.returncode == 0 and again.stderr.count(f"up to date: {folder}\n") == 1, again.stderr
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
     # Alone, with half the examples a step: another training
-    one_error(call(*command).stderr, "was made with --processes 2, now 1")
+    one_error(call("train_student.py", *command).stderr, "was made with --processes 2, now 1")
 
 
-def test_an_error_in_the_middle_is_told_once(command, tmp_path):
+def test_an_error_in_the_middle_is_told_once(home, models, tmp_path):
     """And no process is left over."""
-    done = torchrun(*command, "--learning-rate", 1e30)
+    done = torchrun("train_student.py", *command_of(home, models, tmp_path), "--learning-rate", 1e30)
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(told) == 1 and "lower --learning-rate" in told[0], done.stderr
     assert not (tmp_path / "student").exists()
