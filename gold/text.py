@@ -10,19 +10,18 @@ Chinese, Japanese, Thai, Lao, Khmer, Burmese have no blanks between words: there
 
 import functools
 import re
-import string
 import unicodedata
 from typing import Any
 
 
 def apart(code: int) -> str:
-    """What keeps a raised, lowered or broken number apart from its neighbours under NFKC: 2\u00b3 is 2^3, not 23."""
+    """What keeps a raised, lowered or broken number separate from its neighbours under NFKC: 2\u00b3 is 2^3, not 23."""
     sign = {"<super>": "^", "<sub>": "_", "<fraction>": " "}.get(unicodedata.decomposition(chr(code)).split(" ")[0], "")
     return sign + unicodedata.normalize("NFKC", chr(code)).replace("\u2212", "-")
 
 
-# Before NFKC. Invisible: soft hyphen, zero-width blank, directions, variation selectors. The joiners U+200C and U+200D
-# stay: they spell words of Persian and of Indian languages.
+# Replaced before NFKC. Invisible: soft hyphen, zero-width blank, directions, variation selectors. The joiners U+200C and
+# U+200D stay: they spell words of Persian and of Indian languages.
 UNSEEN = (0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)
 RAISED = (0xB2, 0xB3, 0xB9, *range(0xBC, 0xBF), *range(0x2070, 0x209D), *range(0x2150, 0x2160), 0x2189)
 APART = dict.fromkeys((*UNSEEN, *range(0xFE00, 0xFE10)), "") | {code: apart(code) for code in RAISED}
@@ -42,7 +41,7 @@ EDGES = rf"""[{END}!{QUOTE}] (?:
 UNSPACED = r"[[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]&&[\p{L}\p{M}]]"
 PATTERNS = {
     "edges": EDGES,
-    "punctuation": r"[\p{P}--\p{ASCII}]",
+    "punctuation": r"[\p{P}[\p{S}&&\p{ASCII}]]",
     "unspaced": rf"{UNSPACED}\p{{M}}*",
     "inside": rf"(?<={UNSPACED})[\s\p{{Terminal_Punctuation}}{QUOTE}]+(?={UNSPACED})",
     "words": rf"{UNSPACED}\p{{M}}*|[\S--{UNSPACED}]+",
@@ -94,7 +93,7 @@ def rouge_words(text: str) -> list[str]:
 def squad_words(text: str) -> list[str]:
     """The words that SQuAD's script compares: lower-cased, without punctuation and English articles."""
     text = pattern("punctuation").sub("", unicodedata.normalize("NFC", text).lower())
-    text = pattern("unspaced").sub(r" \g<0> ", text.translate(dict.fromkeys(map(ord, string.punctuation))))
+    text = pattern("unspaced").sub(r" \g<0> ", text)
     return re.sub(r"\b(?:a|an|the)\b", " ", text).split()
 
 
