@@ -76,9 +76,11 @@ def main(
     if dry_run:
         return
     lengths = lengths_of(model, max_source_length, max_target_length) if model else {}
+    folders = [output_dir, *(output_dir / path.stem for path in list(test_sets)[1:])]
+    if len(set(folders)) < len(folders):
+        fail("--test-file: two files have the same name, and so the same output folder; rename one")
     runs = {}
-    for path in test_sets:
-        folder = output_dir / path.stem if runs else output_dir
+    for path, folder in zip(test_sets, folders, strict=True):
         runs[path] = start_run(
             "evaluate.py", folder / "predictions.jsonl", options | lengths | {"test_file": path},
             ["task_file", "model", "test_file"], also=[folder / "metrics.json"], overwrite=overwrite,

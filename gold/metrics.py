@@ -14,6 +14,7 @@ from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
 from gold.task import Task
 from gold.text import exact_form
 
+Interval = dict[str, float]  # value, low, high
 WORD_RULES = {  # metric: what metrics.json says of its words
     "rouge_l": "runs of letters, marks and digits of any script, lower-cased; a character where a script has no blanks; "
     "on ASCII text these are the words of Google's rouge-score",
@@ -57,9 +58,7 @@ def chrf_of(counts: Any) -> Any:
     return (1 + CHRF_BETA**2) * precision * recall / np.maximum(CHRF_BETA**2 * precision + recall, 1e-16)
 
 
-def bootstrap(
-    counts: Sequence[int], statistic: Callable[[Any], Any], seed: int, resamples: int
-) -> list[dict[str, float]]:
+def bootstrap(counts: Sequence[int], statistic: Callable, seed: int, resamples: int) -> list[Interval]:
     """Value and 95 % percentile interval over examples (Efron 1979) of each number of a statistic.
 
     counts: examples with each of k outcomes. Examples of one outcome are alike, so a resample is one multinomial draw.
@@ -71,29 +70,26 @@ def bootstrap(
     n, rows = counts.sum(), max(1, 2**22 // len(counts))  # 32 MiB of counts at a time
     sizes = [min(rows, resamples - begin) for begin in range(0, resamples, rows)]
     draws = np.concatenate([statistic(rng.multinomial(n, counts / n, size)) for size in sizes])
-    numbers = np.stack([statistic(counts[None])[0], *np.quantile(draws, [0.025, 0.975], axis=0)], axis=-1).reshape(
-        -1, 3
-    )
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    numbers = np.column_stack([np.ravel(x) for x in (statistic(counts[None]), low, high)])
     return [dict(zip(("value", "low", "high"), (round(float(x), 4) for x in row), strict=True)) for row in numbers]
 
 
-def mean_interval(values: Sequence[float], seed: int, resamples: int) -> dict[str, float]:
+def mean_interval(values: Sequence[float], seed: int, resamples: int) -> Interval:
     """Mean of per-example values with its interval."""
     outcomes = Counter(map(float, values))
     levels = sorted(outcomes, reverse=True)  # of correct (1) and wrong (0), a resample is then one binomial draw
     return bootstrap([outcomes[v] for v in levels], lambda c: c @ levels / len(values), seed, resamples)[0]
 
 
-def chrf_interval(counts: Sequence[Any], seed: int, resamples: int) -> dict[str, float]:
+def chrf_interval(counts: Sequence[Any], seed: int, resamples: int) -> Interval:
     """chrF2 of a corpus with its interval, from chrf_counts of its examples."""
     import numpy as np
 
     return bootstrap([1] * len(counts), lambda c: chrf_of(np.tensordot(c, counts, 1)), seed, resamples)[0]
 
 
-def class_intervals(
-    cells: Counter, labels: Sequence[str], seed: int, resamples: int
-) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+def class_intervals(cells: Counter, labels: Sequence[str], seed: int, resamples: int) -> tuple[Interval, dict]:
     """Macro-F1, and for each label that occurs n, precision, recall and F1, from confusion_cells.
 
     As in scikit-learn, the mean is over the labels that are a gold or a prediction of the (re)sample, and 0 / 0 is 0. No
@@ -113,12 +109,11 @@ def class_intervals(
 
     counts = list(cells.values())
     macro, *rest = bootstrap(counts, scores, seed, resamples)
-    columns = zip(labels, (counts @ gold).astype(int).tolist(), rest[::3], rest[1::3], rest[2::3], strict=True)
-    occurring = {name for pair in cells for name in pair}
+    names, sizes = ("precision", "recall", "f1"), (counts @ gold).astype(int).tolist()
     return macro, {
-        name: {"n": n, "precision": precision, "recall": recall, "f1": f1}
-        for name, n, precision, recall, f1 in columns
-        if name in occurring
+        label: {"n": sizes[i]} | dict(zip(names, rest[3 * i : 3 * i + 3], strict=True))
+        for i, label in enumerate(labels)
+        if any(label in pair for pair in cells)
     }
 
 
@@ -139,15 +134,14 @@ def confusion_cells(task: Task, records: list[dict]) -> Counter:
     return Counter((p if r["correct"] else r[task.answer_field], p) for r, p in zip(records, predicted, strict=True))
 
 
-def measure(task: Task, records: list[dict], seed: int, resamples: int) -> dict[str, dict[str, float]]:
+def measure(task: Task, records: list[dict], seed: int, resamples: int) -> dict[str, Interval]:
     """The numbers of the task's metric over records with the values of of_example, the headline first."""
     headline = HEADLINE.get(task.metric, task.metric)
     if task.metric == "chrf":
         counts = [chrf_counts(r["prediction"], golds_of(task, r)) for r in records]
         return {"chrf": chrf_interval(counts, seed, resamples)}
-    fields = {"accuracy" if task.labels else headline: "correct"}
-    if name := VALUES.get(task.metric):
-        fields[name] = name
+    value = VALUES.get(task.metric)
+    fields = {"accuracy" if task.labels else headline: "correct"} | ({value: value} if value else {})
     found = {name: mean_interval([r[field] for r in records], seed, resamples) for name, field in fields.items()}
     if task.labels:
         found["macro_f1"] = class_intervals(confusion_cells(task, records), list(task.labels), seed, resamples)[0]

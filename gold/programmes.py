@@ -48,9 +48,8 @@ def read_expression(text: str) -> Counter | None:
 def optimum(text: str) -> float | None:
     """The optimum of a formulation; None where there is none, or none is found. Never an exception.
 
-    None: it cannot be read, has numbers beyond SMALLEST and LARGEST, is infeasible or unbounded, or HiGHS gives up. HiGHS's
-    status does not tell which: 2 is no proof that a programme is infeasible, and 4 comes for unbounded ones too.
-    Variables are continuous: the whole-number optimum of the same words often differs (in 55 of 90 of NL4OPT's dev set).
+    None: it cannot be read, has numbers beyond SMALLEST and LARGEST, is infeasible or unbounded, or HiGHS gives up; HiGHS's
+    status does not reliably tell which. The whole-number optimum often differs (in 55 of 90 of NL4OPT's dev set).
     """
     first, *clauses = " ".join(text.lower().split()).rstrip("; ").split(";") if len(text) <= MAX_LENGTH else [""]
     aim = re.fullmatch(r"(maximize|minimize) (.+)", first.strip())
@@ -58,26 +57,27 @@ def optimum(text: str) -> float | None:
     # Without a variable the number alone would be correct; without a constraint nothing is formulated
     if not objective or set(objective) == {""} or not clauses:
         return None
-    rows, relations = [], []
+    least = dict.fromkeys(filter(None, objective), 0.0)
+    rows, low, high = [], [], []
     for clause in clauses:
         left, *rest = re.split(r"(?<= )(at most|at least|equals)(?= )", f"{clause} ")
         sides = [read_expression(side) for side in (left, *rest[1::2])]
         if len(sides) != 2 or None in sides:
             return None
-        sides[0].subtract(sides[1])  # all on the left: expression relation 0
-        rows.append(Counter({name: 0.0 if abs(value) < ROUNDING else value for name, value in sides[0].items()}))
-        relations.append(rest[0])
-    least = dict.fromkeys(filter(None, (name for row in [objective, *rows] for name in row)), 0.0)
-    for row, relation in zip(rows, relations, strict=True):
-        alone = [name for name in row if name and row[name]]
-        if len(alone) == 1 and (relation == "equals" or (row[alone[0]] > 0) == (relation == "at least")):
-            least[alone[0]] = min(least[alone[0]], -row[""] / row[alone[0]])
+        sides[0].subtract(sides[1])  # low <= all variables on the left <= high
+        row = Counter({name: 0.0 if abs(value) < ROUNDING else value for name, value in sides[0].items()})
+        limit = -row.pop("", 0.0)
+        rows.append(row)
+        low.append(-math.inf if rest[0] == "at most" else limit)
+        high.append(math.inf if rest[0] == "at least" else limit)
+        least = dict.fromkeys(row, 0.0) | least
+        if len(alone := [name for name in row if row[name]]) == 1:
+            bound = (low if row[alone[0]] > 0 else high)[-1] / row[alone[0]]
+            least[alone[0]] = min(least[alone[0]], bound if math.isfinite(bound) else 0.0)
 
     from scipy.optimize import Bounds, LinearConstraint, milp  # here, so that no stage's --help waits for it
 
     sign = -1 if aim[1] == "maximize" else 1
-    low = [-math.inf if relation == "at most" else -row[""] for row, relation in zip(rows, relations, strict=True)]
-    high = [math.inf if relation == "at least" else -row[""] for row, relation in zip(rows, relations, strict=True)]
     try:  # HiGHS, without whole-number variables
         found = milp(
             [sign * objective[name] for name in least],

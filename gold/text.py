@@ -1,4 +1,4 @@
-"""Texts as people read them, in any script: when two are the same, what their words are, where one stands in another.
+"""Texts as people read them, in any script: when two are duplicates, what their words are, whether one holds another.
 
     text_key("Hello,  World!")      "hello world"       equal keys = duplicates; what can change the meaning stays
     words("Great phone, 5 stars")   ["great", "phone", "5", "stars"]
@@ -48,7 +48,7 @@ PATTERNS = {
     "rouge": rf"{UNSPACED}\p{{M}}*|[[{LETTER}{NUMBER}\u200c\u200d]--{UNSPACED}]+|[\p{{S}}--\p{{ASCII}}]",
     "limit": rf"(?<!\w(?=\p{{M}}))(?<![\w--{UNSPACED}](?=[\w--{UNSPACED}]))",
 }
-FAR = re.compile("[\u0e00-\U0010ffff]")  # without such a letter a text has blanks: found sooner than a script
+MAY_LACK_BLANKS = re.compile("[\u0e00-\U0010ffff]")  # a quick test: the scripts below these have blanks
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def text_key(text: str) -> str:
     """What makes two texts duplicates. It folds case, white space, Unicode compatibility forms and quotes, and leaves
     out the punctuation at the ends of words. Operators, marks and symbols stay; "1,000" and "1000" are two texts."""
     text, before = pattern("edges").sub("", " ".join(folded(text).split())), None
-    while text != before and FAR.search(text):  # what goes may bring other punctuation to the end of a word
+    while text != before and MAY_LACK_BLANKS.search(text):  # what goes may bring other punctuation to the end of a word
         before, text = text, pattern("edges").sub("", pattern("inside").sub("", text))
     return text
 
@@ -82,7 +82,7 @@ def text_key(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a text's key, symbols that stand alone among them; no text that can be seen is without one."""
     key = text_key(text)
-    return pattern("words").findall(key) if FAR.search(key) else key.split()
+    return pattern("words").findall(key) if MAY_LACK_BLANKS.search(key) else key.split()
 
 
 def rouge_words(text: str) -> list[str]:

@@ -228,7 +228,7 @@ def test_bootstrap_of_chrf_resamples_examples():
     counts = np.array([chrf_counts(p, [g]) for p, g in zip(texts[:40], texts[40:], strict=True)])
     found = chrf_interval(counts, 0, 8000)
     assert found["value"] == pytest.approx(float(chrf_of(counts.sum(0))), abs=1e-4)
-    interval, error = scipys((np.arange(40),), lambda i, axis: chrf_of(counts[i].sum(axis)), 8000, axis=-1)
+    interval, error = scipys((np.arange(40),), lambda i, axis: chrf_of(counts[i].sum(-3)), 8000, axis=-1)
     assert (found["low"], found["high"]) == pytest.approx(interval, abs=0.15 * error)
 
 

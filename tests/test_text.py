@@ -47,7 +47,7 @@ ODD = st.text(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(ODD | st.text(max_size=20) | st.text(st.characters(max_codepoint=127)))
 def test_a_key_is_its_own_key_and_its_words_are_all_of_it(text):
     key = text_key(text)
@@ -65,7 +65,7 @@ def test_every_character_has_a_key_of_its_own_key():
             assert text_key(key) == key, hex(ord(char))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(ODD | st.text(max_size=8), min_size=1, max_size=4))
 def test_case_blanks_and_forms_do_not_count(pieces):
     text = " ".join(pieces)
