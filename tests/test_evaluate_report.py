@@ -110,22 +110,21 @@ def test_a_student_is_measured_by_its_predictions(kind, home, models, pairs, fli
 
 def test_each_further_test_file_has_a_folder(home, tmp_path):
     rows = [pair(n) | {"said": "Warm"} for n in range(4)]
-    write_lines(tmp_path / "one.jsonl", rows)
-    write_lines(tmp_path / "two.jsonl", rows[:1])
     (tmp_path / "other").mkdir()
-    write_lines(tmp_path / "other/two.jsonl", rows)
-    how = ("--prediction-field", "said", "--test-file", tmp_path / "two.jsonl")
-    done = evaluate(home, tmp_path / "out", *how, "--dry-run", test=tmp_path / "one.jsonl")
-    assert done.stdout.splitlines()[1] == f"would measure said on 1 records of {tmp_path / 'two.jsonl'}"
-    assert evaluate(home, tmp_path / "out", *how, test=tmp_path / "one.jsonl").returncode == 0
-    folders = (tmp_path / "out", tmp_path / "out/two")
-    assert [metrics_in(folder)["n"] for folder in folders] == [4, 1]
-    same = evaluate(
-        home, tmp_path / "out", *how, "--test-file", tmp_path / "other/two.jsonl", test=tmp_path / "one.jsonl"
+    one, two, same = (tmp_path / name for name in ("one.jsonl", "two.jsonl", "other/two.jsonl"))
+    for path, count in ((one, 4), (two, 1), (same, 4)):
+        write_lines(path, rows[:count])
+    how = ("--prediction-field", "said", "--test-file", two)
+    done = evaluate(home, tmp_path / "out", *how, "--dry-run", test=one)
+    assert (
+        done.stdout.splitlines()[1] == f"would measure said on 1 records of {two}" and not (tmp_path / "out").exists()
     )
-    assert same.returncode == 1 and "--test-file: two files have the same name" in same.stderr
-    again = evaluate(home, tmp_path / "out", *how, test=tmp_path / "one.jsonl")
+    assert evaluate(home, tmp_path / "out", *how, test=one).returncode == 0
+    assert [metrics_in(folder)["n"] for folder in (tmp_path / "out", tmp_path / "out/two")] == [4, 1]
+    again = evaluate(home, tmp_path / "out", *how, test=one)
     assert again.returncode == 0 and again.stderr.count("up to date") == 2 and not again.stdout
+    done = evaluate(home, tmp_path / "out", *how, "--test-file", same, test=one)
+    assert done.returncode == 1 and "--test-file: two files have the same name" in done.stderr
 
 
 @pytest.mark.parametrize("args, told", [
@@ -143,9 +142,8 @@ def test_group_by_label_where_the_answer_is_another_field(home, tmp_path):
     text = text.replace("$seasons", "$labels").replace("$season (", "$label (").replace("seed.jsonl", "none.jsonl")
     (tmp_path / "none.jsonl").write_text("")
     (tmp_path / "pairs.toml").write_text(text)
-    write_lines(
-        tmp_path / "test.jsonl", [{"first": "a", "second": "sun", "season": "Warm", "label": "x", "said": "warm"}]
-    )
+    row = {"first": "a", "second": "sun", "season": "Warm", "label": "x", "said": "warm"}
+    write_lines(tmp_path / "test.jsonl", [row])
     done = evaluate(tmp_path, tmp_path / "out", "--prediction-field", "said", "--group-by", "label")
     assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
 
@@ -194,33 +192,35 @@ def test_the_first_words_are_cut_within_a_text():
 def run_folder(tmp_path):
     """Two iterations and a final student, the first iteration complete, of numbers that are all different."""
 
-    def put(path, value):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-
     def interval(accuracy, low, high):
         return {"macro_f1": {"value": 0.111}, "accuracy": {"value": accuracy, "low": low, "high": high}}
 
-    run = tmp_path / "my run"
-    first, second = run / "iter-00", run / "iter-01"
-    put(first / "train.jsonl.run.json", {"counts": {"attempted": 1300, "accepted": 40}, "seconds": 11.25})
-    put(first / "validation.jsonl.run.json", {"counts": {"attempted": 31, "accepted": 20}, "seconds": 12.5})
-    put(first / "student.run.json", {"counts": {}, "seconds": 21.5})
-    scored = {"counts": {}, "options": {"score": "energy"}, "means": {"energy": -4.126, "nll": 9.0}, "seconds": 3.5}
-    put(first / "scored.jsonl.run.json", scored)
-    put(first / "predictions.jsonl.run.json", {"counts": {}, "seconds": 4.5})
     metrics = {"metric": "accuracy", "n": 50, "overall": interval(0.7126, 0.61, 0.803)}
     metrics["by_label"] = {"Warm": interval(0.9, 0, 1)}
     metrics["by_group"] = {"head": interval(0.951, 0.9, 1.0), "tail": interval(0.453, 0.4, 0.5)}
-    put(first / "metrics.json", metrics)
-    write_lines(first / "train.jsonl", [{"source": "A b a B"}, {"source": "c d"}])  # first four: ab ba ab = 2 of 3
-    put(second / "train.jsonl.run.json", {"counts": {"attempted": 77, "accepted": 60}, "seconds": 5.76})
-    write_lines(second / "train.jsonl", [{"source": "a b"}, {"source": "c d"}])  # ab bc cd = 3 of 3
-    put(run / "final" / "metrics.json", metrics | {"overall": interval(0.812, 0.7, 0.9)})
-    put(run / "final" / "student.run.json", {"counts": {}, "seconds": 31.5})
-    put(run / "final" / "test_zipf" / "metrics.json", metrics | {"overall": interval(0.512, 0.4, 0.6)})
-    put(run / "untrained" / "metrics.json", {"metric": "accuracy", "n": 50, "overall": interval(0.25, 0.2, 0.3)})
-    return run
+    counts = [{"attempted": 1300, "accepted": 40, "computed_tokens": 1800}]
+    counts += [{"attempted": 31, "accepted": 20, "computed_tokens": 1200}]
+    files = {
+        "iter-00/train.jsonl.run.json": {"counts": counts[0], "seconds": 11.25},
+        "iter-00/validation.jsonl.run.json": {"counts": counts[1], "seconds": 12.5},
+        "iter-00/student.run.json": {"counts": {}, "seconds": 21.5},
+        "iter-00/scored.jsonl.run.json": {"options": {"score": "energy"}, "means": {"energy": -4.126, "nll": 9}, "seconds": 3.5},
+        "iter-00/predictions.jsonl.run.json": {"counts": {}, "seconds": 4.5},
+        "iter-00/metrics.json": metrics,
+        "iter-01/train.jsonl.run.json": {"counts": {"attempted": 77, "accepted": 60}, "seconds": 5.76},  # of an earlier build
+        "final/metrics.json": metrics | {"overall": interval(0.812, 0.7, 0.9)},
+        "final/student.run.json": {"counts": {}, "seconds": 31.5},
+        "final/test_zipf/metrics.json": metrics | {"overall": interval(0.512, 0.4, 0.6)},
+        "untrained/metrics.json": {"metric": "accuracy", "n": 50, "overall": interval(0.25, 0.2, 0.3)},
+    }  # fmt: skip
+    for name, value in files.items():
+        path = tmp_path / "my run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    # The first four words: ab ba ab = 2 of 3; ab bc cd = 3 of 3
+    write_lines(tmp_path / "my run/iter-00/train.jsonl", [{"source": "A b a B"}, {"source": "c d"}])
+    write_lines(tmp_path / "my run/iter-01/train.jsonl", [{"source": "a b"}, {"source": "c d"}])
+    return tmp_path / "my run"
 
 
 def cells(line: str) -> list[str]:
@@ -233,9 +233,9 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     lines = {cells(line)[0]: cells(line)[1:] for line in done.stdout.splitlines() if line.strip()}
     assert str(run_folder) in done.stdout
     assert cells(done.stdout.splitlines()[1])[4:6] == ["energy", "accuracy [95 % interval]"]
-    # attempted, accepted, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
+    # attempted, accepted, tokens, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
     assert lines["iter-00"] == [
-        "1,331", "60", "-", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
+        "1,331", "60", "50", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
     ]  # fmt: skip
     assert lines["iter-01"] == ["77", "60", "-", "1.000", "-", "-", "-", "-", "5.8", "-", "-", "-"]
     assert lines["final"] == ["-", "-", "-", "-", "-", "0.812 [0.700, 0.900]", "0.951", "0.453", "-", "31.5", "-", "-"]
@@ -248,7 +248,7 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     assert [r["iteration"] for r in rows] == ["iter-00", "iter-01", "final", "final/test_zipf", "untrained"]
     seconds = {"generate": 12.5, "train": 21.5, "score": 3.5, "evaluate": 4.5}
     assert rows[0] == {
-        "iteration": "iter-00", "attempted": 1331, "accepted": 60, "tokens": None, "distinct_2": 0.6667, "score": "energy",
+        "iteration": "iter-00", "attempted": 1331, "accepted": 60, "tokens": 50.0, "distinct_2": 0.6667, "score": "energy",
         "mean_score": -4.126, "metric": "accuracy", "accuracy": 0.7126, "low": 0.61, "high": 0.803, "n": 50,
         "accuracy_head": 0.951, "accuracy_tail": 0.453, "seconds": seconds,
     }  # fmt: skip
@@ -258,18 +258,14 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     assert (run_folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_two_runs_are_two_tables(run_folder):
-    other = run_folder.with_name("other")
+def test_each_run_is_a_table(run_folder, tmp_path):
+    other = tmp_path / "other"
+    done = call("report.py", run_folder, other)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {other}: no iter-00 in it")
     (other / "iter-00").mkdir(parents=True)
     done = call("report.py", run_folder, other)
     assert done.returncode == 0 and done.stdout.count("iter-00") == 2 and f"\n{other}\n" in done.stdout
     assert len(read_lines(other / "metrics.jsonl")) == 1
-
-
-def test_no_run_folder(tmp_path):
-    done = call("report.py", tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}: no iter-00 in it")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_one_metric_is_the_title(run_folder):

@@ -4,7 +4,8 @@ import collections
 import json
 import re
 import string
-import time
+import timeit
+from functools import partial
 
 import numpy as np
 import pytest
@@ -208,16 +209,8 @@ def test_bootstrap_of_macro_f1_is_scipys():
     predicted = np.where(rng.random(90) < 0.7, gold, rng.choice(4, 90))  # 3 is no label
     cells = collections.Counter((int(g), None if p == 3 else int(p)) for g, p in zip(gold, predicted, strict=True))
     macro, by_label = class_intervals(cells, [0, 1, 2], 0, 4000)
-
-    def macro_f1(gold, predicted):
-        f1 = [
-            2 * ((gold == i) & (predicted == i)).sum() / max((gold == i).sum() + (predicted == i).sum(), 1)
-            for i in range(3)
-        ]
-        return sum(f1) / len({*gold, *predicted} - {3})
-
-    assert macro_f1(gold, predicted) == pytest.approx(scikit_learns(gold, predicted, [0, 1, 2])[0])
-    interval, error = scipys((gold, predicted), macro_f1, 1500, paired=True, vectorized=False)
+    how = {"paired": True, "vectorized": False}
+    interval, error = scipys((gold, predicted), lambda g, p: scikit_learns(g, p, [0, 1, 2])[0], 600, **how)
     assert (macro["low"], macro["high"]) == pytest.approx(interval, abs=0.25 * error)
     assert all(m["recall"]["low"] <= m["recall"]["value"] <= m["recall"]["high"] for m in by_label.values())
 
@@ -310,9 +303,7 @@ def test_optimum_is_that_of_linprog(rows):
     ("minimize x; x at least 2.5", "minimize 2 boats; boats at least 1.25", True),
     ("minimize x; x at least 1000", "minimize x; x at least 1000.05", True),
     ("minimize x; x at least 1000", "minimize x; x at least 1001", False),
-    ("minimize x; x at least 0", "minimize y; y at least 0", True),
-    ("maximize x; x at least 1", "maximize x; x at least 1", False),  # no optimum agrees with nothing
-    ("", "minimize x; x at least 1", False),
+    ("maximize x; x at least 1", "maximize x; x at least 1", False), ("", "minimize x; x at least 1", False),  # no optimum
 ])  # fmt: skip
 def test_agreement_of_optima(prediction, target, agree):
     assert optima_agree(prediction, target) is agree is optima_agree(target, prediction)
@@ -344,12 +335,7 @@ def test_no_text_is_slow():
     worst = [f"maximize {sums}; {rows}"[:2000], "maximize " + "a " * 990, "maximize " + "a-" * 990, "1 " * 1000, "- " * 1000,
              "maximize x; " + " at most " * 900, "maximize x; x at most 1" + "; x at most 1" * 240]  # fmt: skip
     for text in worst:
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            optimum(text)
-            seconds.append(time.perf_counter() - began)
-        assert min(seconds) < 0.1, text[:40]
+        assert min(timeit.repeat(partial(optimum, text), number=1, repeat=3)) < 0.1, text[:40]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,11 +358,6 @@ def test_any_right_answer_is_correct(metric, golds, correct, wrong, flip):
     task, record = by_metric(flip, metric), {"target": golds[0], "answers": golds}
     assert all(is_correct(task, p, record) for p in correct) and not any(is_correct(task, p, record) for p in wrong)
     assert not is_correct(task, golds[1], {"target": golds[0]}) if golds[1:] else True
-
-
-def test_labels_are_compared_in_any_case_and_form(pairs):
-    assert is_correct(pairs, "warm", {"target": "Warm"}) and not is_correct(pairs, "hot", {"target": "Warm"})
-    assert is_correct(pairs, "cafe\u0301", {"target": "Caf\u00e9"})
 
 
 def test_right_answers_are_rendered_as_the_target_is(flip):
@@ -483,13 +464,8 @@ def test_a_text_metric_through_the_command(metric, rows, expected, correct, tmp_
 
 
 # gold, prediction, group: of Warm 2 of 3 correct, one no label; of not warm 1 of 2, the other Warm
-SAID = [
-    ("Warm", "warm", 1),
-    ("Warm", "Season: WARM", 1),
-    ("Warm", "hot", 2),
-    ("not warm", "Not warm", 2),
-    ("not warm", "Warm", 2),
-]
+WARM = [("Warm", "warm", 1), ("Warm", "Season: WARM", 1), ("Warm", "hot", 2)]
+SAID = [*WARM, ("not warm", "Not warm", 2), ("not warm", "Warm", 2)]
 
 
 def class_rows(said: list[tuple]) -> list[dict]:
@@ -513,10 +489,8 @@ def test_classes_through_the_command(metric, tmp_path):
         "labels": ["Warm", "not warm"], "columns": ["Warm", "not warm", "no label"], "matrix": [[2, 0, 1], [1, 1, 0]],
     }  # fmt: skip
     # group 1: Warm alone, all correct. group 2: Warm 0 of 1, not warm 1 of 2 with precision 1
-    assert {name: [*values(m).values()] for name, m in metrics["by_group"].items()} == {
-        "1": [1, 1],
-        "2": [0.3333, 0.3333],
-    }
+    by_group = {name: [*values(m).values()] for name, m in metrics["by_group"].items()}
+    assert by_group == {"1": [1, 1], "2": [0.3333, 0.3333]}
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["Warm", "2", "0", "1"] in lines and ["not", "warm", "1", "1", "0"] in lines
 
