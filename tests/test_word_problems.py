@@ -117,17 +117,10 @@ EQUATIONS = {
 }
 NO_EQUATION = [
     f"There were 12 loaves. 4 were lent out. {LAST}",  # a clause of another setting
-    f"{ONE} How many books was that?",
-    f"There were 12 loaves. {LAST}",
-    f"4 were burnt black. {LAST}",
-    f"4 were burnt black. There were 12 loaves. {LAST}",
-    f"There were 12 loaves. There were 8 loaves. 4 were burnt black. {LAST}",
-    ONE,
-    f"{ONE} {LAST} 8",
-    f"There were twelve loaves. 4 were burnt black. {LAST}",
-    f"There were 12 loaves. 4 were burnt blackish. {LAST}",
-    "",
-]
+    f"{ONE} How many books was that?", f"{ONE} {LAST} 8", ONE, "", f"There were 12 loaves. {LAST}",
+    f"4 were burnt black. {LAST}", f"4 were burnt black. There were 12 loaves. {LAST}", f"There were 8 loaves. {ONE} {LAST}",
+    f"There were twelve loaves. 4 were burnt black. {LAST}", f"There were 12 loaves. 4 were burnt blackish. {LAST}",
+]  # fmt: skip
 
 
 def test_the_oracle_by_hand():
@@ -152,8 +145,8 @@ def test_words_of_other_settings_do_not_tell_the_operation():
 
     model = make_pipeline(CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), MultinomialNB(alpha=0.3))
     table = [(c, sign, s) for s, (_, signs) in grammar.SETTINGS.items() for sign, line in signs.items() for c in line]
-    clauses, signs, settings = zip(*table, strict=True)
-    assert cross_val_score(model, clauses, signs, groups=settings, cv=LeaveOneGroupOut()).mean() < 0.55
+    clauses, signs, groups = zip(*table, strict=True)
+    assert cross_val_score(model, clauses, signs, groups=groups, cv=LeaveOneGroupOut()).mean() < 0.55
 
 
 def test_numbers_do_not_tell_the_operation():
@@ -164,7 +157,7 @@ def test_numbers_do_not_tell_the_operation():
     assert seen[0] == seen[1] == seen[2] == seen[3] and len(seen[0]) == len(grammar.PAIRS)
 
 
-def test_the_data_files_are_those_of_the_grammar(tmp_path, capsys):
+def test_the_data_files_are_those_of_the_grammar(tmp_path):
     grammar.write_data(tmp_path)
     for name in ("seed_examples", "test", "test_zipf"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (ROOT / f"data/word_problems/{name}.jsonl").read_bytes()
