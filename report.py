@@ -13,7 +13,7 @@ selected, over all that was scored; each iteration has another student, so compa
 """
 
 import json
-from itertools import accumulate
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +55,7 @@ def rows_of(run: Path) -> list[dict]:
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
         records = [record for path in paths if (record := load(beside(path, ".run.json")))]
-        # Runs of earlier builds have no computed tokens
-        names = ("attempted", "accepted", "computed_tokens")
+        names = ("attempted", "accepted", "computed_tokens")  # runs of earlier builds have not the last
         attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
         scored = load(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
@@ -65,7 +64,7 @@ def rows_of(run: Path) -> list[dict]:
             "attempted": attempted,
             "accepted": accepted,
             "tokens": round(computed / accepted, 1) if computed else None,
-            "distinct_2": round(distinct_n(first_words(texts[folder], budget), 2), 4),
+            "distinct_2": round(distinct_2(texts[folder], budget), 4),
             "score": score,
             "mean_score": scored.get("means", {}).get(score),
             **measured(folder),
@@ -91,16 +90,13 @@ def training_words(folder: Path) -> list[list[str]]:
     return [words(str(record.get("source", ""))) for path in files for _, record in read_records(path)]
 
 
-def distinct_n(texts: list[list[str]], n: int) -> float:
-    """Different n-grams / all n-grams within texts (lists of words), 0 to 1; higher = more diverse (Li et al. 2016)."""
-    grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def first_words(texts: list[list[str]], budget: int) -> list[list[str]]:
-    """The texts up to `budget` words in all; the last one may be cut."""
-    ends = accumulate(map(len, texts))
-    return [text[: max(0, budget - end + len(text))] for text, end in zip(texts, ends, strict=True)]
+def distinct_2(texts: list[list[str]], budget: int) -> float:
+    """Different / all pairs of neighbouring words within texts, of their first `budget` words (Li et al. 2016)."""
+    pairs = []
+    for text in texts:
+        pairs += pairwise(text[:budget])
+        budget -= len(text[:budget])
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def load(path: Path) -> dict:

@@ -8,7 +8,7 @@ from conftest import call, fitted, flipped, pair, read_lines, write_lines
 from gold.examples import read_examples
 from gold.predict import predict
 from gold.student import lengths_of, load_trained
-from report import distinct_n, first_words
+from report import distinct_2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # evaluate.py
@@ -172,20 +172,14 @@ def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, 
 # report.py
 
 
-@pytest.mark.parametrize("words, n, expected", [
-    ("a b a b c", 2, 3 / 4),  # a b, b a, a b, b c
-    ("a b a b c", 1, 3 / 5),
-    ("a b a b c", 6, 0.0),  # no n-gram at all
-    ("", 2, 0.0),
-    ("a b|b a|a b", 2, 2 / 3),  # within texts only: a b, b a, a b
+@pytest.mark.parametrize("texts, budget, expected", [
+    ("a b a b c", 9, 3 / 4),  # a b, b a, a b, b c
+    ("a b a b c", 4, 2 / 3), ("a", 9, 0.0), ("", 9, 0.0),
+    ("a b|b a|a b", 9, 2 / 3),  # within texts only: a b, b a, a b
+    ("a b|b a|a b", 4, 1.0), ("a b|c d e", 4, 1.0), ("a b|a b c|a b", 5, 2 / 3),  # the last text may be cut
 ])  # fmt: skip
-def test_distinct_n_by_hand(words, n, expected):
-    assert distinct_n([text.split() for text in words.split("|")], n) == pytest.approx(expected)
-
-
-def test_the_first_words_are_cut_within_a_text():
-    texts = [list("abc"), list("de"), list("fg")]
-    assert [first_words(texts, n) for n in (4, 7)] == [[list("abc"), ["d"], []], texts]
+def test_distinct_2_by_hand(texts, budget, expected):
+    assert distinct_2([text.split() for text in texts.split("|")], budget) == pytest.approx(expected)
 
 
 @pytest.fixture
