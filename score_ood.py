@@ -38,6 +38,7 @@ from gold.task import Task, load_task
 
 NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
+NOT_COMPARED = ["per_device_eval_batch_size"]
 Score = StrEnum("Score", SCORES)
 
 app = new_app()
@@ -88,11 +89,11 @@ def main(
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
     reading = {"counts": counts, "use": use, "among": options["train_file"], "keep": needed if stored else None}
     examples = read_examples(options["input_file"], task, **reading)[:limit]
-    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size, "max_overlap": max_overlap}
+    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
     selected, dropped = [], {}
     if feedback_file:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
-        selected, dropped = select_feedback(tried, task, score, **band | ({} if stored else {"max_overlap": 1.0}))
+        selected, dropped = select_feedback(tried, task, score, **band, max_overlap=max_overlap if stored else 1.0)
     if dry_run:
         return print_plan(options, stored, len(examples), len(ood), len(selected))
     if model:
@@ -101,9 +102,8 @@ def main(
     output = feedback_file if stored else output_file
     ood_output = output.with_name(f"{output.stem}.ood{output.suffix}")
     also = [feedback_file] * bool(feedback_file and not stored) + [ood_output] * bool(ood)
-    batch_size = "per_device_eval_batch_size"
     options |= lengths
-    run = start_run("score_ood.py", output, options, INPUTS, also, overwrite=overwrite, not_compared=[batch_size])
+    run = start_run("score_ood.py", output, options, INPUTS, also, overwrite=overwrite, not_compared=NOT_COMPARED)
     if run is None:
         return
 
@@ -119,10 +119,9 @@ def main(
     counts |= {"scored": len(examples)} | ({"ood": len(ood)} if ood else {})
     # Select
     if feedback_file:
-        if stored:
-            selected = whole_records(selected, options["input_file"], task, use)
-        else:
-            selected, dropped = select_feedback(examples, task, score, **band)
+        if not stored:
+            selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
+        selected = whole_records(selected, options["input_file"], task, use) if stored else selected
         counts |= dropped | {"selected": len(selected)}
         first = ["id", *task.fields, task.answer_field, "score", "rank"]
         write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))

@@ -39,10 +39,10 @@ def test_records(tmp_path):
 def test_scoring(tmp_path, monkeypatch, capsys):
     lines = (ROOT / "data/reviews/test.jsonl").read_text().splitlines()
     short, output = write_lines(tmp_path / "mine.jsonl", [json.loads(line) for line in lines[:9]]), tmp_path / "record"
-    how = {"task_file": scoring.TASK_FILE, "input_file": [short], "num_examples": 6, "repeats": 1, "memory_repeats": 0}
+    how = {"task_file": scoring.TASK_FILE, "input_file": [short], "num_examples": 12, "repeats": 1, "memory_repeats": 0}
     scoring.main(CONTEXT, ["tiny-t5", "tiny-qwen"], embedded=False, **how, shapes_dir=tmp_path, output_file=output)
     rows = json.loads(output.read_text())["speed"]  # it compares the energies of all ways
-    assert [(r["model"], r["examples"]) for r in rows] == [(m, n) for m in ("tiny-t5", "tiny-qwen") for n in (6, 9)]
+    assert [(r["model"], r["examples"]) for r in rows] == [(m, n) for m in ("tiny-t5", "tiny-qwen") for n in (12, 9)]
     for row in rows:
         assert {"plain", "score_ood", "energies"} <= set(row["ratios"])
         assert max(row["largest_differences"].values()) <= 1e-4

@@ -163,6 +163,7 @@ def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
 
 
 def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tmp_path):
+    """And with the prompt of its training, or it is said."""
     student, data, task = tmp_path / "student", home / "flip_train.jsonl", home / "flip.toml"
     lengths = {"max_source_length": 4, "max_target_length": 2}
     options = ("--max-source-length", 4, "--max-target-length", 2)
@@ -181,17 +182,13 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
         kept = json.loads((tmp_path / name / "predictions.jsonl.run.json").read_text())["options"]
         assert expected.items() <= kept.items()
     assert read_lines(tmp_path / "a" / "predictions.jsonl") == read_lines(tmp_path / "b" / "predictions.jsonl")
+    other = edited(home, tmp_path, "flip", "flip: $text", "turn: $text")
+    done, _ = evaluate(other, student, data, tmp_path / "e")
+    said = f"student.source is 'turn: $text': {student} was trained with 'flip: $text'"
+    assert done.stderr.splitlines()[0] == f"{other}: {said}"
     files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
     done = call("score_ood.py", "--task-file", task, "--model", student, *files)
     assert done.stderr.splitlines()[0] == f"--max-target-length 3: {student} was trained with 2"
-
-
-def test_another_prompt_than_that_of_the_training_is_said(home, trained, tmp_path):
-    task = edited(home, tmp_path, "flip", "flip: $text", "turn: $text")
-    data = write_lines(tmp_path / "test.jsonl", [flipped(n) for n in range(4)])
-    done, _ = evaluate(task, trained["flip"], data, tmp_path / "out")
-    told = f"student.source is 'turn: $text': {trained['flip']} was trained with 'flip: $text'"
-    assert done.stderr.splitlines()[0] == f"{task}: {told}"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"max_source_length": 9, "max_target_length": "9"}'])
