@@ -168,14 +168,10 @@ def check_model(model: str, base_model: str | None, score: str, task: Task, ood:
     if family == "decoder" and score == "energy_padded":
         fail(f"--score {score}: the authors' setting for T5, whose targets are padded; a decoder has none: use energy")
     if base_model and (other := family_of(base_model, task)) != family:
-        fail(
-            f"--base-model {base_model}: is of the kind {other}, --model {family}; give the base that it was trained from"
-        )
+        fail(f"--base-model {base_model}: its kind is {other}, that of --model {family}; give the base of its training")
     unknown = [e["id"] for e in ood if not has_answer(e, task)]
     if unknown and family != "encoder":
-        problem = (
-            f"{unknown[0]} has no {task.answer_field!r} that the task knows, on which this student's scores depend"
-        )
+        problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, which this student's scores need"
         fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
 
 
@@ -205,13 +201,12 @@ def all_scores(
 
 def scores_without_answer(student: Student, examples: list[dict], how: dict) -> list[dict]:
     """As score_examples, for examples that may have no label of the task: what needs it is left out."""
-    task, answers = student.task, [has_answer(e, student.task) for e in examples]
+    task, of_answer = student.task, ("nll", "correct", "error", "hard_negative")
     first = {task.answer_field: next(iter(task.labels)), "target": task.targets[0]} if task.labels else {}
-    scores, _ = score_examples(student, [e if a else e | first for e, a in zip(examples, answers, strict=True)], **how)
-    of_answer = ("nll", "correct", "error", "hard_negative")
-    return [
-        s if a else {k: v for k, v in s.items() if k not in of_answer} for s, a in zip(scores, answers, strict=True)
-    ]
+    known = [has_answer(e, task) for e in examples]
+    scores, _ = score_examples(student, [e if k else e | first for e, k in zip(examples, known, strict=True)], **how)
+    rows = zip(scores, known, strict=True)
+    return [{name: row[name] for name in row if k or name not in of_answer} for row, k in rows]
 
 
 def ordered(example: dict, scores: dict, task: Task) -> dict:

@@ -477,7 +477,7 @@ def test_scores_that_need_more(name, student, needs, home, models, trained, tmp_
     assert all(r["score"] == r[name] for r in read_lines(feedback))
     assert len({r[name] for r in read_lines(tmp_path / "scored.jsonl")}) > 5
     other = score(home, trained[student], tmp_path, "--base-model", models["t5"])
-    assert f"--base-model {models['t5']}: is of the kind encoder-decoder, --model" in told_by(other)
+    assert f"--base-model {models['t5']}: its kind is encoder-decoder, that of --model" in told_by(other)
 
 
 def test_scores_that_need_no_student(home, pairs, trained, tmp_path):
