@@ -61,10 +61,8 @@ def test_the_messages_of_a_pydantic_error():
 
 
 def refused(home, model, tmp_path, *told):
-    done = call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl", "--model", model,
-        "--output-dir", tmp_path / "student",
-    )  # fmt: skip
+    data = ("--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl")
+    done = call("train_student.py", *data, "--model", model, "--output-dir", tmp_path / "student")
     assert done.returncode == 1
     one_error(done.stderr, f"error: --model {model}: ", *told)
     assert "above report" not in done.stderr
