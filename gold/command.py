@@ -77,9 +77,7 @@ def run_command(app: Callable[[], Any]) -> None:
     try:
         app()
     except SystemExit as end:
-        if (
-            end.code and not is_main_process()
-        ):  # the first one mostly has the same error: it says so, and torchrun ends all
+        if end.code and not is_main_process():  # mostly the error of the first one, which says it and ends all
             time.sleep(SAME_ERROR)
             sys.stderr = sys.__stderr__
         raise
