@@ -63,7 +63,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of this process, and of those before it whose work it goes on with."""
+        """Of this process, and of those before it whose work it resumes."""
         return round(self.state["seconds"] + time.monotonic() - self.started, 2)
 
 
@@ -100,12 +100,12 @@ def start_run(
             reopen(files)
         if not overwrite:
             check_files(files, record, left if resumable else {})
-        begun = resumable and any(p.exists() and p.stat().st_size for p in partials(files))
-        before = None if overwrite else record if output.exists() else left if begun else None
+        whole = output.exists() and not overwrite
+        begun = resumable and not overwrite and any(p.exists() and p.stat().st_size for p in partials(files))
+        before = record if whole else left if begun else None
         grown = bool(before) and compare(output, before, state, extends)
         if check_only:
             return None
-        whole = bool(before) and output.exists()
         if whole and not grown:
             say_up_to_date(files, record)
             return None
@@ -187,7 +187,7 @@ def refuse(path: Path, problem: str) -> NoReturn:
 def say_up_to_date(files: Sequence[Path], record: dict) -> None:
     """Say so, and drop what an --overwrite began that was not finished."""
     if any(partial.exists() for partial in partials(files)):
-        say(f"{files[0]}: was begun anew with --overwrite and not finished; what had been begun is dropped")
+        say(f"{files[0]}: the output that --overwrite began is not finished and is dropped")
     remove(beside(files[0], ".partial.json"), *partials(files))
     if record.get("git_commit") != git_state()["git_commit"]:
         say(f"warning: {files[0]} was made by another version of the code ({record.get('git_commit')})")

@@ -112,7 +112,9 @@ def test_what_a_stage_meets(story, tmp_path, capsys):
     assert records_of(output) == ["a"] * number and files_of(output.parent) == DONE
     assert json.loads(beside(output, ".run.json").read_text())["options"]["n"] == number
     said, before = capsys.readouterr().err, contents(output.parent)
-    assert ("was begun anew with --overwrite and not finished" in said) is (story == "overwrite given up")
+    assert ("the output that --overwrite began is not finished and is dropped" in said) is (
+        story == "overwrite given up"
+    )
     output.write_text("edited by hand\n")
     assert stage(output, n=number) == "up to date" and output.read_text() == "edited by hand\n"
     assert f"up to date: {output}\n" in capsys.readouterr().err
