@@ -1,7 +1,6 @@
 """slurm/*.sbatch on a Slurm of one node (cluster.py), with the embedded teacher: stopped in the middle, nothing is lost."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from cluster import cluster, logs, why_not
+from conftest import ROOT, read_lines
 
 from gold.examples import read_examples
 from gold.jsonl import expand
 from gold.task import load_task
 
-ROOT = Path(__file__).parents[2]
 WRAPPERS = sorted((ROOT / "slurm").glob("*.sbatch"))
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 needs_slurm = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
@@ -88,10 +87,6 @@ def progress(output: Path) -> bool:
     """Whether the first chunk of an unfinished output is on disk."""
     partial = output.with_name(output.name + ".partial")
     return partial.exists() and partial.stat().st_size > 0
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,9 +172,11 @@ def test_a_job_that_saves_nothing_is_not_queued_again_and_a_failure_neither(slur
         assert said in slurm.log(f"{job}_1")
 
 
-# The first start saves something and is told to stop, as generate.py is; the second ends well
+# The first start saves something, waits for the signal and ends as generate.py does; the second ends well
 STUB = """#!/bin/bash
-if [[ -z ${SLURM_RESTART_COUNT:-} ]]; then echo new > "$SAVED"; exit 75; fi
+if [[ -n ${SLURM_RESTART_COUNT:-} ]]; then exit; fi
+trap 'kill %1; exit 75' USR1
+echo new > "$SAVED"; sleep 300 & wait
 """
 # Slurm's own, slow to return: the SIGTERM of the requeue always comes before it has
 SCONTROL = """#!/bin/bash
@@ -194,9 +191,12 @@ exec %s "$@"
 
 
 def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
-    """Submit a wrapper with these in the places of Python, scontrol and sleep; the task's or job's number."""
+    """Submit a wrapper with these in the places of Python, scontrol and sleep; the task's or job's number.
+
+    Less than five minutes are left at once: the signal comes when Slurm next looks at time limits, every half a minute.
+    """
     bin = place / "bin"
-    bin.mkdir()
+    bin.mkdir(parents=True)
     real = {name: shutil.which(name, path=slurm.env["PATH"]) for name in ("scontrol", "sleep")}
     for name, text in (("python", STUB), ("scontrol", SCONTROL % real["scontrol"]), ("sleep", SLEEP % real["sleep"])):
         (bin / name).write_text(text)
@@ -206,83 +206,72 @@ def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
     if wrapper == "loop":
         variables |= {"TEACHER": "a", "STUDENT": "b", "TEST_FILE": place / "test.jsonl", "ITERATIONS": 1}
         variables |= {"SAVED": place / "run/train.jsonl.partial"}
-        return slurm.submit("loop", "prompts/rte.toml", place / "run", options=options, **variables)
+        return slurm.submit("loop", "prompts/rte.toml", place / "run", options=("--time=5", *options), **variables)
     variables |= {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": place, "NUM_EXAMPLES": 9}
     variables |= {"SAVED": place / "train-00001-of-00004.jsonl.partial"}
-    return slurm.submit("generate", options=("--array=1", *options), **variables) + "_1"
+    return slurm.submit("generate", options=("--array=1", "--time=5", *options), **variables) + "_1"
 
 
 @needs_slurm
-@pytest.mark.parametrize("wrapper", ["generate", "loop"])
-def test_the_sigterm_of_a_requeue_ends_neither_scontrol_nor_the_wait_for_it(wrapper, slurm, tmp_path):
-    """Else the script ends by itself, and Slurm can take its exit code for the next start's."""
-    job = stub_job(slurm, wrapper, tmp_path)
-    ended = slurm.wait(job)
-    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.log(job)
-    assert (tmp_path / "outlived").exists() and (tmp_path / "slept").exists(), slurm.log(job)
-    log = slurm.log(job)  # appended to, so that both starts stand in it
-    assert log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
-
-
-@needs_slurm
-def test_a_job_that_may_not_be_queued_again_says_so_and_ends(slurm, tmp_path):
-    job = stub_job(slurm, "loop", tmp_path, "--no-requeue")
-    ended = slurm.wait(job)
-    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), slurm.log(job)
-    assert "error: not queued again, see above; " in slurm.log(job)
-    assert not (tmp_path / "slept").exists()
+def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_path):
+    """The SIGTERM of the requeue ends neither scontrol nor the wait for it: else Slurm could take the exit code for the next
+    start's. A job that may not be queued again says so and ends."""
+    places = {name: tmp_path / name for name in ("generate", "loop", "once")}
+    jobs = {name: stub_job(slurm, name, places[name]) for name in ("generate", "loop")}
+    jobs["once"] = stub_job(slurm, "loop", places["once"], "--no-requeue")
+    for name in ("generate", "loop"):
+        ended, log = slurm.wait(jobs[name]), slurm.log(jobs[name])
+        assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), log
+        assert (places[name] / "outlived").exists() and (places[name] / "slept").exists(), log
+        # The log is appended to, so that both starts stand in it
+        assert (
+            log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
+        )
+    ended, log = slurm.wait(jobs["once"]), slurm.log(jobs["once"])
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), log
+    assert "error: not queued again, see above; " in log and not (places["once"] / "slept").exists()
 
 
 @needs_slurm
 @pytest.mark.engine
 def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm, small_teacher, tmp_path):
+    out, shards = tmp_path / "iter-00", range(2)
     variables = {
-        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 600,
-        "NUM_VALIDATION": 1000, "GENERATE_ARGS": "--validation-temperature 1",
+        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 300,
+        "NUM_VALIDATION": 300, "GENERATE_ARGS": "--validation-temperature 1", "OUTPUT_DIR": out,
     }  # fmt: skip
-    disturbed, calm = tmp_path / "disturbed/iter-00", tmp_path / "calm/iter-00"
-    job = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=disturbed, **variables)
+    job = slurm.submit("generate", options=("--array=0-1",), **variables)
 
     # In the middle, with the first chunk on disk, one task is requeued and the other told to stop
     commands = {f"{job}_0": ("scontrol", "requeue"), f"{job}_1": ("scancel", "--signal=USR1")}
-    outputs = {task: disturbed / f"train-0000{task[-1]}-of-00002.jsonl" for task in commands}
     while commands:
-        ready = [task for task in commands if progress(outputs[task]) or outputs[task].exists()]
-        for task in ready:
-            slurm.ask(*commands.pop(task), task)
-        for task in commands:
+        for task in list(commands):
+            output = out / f"train-0000{task[-1]}-of-00002.jsonl"
+            if progress(output) or output.exists():
+                slurm.ask(*commands.pop(task), task)
             assert slurm.show(task)["JobState"] not in ENDED, slurm.log(task)
     # The second is cancelled when it runs again; then it is submitted alone
     slurm.wait(f"{job}_1", lambda: "start 2" in slurm.log(f"{job}_1"))
-    print(slurm.ask("squeue"))
     slurm.ask("scancel", f"{job}_1")
     assert slurm.wait(f"{job}_1")["JobState"] == "CANCELLED"
     log = slurm.log(f"{job}_1")
-    assert log.count("stopped in time") == 1 and not (disturbed / "validation-00001-of-00002.jsonl").exists(), log
-    again = slurm.submit("generate", options=("--array=1",), OUTPUT_DIR=disturbed, **variables)
-    reference = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=calm, **variables)
-
-    tasks = [f"{job}_0", f"{again}_1", f"{reference}_0", f"{reference}_1"]
-    ended = [slurm.wait(task) for task in tasks]
-    print(slurm.ask("scontrol", "show", "job", tasks[0]))
-    assert [seen["JobState"] for seen in ended] == ["COMPLETED"] * 4, "".join(map(slurm.log, tasks))
-    assert [seen["Restarts"] for seen in ended] == ["1", "0", "0", "0"]
-    for task in tasks[:2]:
+    assert log.count("stopped in time") == 1 and not (out / "validation-00001-of-00002.jsonl").exists(), log
+    again = slurm.submit("generate", options=("--array=1",), **variables)
+    for task, restarts in ((f"{job}_0", "1"), (f"{again}_1", "0")):
+        ended = slurm.wait(task)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), slurm.log(task)
         assert "going on after" in slurm.log(task) or "up to date" in slurm.log(task)
 
-    # All of it is there, once, and the same to the byte as what nobody disturbed
-    made = sorted(p.name for p in calm.glob("*.jsonl"))
-    assert made == sorted(p.name for p in disturbed.glob("*.jsonl")) and len(made) == 8
-    assert [name for name in made if (calm / name).read_bytes() != (disturbed / name).read_bytes()] == []
-    assert not list(disturbed.glob("*.partial*"))
+    # All of it is there, once
+    assert not list(out.glob("*.partial*"))
     for split in ("train", "validation"):
-        accepted = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.jsonl")]
-        rejected = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.rejected.jsonl")]
-        assert len(accepted) == {"train": 600, "validation": 1000}[split]
+        files = [out / f"{split}-0000{i}-of-00002{end}" for end in (".jsonl", ".rejected.jsonl") for i in shards]
+        assert sum(len(read_lines(path)) for path in files[:2]) == 300
         for field in ("id", "sampling_seed"):
-            assert len({r[field] for r in accepted + rejected}) == len(accepted + rejected)
-    whole = expand("--train-file", [disturbed / "train-*-of-00002.jsonl"])  # the next stage's view of it
-    assert 500 < len(read_examples(whole, load_task(ROOT / "prompts/reviews.toml"))) <= 600
+            values = [record[field] for path in files for record in read_lines(path)]
+            assert len(set(values)) == len(values)
+    whole = expand("--train-file", [out / "train-*-of-00002.jsonl"])  # the next stage's view of it
+    assert 200 < len(read_examples(whole, load_task(ROOT / "prompts/reviews.toml"))) <= 300
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,40 +302,3 @@ def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_p
         assert time.monotonic() < deadline, (tmp_path / "said").read_text()
         time.sleep(0.1)
     assert not slurm.ask("squeue", "--noheader", "--name=python")
-
-
-@needs_slurm
-@pytest.mark.engine
-def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slurm, small_teacher, small_t5, tmp_path):
-    run = tmp_path / "run"
-    variables = {"TEACHER": small_teacher, "STUDENT": small_t5, "ITERATIONS": 1, "NUM_EXAMPLES": 80}
-    variables |= {"GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2"}
-    few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
-    (tmp_path / "test.jsonl").write_text("".join(few))
-    variables |= {"TEST_FILE": tmp_path / "test.jsonl"}
-    job = slurm.submit("loop", "prompts/reviews.toml", run, **variables)
-
-    # Slurm looks at time limits every half a minute; less than five minutes are left, so the signal comes then
-    slurm.wait(job, (run / "untrained/predictions.jsonl.run.json").exists)
-    minutes = 2 + sum(int(n) * 60**i for i, n in enumerate(reversed(slurm.show(job)["RunTime"].split(":")))) // 60
-    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-    assert slurm.wait(job, lambda: slurm.show(job)["Restarts"] == "1")["Restarts"] == "1", slurm.log(job)
-    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
-
-    # And as an administrator or a preempting job does it, while another stage runs
-    slurm.wait(job, (run / "final/student.partial.json").exists)
-    slurm.ask("scontrol", "requeue", job)
-    ended = slurm.wait(job)
-    print(slurm.ask("scontrol", "show", "job", job))
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), slurm.log(job)
-    log = slurm.log(job)
-    assert log.count("stopped in time") == 1 and log.count("+ report.py") == 1 and "start 3" in log
-    assert len(read(run / "iter-00/train.jsonl")) == 80 and len(read(run / "iter-00/validation.jsonl")) == 60
-    for split in ("train", "validation"):
-        rows = read(run / f"iter-00/{split}.jsonl") + read(run / f"iter-00/{split}.rejected.jsonl")
-        assert len({r["id"] for r in rows}) == len(rows)
-        assert len(rows) == json.loads((run / f"iter-00/{split}.jsonl.run.json").read_text())["counts"]["attempted"]
-    assert {"student", "student.run.json", "predictions.jsonl", "metrics.json"} <= {
-        p.name for p in (run / "final").iterdir()
-    }
-    assert not list(run.rglob("*.partial*"))
