@@ -170,14 +170,14 @@ def differences(run: Path, whole: Path) -> list[str]:
 
 
 def kill_on_the_way(
-    run: Path, models: Path, places: list[tuple[str, str]], rng: random.Random, at_random: int = 0, seconds: float = 0
+    run: Path, models: Path, log: Path, places: list, rng: random.Random, at_random: int = 0, seconds: float = 0
 ) -> Counter:
-    """Kill the loop inside every place, (stage, folder) in the loop's order, and `at_random` times besides; then let it end.
+    """Kill the loop inside every place, (stage, folder) in the loop's order, and `at_random` times besides.
 
     A random moment is drawn from a quarter of `seconds`, the time of an uninterrupted run. When the next place comes first, it
     is the place's kill. Returns the counts of the kills by stage. AssertionError when a rerun ends with an error.
     """
-    hits, log, places = Counter(), run.with_name(f"{run.name}.log"), list(places)
+    hits, places = Counter(), list(places)
     while places:
         stage, folder = places[0]
         drawn = float("inf")
@@ -200,9 +200,6 @@ def kill_on_the_way(
         what = f"in {stage} {folder}".strip() if at_place else "at random"
         took, left = f"{time.monotonic() - began:.1f} s", ", ".join(inside) or "nothing"
         print(f"kill {hits.total()}: {what}, {took}; unfinished: {left}", flush=True)
-    process = start_loop(run, models, log)
-    process.wait()
-    assert process.returncode == 0, f"{run}: the last rerun ended with {process.returncode}:\n{tail(log)}"
     return hits
 
 
@@ -236,12 +233,15 @@ def main(
     rng, hits, failed, folders = random.Random(seed), Counter(), 0, 0
     while hits.total() < kills and not failed:
         run, folders = folder / f"run-{folders:03d}", folders + 1
+        log = run.with_name(f"{run.name}.log")
         shutil.rmtree(run, ignore_errors=True)
         try:
             chosen = {rng.choice([p for p in PLACES if p[0] == stage]) for stage in [*OUTPUT, "report"]}
             number = min(kills_per_run, kills - hits.total())
             places = [place for place in PLACES if place in chosen][-number:]
-            hits += kill_on_the_way(run, models, places, rng, number - len(places), seconds)
+            hits += kill_on_the_way(run, models, log, places, rng, number - len(places), seconds)
+            code = start_loop(run, models, log).wait()
+            assert code == 0, f"{run}: the last rerun ended with {code}:\n{tail(log)}"
             different = differences(run, whole)
         except AssertionError as error:
             different = [str(error)]

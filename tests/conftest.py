@@ -1,7 +1,6 @@
 """What the tests share: two tiny tasks with data, tiny models with random weights, and two ways to run a stage.
 
 Everything is made here, in a temporary folder: no download, no file of the repository but the scripts themselves.
-Files run from the quick ones to the slow ones, so that a plain mistake is seen within seconds.
 """
 
 import contextlib
@@ -22,18 +21,16 @@ import pytest
 
 from bench.kill import environment
 from gold.command import run_command
+from gold.task import load_task
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 # Some virtual machines advertise AMX and then refuse its instructions: bfloat16 on such a CPU ends in SIGILL.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
-ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
-    "records", "task", "tasks", "text", "reasoning", "interrupt",
-    "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
-    "generate_units", "score", "train", "predictions", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
-    "bench_training", "bench_scoring", "engine", "label", "chat_teacher",
-)  # fmt: skip
+# The slow files, and those that share a run of the loop: one of the two workers begins with these, the other in the middle of
+# the tests, and who ends first takes half of what the other has left
+FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "label", "chat_teacher", "torchrun")
 
 PAIRS = """
 name = "pairs"
@@ -121,11 +118,8 @@ def pair(number: int) -> dict:
     warm = number % 2 == 0
     thing = (SUMMER if warm else WINTER)[number // 2 % 5]
     place = PLACES[number // 10 % 8]
-    return {
-        "first": f"the {place}",
-        "second": f"{'a big ' if number % 3 else ''}{thing}",
-        "label": "Warm" if warm else "not warm",
-    }
+    label = "Warm" if warm else "not warm"
+    return {"first": f"the {place}", "second": f"{'a big ' if number % 3 else ''}{thing}", "label": label}
 
 
 def flipped(number: int) -> dict:
@@ -227,18 +221,13 @@ def still(model: Path, folder: Path) -> Path:
 def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
     """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
     command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(models) | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        check=False,
-    )  # fmt: skip
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=ROOT, env=environment(models) | env, check=False, **how)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem.removeprefix("test_")
-        return ORDER.index(name) if name in ORDER else len(ORDER)
-
-    items.sort(key=place)  # stable: the order within a file stays
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))  # stable: the order within a file stays
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,20 +252,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(home: Path):
-    from gold.task import load_task
-
     return load_task(home / "pairs.toml")
 
 
 @pytest.fixture(scope="session")
 def flip(home: Path):
-    from gold.task import load_task
-
     return load_task(home / "flip.toml")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
+
+
+def task_texts() -> list[str]:
+    return [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
 
 
 def make_tokenizer(special: dict[str, str], template: str, newline: bool = False):
@@ -287,7 +276,7 @@ def make_tokenizer(special: dict[str, str], template: str, newline: bool = False
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
+    texts = task_texts()
     tokenizer = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if newline:
@@ -295,9 +284,8 @@ def make_tokenizer(special: dict[str, str], template: str, newline: bool = False
         words = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\n"), "removed", invert=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
         texts.append("\n")
-    tokenizer.train_from_iterator(
-        texts, trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
-    )
+    trainer = trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokens = [(token, tokenizer.token_to_id(token)) for token in special.values()]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
@@ -310,12 +298,8 @@ def make_bpe():
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    special = {"special_tokens": ["<|endoftext|>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    tokenizer.train_from_iterator(task_texts(), trainers.BpeTrainer(vocab_size=400, show_progress=False, **special))
     made = json.loads(tokenizer.to_str())["model"]
     return Qwen2Tokenizer(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]])
 
@@ -418,10 +402,10 @@ def trained(home, models, tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
-    """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
+    """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded T5."""
     with made_once(tmp_path_factory, "embedded") as folder:
-        if not (folder / "bert.run.json").exists():
-            command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
+        if not (folder / "t5.run.json").exists():
+            command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "--steps", "150"]
             subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 

@@ -32,17 +32,41 @@ TEST = ROOT / "data" / "reviews" / "test.jsonl"
 # Killed and run again
 
 
-def test_killed_inside_of_stages(finished, embedded, tmp_path):
-    """Where examples are kept by chunk, where a model is written, and at the end; bench/kill.py kills everywhere."""
-    whole, killed = finished[0], copy_of(finished, tmp_path)
-    for name in ("iter-01", "final", "metrics.jsonl"):
-        shutil.rmtree(killed / name) if (killed / name).is_dir() else (killed / name).unlink()
+def test_killed_run_twice_at_once_and_outlived(finished, embedded, tmp_path):
+    """A run that has all of this behind it is the same as one that nobody interrupted. bench/kill.py kills everywhere."""
+    (whole, _), copy, log = finished, copy_of(finished, tmp_path), tmp_path / "log"
+    for name in ("iter-01", "final"):
+        shutil.rmtree(copy / name)
+    (copy / "metrics.jsonl").unlink()
+    # Killed where examples are kept by chunk, and where a model is written
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"KILL_SEED={seed} repeats the moments")
-    places = [("generate train", "iter-01"), ("train", "iter-01"), ("report", "")]
-    hits = kill_on_the_way(killed, embedded, places, random.Random(seed))
-    assert hits == {stage: 1 for stage, _ in places}
-    assert differences(killed, whole) == []
+    places = [("generate train", "iter-01"), ("train", "iter-01")]
+    assert kill_on_the_way(copy, embedded, log, places, random.Random(seed)) == {"generate train": 1, "train": 1}
+    first = start_loop(copy, embedded, log)
+    try:
+        # A second loop while a stage of the first one works, which stands still meanwhile
+        assert wait_for(first, lambda: is_inside(copy, log, "train", "final")), log.read_text()[-3000:]
+        signal_session(first, signal.SIGSTOP)
+        second = loop(copy, embedded)
+        assert second.returncode == 1
+        lock = copy / "final/student.lock"
+        one_error(second.stdout, "final/student: another process is writing it", f"end it: fuser {lock}")
+        # The shell alone is killed: its stage does the work to the end
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        assert living(first.pid)
+        signal_session(first, signal.SIGCONT)
+        while living(first.pid):
+            time.sleep(0.05)
+        assert not lock.exists()
+    finally:
+        kill_session(first)
+    again = loop(copy, embedded)
+    assert again.returncode == 0, again.stdout[-3000:]
+    # two splits, student, scores and metrics twice; untrained, the teacher's labels and metrics; the final student
+    assert again.stdout.count("up to date") == 2 * 5 + 3 + 1
+    assert differences(copy, whole) == []
 
 
 def test_the_comparison_sees_what_differs(finished, tmp_path):
@@ -54,34 +78,6 @@ def test_the_comparison_sees_what_differs(finished, tmp_path):
     (copy / "iter-00/feedback.jsonl").unlink()
     changed = ["final/student/model.safetensors", "iter-00/feedback.jsonl", "iter-00/train.jsonl.run.json"]
     assert differences(copy, finished[0]) == changed
-
-
-def test_two_loops_in_one_folder_and_a_stage_that_outlives_its_shell(finished, embedded, tmp_path):
-    """The first loop's stage stands still meanwhile; then its shell alone is killed, and it does its work to the end."""
-    copy, log = copy_of(finished, tmp_path), tmp_path / "log"
-    shutil.rmtree(copy / "final")
-    first = start_loop(copy, embedded, log)
-    try:
-        assert wait_for(first, lambda: is_inside(copy, log, "train", "final"))
-        signal_session(first, signal.SIGSTOP)
-        second = loop(copy, embedded)
-        assert second.returncode == 1
-        lock = copy / "final/student.lock"
-        one_error(second.stdout, "final/student: another process is writing it", f"end it: fuser {lock}")
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-        assert living(first.pid)
-        signal_session(first, signal.SIGCONT)
-        while living(first.pid):
-            time.sleep(0.05)
-        assert not lock.exists()
-    finally:
-        kill_session(first)
-    again = loop(copy, embedded)
-    assert again.returncode == 0 and "final/student: up to date" in again.stdout, again.stdout[-3000:]
-    # two splits, student, scores and metrics twice; the final student; untrained, the teacher's labels and metrics
-    assert again.stdout.count("up to date") == 2 * 5 + 1 + 3
-    assert differences(copy, finished[0]) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

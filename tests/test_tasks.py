@@ -122,7 +122,7 @@ def test_prompts_that_ask_for_an_example(path):
     for label, definition in task.labels.items() or [(None, "")]:
         start = start_of(task, label)
         users = [render_prompt(task, split, shots, label).user for split in ("train", "validation")]
-        assert all(text in user for text in rendered[:3] for user in users)
+        assert all(text.strip() in user for text in rendered[:3] for user in users)
         assert "ignificantly different" in users[1]
         if task.prompt.feedback:
             users += [render_prompt(task, "train", shots, label, feedback, r).user for r in ("", report)]

@@ -1,6 +1,5 @@
 """slurm/*.sbatch on a Slurm of one node (cluster.py), with the embedded teacher: stopped in the middle, nothing is lost."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,9 +32,8 @@ class Slurm:
 
     def ask(self, *command: object, **variables: object) -> str:
         env = self.env | {name: str(value) for name, value in variables.items()}
-        done = subprocess.run(
-            [*map(str, command)], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-        )
+        how = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run([*map(str, command)], env=env, cwd=ROOT, check=False, **how)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
@@ -118,43 +117,6 @@ def test_a_wrapper_is_short_and_says_what_is_missing(wrapper, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The cluster of these tests
-
-
-@needs_slurm
-def test_whatever_ends_the_process_that_started_it_ends_the_cluster(tmp_path):
-    """No daemon, no step, no job, no folder: also where nothing of ours can run any more."""
-    job = "sbatch --output=/dev/null --wrap 'srun sleep 300' && until [[ $(squeue -h -t R) ]]; do sleep 0.1; done"
-    script = f'{job}; srun sleep 300 & sleep 1; echo "$SLURM_CONF" > {tmp_path}/conf; sleep 300'
-    command = [sys.executable, ROOT / "tests/slurm/cluster.py", "bash", "-c", script]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "conf").exists() or not (tmp_path / "conf").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
-        time.sleep(0.1)
-    conf = (tmp_path / "conf").read_text().strip()
-    names = {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"}
-    assert names <= {Path(words.split()[0]).name.rstrip(":") for words in of_the_cluster(conf)}
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while (of_the_cluster(conf) or Path(conf).parent.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert of_the_cluster(conf) == [] and not Path(conf).parent.exists()
-
-
-def of_the_cluster(conf: str) -> list[str]:
-    """Command lines of the processes that were started with this configuration."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"SLURM_CONF={conf}".encode() in path.read_bytes().split(b"\0"):
-                found.append(path.with_name("cmdline").read_text().replace("\0", " "))
-    return [words for words in found if words]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # generate.sbatch
 
 
@@ -219,15 +181,17 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_
     places = {name: tmp_path / name for name in ("generate", "loop", "once")}
     jobs = {name: stub_job(slurm, name, places[name]) for name in ("generate", "loop")}
     jobs["once"] = stub_job(slurm, "loop", places["once"], "--no-requeue")
+    with ThreadPoolExecutor() as pool:
+        ends = dict(zip(jobs, pool.map(slurm.wait, jobs.values()), strict=True))
     for name in ("generate", "loop"):
-        ended, log = slurm.wait(jobs[name]), slurm.log(jobs[name])
+        ended, log = ends[name], slurm.log(jobs[name])
         assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), log
         assert (places[name] / "outlived").exists() and (places[name] / "slept").exists(), log
         # The log is appended to, so that both starts stand in it
         assert (
             log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
         )
-    ended, log = slurm.wait(jobs["once"]), slurm.log(jobs["once"])
+    ended, log = ends["once"], slurm.log(jobs["once"])
     assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), log
     assert "error: not queued again, see above; " in log and not (places["once"] / "slept").exists()
 
