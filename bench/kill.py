@@ -146,23 +146,23 @@ def without_times(value: Any) -> Any:
     return value
 
 
-def content(path: Path, run: Path) -> Any:
-    """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folder."""
+def content(path: Path, folders: list[Path]) -> Any:
+    """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folders."""
     data = path.read_bytes()
-    if path.name.endswith(".run.json") or path.name == "metrics.json":
-        return without_times(json.loads(data.replace(bytes(run), b"RUN")))
-    if path.name in ("training_log.jsonl", "metrics.jsonl"):
-        return [without_times(json.loads(line)) for line in data.replace(bytes(run), b"RUN").splitlines()]
-    return data
+    if not path.name.endswith((".run.json", "metrics.json", "training_log.jsonl", "metrics.jsonl")):
+        return data
+    for folder in folders:  # either one's, since a copied run names the folder that it was made in
+        data = data.replace(bytes(folder), b"RUN")
+    lines = data.splitlines() if path.suffix == ".jsonl" else [data]
+    return [without_times(json.loads(line)) for line in lines]
 
 
 def differences(run: Path, whole: Path) -> list[str]:
     """Files of two run folders, loop.log apart, that are in one of them only or do not hold the same."""
-    names = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole)]
-    alone = names[0] ^ names[1]
-    return sorted(
-        map(str, alone | {n for n in names[0] & names[1] if content(run / n, run) != content(whole / n, whole)})
-    )
+    ours, others = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole))
+    folders = sorted([run, whole], key=lambda folder: -len(bytes(folder)))  # one may begin as the other
+    different = {n for n in ours & others if content(run / n, folders) != content(whole / n, folders)}
+    return sorted(map(str, (ours ^ others) | different))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
