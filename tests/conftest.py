@@ -32,7 +32,7 @@ ORDER = (  # the longest file is begun early: one of the two workers is busy wit
     "records", "task", "tasks", "text", "reasoning", "interrupt",
     "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
     "generate_units", "score", "train", "predictions", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
-    "bench_training", "bench_scoring", "engine", "label", "chat_teacher",
+    "bench_training", "bench_scoring", "engine", "label",
 )  # fmt: skip
 
 PAIRS = """
