@@ -1,6 +1,7 @@
 """label.py without vLLM: shots, votes, answers, ends of turns by hand; the stage on an engine of a few lines."""
 
 import json
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -157,10 +158,10 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     """24 records in chunks of 7; each fifth does not fit; one is labelled by another teacher; one spells a control token."""
     source = [pair(n) | {"id": f"r{n}", "mine": n} for n in range(24)]
     for n in range(0, 24, 5):
-        source[n]["first"] = "the lake " * 90
+        source[n]["first"] = "the lake " * 150
     del source[1]["label"]
     source[2] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}, "first": "the <|endoftext|>"}
-    args = ("--input-file", write_lines(tmp_path / "in.jsonl", source), "--max-model-len", 160)
+    args = ("--input-file", write_lines(tmp_path / "in.jsonl", source), "--max-model-len", 300)
     done, path, left_out = command("pairs", *args, name="whole")
     whole, rejected = read_lines(path), read_lines(left_out)
     assert [r["mine"] for r in whole] == [n for n in range(24) if n % 5]
@@ -211,7 +212,7 @@ def test_shards_are_the_whole(command, home, tmp_path):
         command(*args, "--shard", f"{i}/2")
     parts = [read_lines(tmp_path / f"out-{i:05d}-of-00002.jsonl") for i in (0, 1)]
     assert [record for two in zip(*parts, strict=True) for record in two] == whole
-    assert "leaves no record for this shard" in command(*args, "--limit", 1, "--shard", "1/2", code=2)
+    assert "no record for this shard" in " ".join(command(*args, "--limit", 1, "--shard", "1/2", code=2).split())
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -231,7 +232,7 @@ def test_dry_run_shows_prompts_and_tokens(command, home):
     done, path, _ = command("pairs", "--input-file", home / "test.jsonl", "--dry-run")
     assert not path.exists() and "=== would label 22 records" in done.stdout
     assert f"First: {read_lines(home / 'test.jsonl')[0]['first']}\nSecond: " in done.stdout
-    assert r"--- Warm: ' Warm' | '\n'" in done.stdout
+    assert re.search(r"(?m)^--- Warm: '.*' \| '\\n'$", done.stdout)
 
 
 @pytest.mark.parametrize("script, args", [("label.py", ["--input-file", "test.jsonl"]), ("generate.py", ["--verify"])])

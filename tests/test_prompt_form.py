@@ -34,13 +34,8 @@ def word_table():
     begins with blank lines and ends its turn. A thought is "hm". Every text is negative.
     """
     table = {"base": reviews_of("base")[0], "Review:": reviews_of("base")[0], "\n": ["Review:"]}
-    table |= {
-        "\n\nSentiment:": ["positive", "negative"],
-        "Sentiment:": ["negative"],
-        "positive": ["\n"],
-        "negative": ["\n"],
-    }
-    table |= {"rambling": reviews_of("rambling")[0], "chat": reviews_of("chat")[0]}
+    table |= {"\n\nSentiment:": ["positive", "negative"], "positive": ["\n"], "negative": ["\n"]}
+    table |= {"Sentiment:": ["negative"], "rambling": reviews_of("rambling")[0], "chat": reviews_of("chat")[0]}
     table |= {"blank": ["\n\n\n\n"], "\n\n\n\n": reviews_of("blank")[0]}
     table |= {"<think>": ["hm"], "hm": ["</think>"], "</think>": reviews_of("chat")[0]}
     after = {"base": ["\n\nSentiment:"], "rambling": reviews_of("rambling")[0], "chat": ["</s>"], "blank": ["</s>"]}
@@ -153,7 +148,7 @@ def test_vllms_parser_takes_the_thought_off_whose_special_tokens_would_be_gone(s
     assert len(accepted) == 4 and all(r["review"].startswith("hm chata") for r in accepted)
     _, accepted, _, _ = sample("thoughts", "--reasoning-parser", "deepseek_r1", folder="parsed")
     assert len(accepted) == 4 and all(is_review(r["review"]) for r in accepted)
-    assert all(r["completion"].startswith("hm</think>") for r in accepted)
+    assert all(r["completion"].startswith("hm") and "</think>" in r["completion"] for r in accepted)
 
 
 @pytest.mark.engine
@@ -180,20 +175,10 @@ def test_verify_rejects_what_the_teacher_labels_otherwise(sample, monkeypatch):
 
 
 def test_options_of_the_template(teachers, tmp_path):
-    how = (
-        "generate.py",
-        "--task-file",
-        ROOT / "prompts/reviews.toml",
-        "--output-dir",
-        tmp_path,
-        "--model",
-        teachers / "switch",
-    )
-    off, on = (
-        call(*how, "--dry-run", "--chat-template-kwargs", json.dumps({"enable_thinking": x})).stdout
-        for x in (False, True)
-    )
-    assert "<turn> </think>" in off and "<turn>" in on and "</think>" not in on
+    how = ("generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--output-dir", tmp_path, "--model")
+    how, thinking = (*how, teachers / "switch"), ({"enable_thinking": switch} for switch in (False, True))
+    off, on = (call(*how, "--dry-run", "--chat-template-kwargs", json.dumps(kwargs)).stdout for kwargs in thinking)
+    assert "</think>" in off and "<turn>" in on and "</think>" not in on
     done = call(*how, "--prompt-form", "completion", "--chat-template-kwargs", '{"enable_thinking": false}')
     assert done.returncode == 2 and "is for the chat form" in done.stderr
     done = call(*how, "--structured", "--reasoning-parser", "qwen3")
