@@ -46,6 +46,7 @@ MIN_VALIDATION, VALIDATION_PER_LABEL = 200, 20  # the OOD pool grows with the la
 
 app = new_app()
 sampling = partial(typer.Option, rich_help_panel="Sampling")
+FeedbackLabel = Literal["any", "same", "other"]
 
 
 @app.command()
@@ -62,9 +63,7 @@ def main(
     num_fewshot: Annotated[int, sampling(min=1, help="Seed examples in a training prompt.")] = 3,
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
-    feedback_label: Annotated[
-        Literal["any", "same", "other"], sampling(help="Its labels: any, the one asked for (same), or others.")
-    ] = "any",
+    feedback_label: Annotated[FeedbackLabel, sampling(help="Its labels: any, the one asked for (same), or others.")] = "any",
     temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the train split (0 = greedy).")] = 1.0,
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
@@ -152,7 +151,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
             notes |= {name: notes.get(name, 0) + count for name, count in engine.taken_tokens().items()}
             notes["generate_seconds"] = round(earlier + run.seconds, 2)
             save_notes(run)
-            rate = notes["completion_tokens"] / max(notes["generate_seconds"], 0.01)
+            rate = notes.get("completion_tokens", 0) / max(notes["generate_seconds"], 0.01)
             bar.set_postfix_str(f"{sum(plan.accepted):,} of {sum(plan.shares):,} accepted, {rate:,.0f} tokens/s")
     finish(split, encoder)
 
