@@ -30,7 +30,7 @@ from gold.attempts import Pools
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import agrees, example_key, read_examples
 from gold.fingerprint import fingerprint
-from gold.jsonl import append_records, expand
+from gold.jsonl import append_records, expand, parse_shard
 from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label, shows_report
@@ -157,7 +157,8 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
 
 
 def check_options(task: Task, options: dict) -> None:
-    """Refuse options that do not go together."""
+    """Refuse a bad shard, and options that do not go together."""
+    parse_shard(options["shard"])
     if options["feedback_label"] != "any" and not task.labels:
         raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
     if options["structured"] and options["reasoning_parser"]:
