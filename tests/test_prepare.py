@@ -77,7 +77,7 @@ SVAMP = records_of(
     "ID Body Question Equation Answer Type",
     ("c1", "Ada had 9 nets. 4 tore", "How many held?", "( 9.0 - 4.0 )", 5.0, "Subtraction"),
     ("c2", "Two sums.", "Product?", "( ( 1.5 + 2.0 ) * ( 3.0 - 1.0 ) )", "7.0", "Multiplication"),
-    ("c3", "", "What?", "( 1.0 + 1.0 ) * ( 2.0 )", 4, "x"),
+    ("c3", "Odd.", "What?", "( 1.0 + 1.0 ) * ( 2.0 )", 4, "x"),
     ("c4", "Wrong.", "What?", "( 9.0 - 4.0 )", 6.0, "x"),
     ("c5", "None.", "What?", "9 miles", 6.0, "x"),
 )
@@ -117,8 +117,9 @@ OFFICIAL = {  # task: (its files, options, the records, what is said)
         {"SVAMP.json": json.dumps(SVAMP)}, [],
         records_of("body question answer equation type original_id",
                    ("Ada had 9 nets. 4 tore", "How many held?", "5", "9 - 4", "Subtraction", "c1"),
-                   ("Two sums.", "Product?", "7", "( 1.5 + 2 ) * ( 3 - 1 )", "Multiplication", "c2")),
-        ["1 of 5 rows skipped: nothing in 'body'", "1 of 5 rows skipped: the equation has no value",
+                   ("Two sums.", "Product?", "7", "( 1.5 + 2 ) * ( 3 - 1 )", "Multiplication", "c2"),
+                   ("Odd.", "What?", "4", "( 1 + 1 ) * ( 2 )", "x", "c3")),
+        ["1 of 5 rows skipped: the equation has no value",
          "1 of 5 rows skipped: the equation does not give its answer"],
     ),
     "imdb": (
@@ -170,16 +171,13 @@ def test_integers_of_glue_are_labels_and_quotation_marks_mean_nothing(task, colu
 
 
 def test_other_sides(tmp_path):
-    files = {
-        "dev_matched.tsv": mnli("-", "neutral"),
-        "dev_mismatched.tsv": mnli("neutral"),
-        "train.tsv": mnli("neutral"),
-    }
-    folder = write(tmp_path / "mnli", files)
+    sides = {"dev_matched.tsv": "neutral", "dev_mismatched.tsv": "entailment", "train.tsv": "contradiction"}
+    folder = write(tmp_path / "mnli", {name: mnli(label) for name, label in sides.items()})
     prepare(tmp_path, "mnli", "--source", folder, "--train")
-    assert [r["id"] for r in read_lines(tmp_path / "out" / "train.jsonl")] == ["mnli-train-1"]
+    (row,) = read_lines(tmp_path / "out" / "train.jsonl")
+    assert (row["id"], row["label"]) == ("mnli-train-1", "contradiction")
     records, _ = prepare(tmp_path, "mnli", "--source", folder, "--split", "validation_mismatched")
-    assert [r["premise"] for r in records] == ["Premise 0."]
+    assert [r["label"] for r in records] == ["entailment"]
     folder = write(tmp_path / "anli", anli("test") | anli("dev"))
     records, _ = prepare(tmp_path, "anli", "--source", folder, "--split", "dev")
     assert [r["premise"] for r in records] == ["dev text"] * 3
@@ -234,9 +232,8 @@ def test_nl4opt_constraints():
     assert formulation.split("; ") == ["maximize 2 plain loaves + 3.5 rye", *CONSTRAINTS]
     # 2 p + 3.5 r, p + r <= 10, r at most a third: r = 10/3, p = 20/3
     limits = [constraint("sum", limit="10"), constraint("ratio", limit="third", var="rye")]
-    assert optimum(formulation_of(nl4opt(const_declarations=limits), "here")) == pytest.approx(
-        2 * 20 / 3 + 3.5 * 10 / 3
-    )
+    formulation = formulation_of(nl4opt(const_declarations=limits), "here")
+    assert optimum(formulation) == pytest.approx(2 * 20 / 3 + 3.5 * 10 / 3)
 
 
 def test_nl4opt_through_the_command(tmp_path):
