@@ -38,8 +38,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
-                text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
-                if text:
+                if text := line.removeprefix(codecs.BOM_UTF8).strip():
                     yield number, parse_line(text)
                     empty = False
     except (OSError, EOFError, zlib.error) as error:
@@ -91,7 +90,8 @@ def parse_line(line: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         problem = str(error)
     try:  # json says better what is wrong with it; what it takes, it may not be able to write
-        json.dumps(json.loads(line, parse_constant=refuse_constant), ensure_ascii=False, allow_nan=False).encode()
+        value = json.loads(line.decode(), parse_constant=refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         problem = "nested too deeply"
     raise ValueError(problem)

@@ -74,7 +74,7 @@ def test_a_record_ends_where_its_line_ends(end, mark, tmp_path):
     """Raw line separators in a string cut no record; a byte order mark, CR LF, blank lines, no last line end are fine."""
     row = {"first": "the\u2028old\u2029grey\u0085lake\ufeff"}
     path, line = tmp_path / "some.jsonl", json.dumps(row, ensure_ascii=False)
-    path.write_text(mark + end.join([line, " ", line]), encoding="utf-8", newline="")
+    path.write_text(mark + end.join([line, " ", mark + line]), encoding="utf-8", newline="")
     assert list(read_records(path)) == [(1, row), (3, row)]
 
 
