@@ -318,7 +318,7 @@ def hub(tmp_path, monkeypatch):
             for split, rows in splits.items():
                 data = datasets.Dataset.from_list(rows)
                 if name == "glue":
-                    data = data.cast_column("label", datasets.ClassLabel(names=TASKS[config].labels))
+                    data = data.cast_column("label", datasets.ClassLabel(names=list(TASKS[config].labels)))
                 data.to_parquet(tmp_path / name / config / f"{split}.parquet")
             files = [{"split": split, "path": f"{config}/{split}.parquet"} for split in splits]
             card.append({"config_name": config, "data_files": files})

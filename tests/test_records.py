@@ -163,7 +163,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=6))
 def test_what_is_written_is_read(rows, tmp_path):
     path = tmp_path / "some.jsonl"
