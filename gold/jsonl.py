@@ -7,6 +7,7 @@ paths = expand("--train-file", [Path("train-*-of-00004.jsonl")])
 
 import codecs
 import collections
+import functools
 import glob
 import gzip
 import json
@@ -81,12 +82,17 @@ def refuse_other_formats(path: Path) -> None:
         fail(f"{path}: not JSON Lines but {what}: {command} makes JSON Lines of it")
 
 
+@functools.cache
+def decoder() -> Any:
+    import msgspec  # here: it takes a tenth of the time of a --help
+
+    return msgspec.json.Decoder(dict)  # twice as fast as decode(line, type=dict)
+
+
 def parse_line(line: bytes) -> dict:
     """The object of a line, by msgspec: several times as fast as json, and strict where json is not (1e999)."""
-    import msgspec
-
     try:
-        return msgspec.json.decode(line, type=dict)
+        return decoder().decode(line)
     except (ValueError, RecursionError) as error:
         problem = str(error)
     try:  # json says better what is wrong with it; what it takes, it may not be able to write
