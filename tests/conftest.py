@@ -30,7 +30,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 ROOT = Path(__file__).parent.parent
 # The slow files, and those that share a run of the loop: one of the two workers begins with these, the other in the middle of
 # the tests, and who ends first takes half of what the other has left
-FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "label", "chat_teacher", "torchrun")
+FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
 
 PAIRS = """
 name = "pairs"
