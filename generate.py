@@ -99,18 +99,19 @@ def main(
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
     known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
     template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
-    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
     splits = [Split("train", task, options, pools, known, report)]
     splits += [Split("validation", task, options, pools, known)] if options["num_validation"] else []
+    if not dry_run:
+        signals = StopSignals()
+        for check_only in (True, False):  # nothing is touched unless both splits can start
+            for split in splits:
+                split.start(check_only)
+        if not any(split.run for split in splits):
+            return
+    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
     if dry_run:
         for split in splits:
             show_prompts(split, encoder)
-        return
-    signals = StopSignals()
-    for check_only in (True, False):  # nothing is touched unless both splits can start
-        for split in splits:
-            split.start(check_only)
-    if not any(split.run for split in splits):
         return
     teacher.say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
     engine = Engine(

@@ -73,8 +73,8 @@ def main(
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
-    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
     if dry_run:
+        encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
         show_label_prompts(task, encoder, records[:2], shots)
         print(f"=== would label {len(records):,} records")
         return
@@ -85,6 +85,7 @@ def main(
     )  # fmt: skip
     if run is None:
         return
+    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
 
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])

@@ -114,7 +114,7 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def dump_line(record: dict) -> bytes:
+def dump_line(record: dict) -> str:
     import msgspec
 
     line = msgspec.json.encode(record)
@@ -122,19 +122,21 @@ def dump_line(record: dict) -> bytes:
         bad = [f"{name} is {value}" for name, value in record.items() if not is_finite(value)]
         if bad:
             fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
-    return msgspec.json.format(line, indent=0) + b"\n"  # with a blank after each comma and colon, for reading
+    return msgspec.json.format(line, indent=0).decode()  # with a blank after each comma and colon, for reading
 
 
-def write_file(path: Path, records: Iterable[dict], mode: str = "wb") -> None:
+def write_file(path: Path, records: Iterable[dict], mode: str = "w") -> None:
     """A whole file of JSON Lines, down to the disk; NaN and infinity are errors, never written."""
-    with naming(path), path.open(mode) as file:
-        file.writelines(map(dump_line, records))
+    import jsonlines
+
+    with naming(path), path.open(mode, encoding="utf-8") as file:
+        jsonlines.Writer(file, dumps=dump_line).write_all(records)
         file.flush()
         os.fsync(file.fileno())  # before anybody notes that they are there: a power cut may come too
 
 
 def append_records(path: Path, records: Iterable[dict]) -> None:
-    write_file(path, records, "ab")
+    write_file(path, records, "a")
 
 
 def cut_torn_line(path: Path) -> None:
