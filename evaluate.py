@@ -1,16 +1,14 @@
 """Measure a student, an untrained student or stored predictions on test sets: the task's metric with its interval.
 
-Reads a task file and test files with human or trusted answers. Writes predictions.jsonl (the test records, each with
-`prediction` and `correct`) and metrics.json into --output-dir, for a second test file into a folder of its name in
-there; prints the metrics.
+Writes predictions.jsonl (the test records, each with `prediction` and `correct`) and metrics.json into --output-dir, for
+each further test file into a folder of its name in there; prints the metrics.
 
     python evaluate.py --task-file prompts/reviews.toml --model runs/a/final/student \
         --test-file data/reviews/test.jsonl --group-by group --output-dir runs/a/final
     python evaluate.py ... --model google-t5/t5-base                  # the untrained student: a row of every table
     python evaluate.py ... --prediction-field teacher_label           # predictions that the test file holds already
 
-What is reported, by the task's metric; shares, 0 to 1, higher = better; each with its 95 % bootstrap interval over
-examples:
+What is reported, by the task's metric; from 0 to 1, higher = better; with 95 % bootstrap intervals over examples:
 
     accuracy, macro_f1   both, and precision, recall and F1 of each label; the confusion table
     exact_match          equal when stripped and lower-cased
@@ -20,8 +18,8 @@ examples:
     optimum              linear programmes that have the optimum of the target (gold/programmes.py), and rouge_l
     chrf                 chrF2 of the whole set; 100 times it is what sacrebleu prints
 
-Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. What is no label, no
-equation or no programme is wrong, and so is an empty or absent prediction.
+Of a record's right answers (the answer field, and the list `<answer_field>s`) the best counts. A prediction that is
+absent, empty, or no label, equation or programme is wrong.
 """
 
 from pathlib import Path
@@ -33,10 +31,10 @@ from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_ap
 from gold.correctness import golds_of
 from gold.examples import column_of, read_examples
 from gold.jsonl import write_file
-from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, measure, of_example
+from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, confusions, measure, of_example
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
-from gold.runs import Run, beside, finish_run, start_run, write_json
+from gold.runs import beside, finish_run, start_run, write_json
 from gold.student import MaxSourceLength, MaxTargetLength, lengths_of, load_trained
 from gold.task import Task, load_task, render
 from gold.text import exact_form
@@ -49,9 +47,7 @@ app = new_app()
 @app.command()
 def main(
     task_file: TaskFile,
-    test_file: Annotated[
-        list[Path], files(help="Test records; only the task's fields are needed. Repeat: each is measured.")
-    ],
+    test_file: Annotated[list[Path], files(help="Test records; only the task's fields are needed. May be repeated.")],
     output_dir: Annotated[Path, files(help="Folder for predictions.jsonl and metrics.json.")],
     model: Annotated[str | None, files(help="Student to measure: a folder or a name on the hub.")] = None,
     prediction_field: Annotated[str | None, files(help="Instead of --model: the field that holds predictions.")] = None,
@@ -71,30 +67,30 @@ def main(
     task = load_task(task_file)
     if (model is None) == (prediction_field is None):
         raise typer.BadParameter("give one of --model and --prediction-field", param_hint="--model")
-    test_sets = {
-        path: read_examples(path, task, use=[prediction_field] if prediction_field else [])[:limit]
-        for path in test_file
-    }
+    use = [prediction_field] if prediction_field else []
+    test_sets = {path: read_examples(path, task, use=use)[:limit] for path in test_file}
     for path, examples in test_sets.items():
         check_fields(path, examples, task, column_of(group_by, examples), prediction_field)
-    if dry_run:
-        for path, examples in test_sets.items():
+        if dry_run:
             print(f"would measure {model or prediction_field} on {len(examples):,} records of {path}")
+    if dry_run:
         return
     lengths = lengths_of(model, max_source_length, max_target_length) if model else {}
-    options |= lengths
-    runs: dict[Path, Run] = {}
-    for i, path in enumerate(test_sets):
-        folder = output_dir / path.stem if i else output_dir
-        run = start_run(
-            "evaluate.py", folder / "predictions.jsonl", options | {"test_file": path}, ["task_file", "model", "test_file"],
-            also=[folder / "metrics.json"], overwrite=overwrite, not_compared=["per_device_eval_batch_size"],
+    folders = [output_dir, *(output_dir / path.stem for path in list(test_sets)[1:])]
+    if len(set(folders)) < len(folders):
+        fail("--test-file: two files have the same name, and so the same output folder; rename one")
+    runs = {}
+    for path, folder in zip(test_sets, folders, strict=True):
+        runs[path] = start_run(
+            "evaluate.py", folder / "predictions.jsonl", options | lengths | {"test_file": path},
+            ["task_file", "model", "test_file"], also=[folder / "metrics.json"], overwrite=overwrite,
+            not_compared=["per_device_eval_batch_size"],
         )  # fmt: skip
-        if run:
-            runs[path] = run
-    if runs and model:
+    if model and any(runs.values()):
         student = load_trained(model, task, lengths, dtype)
     for path, run in runs.items():
+        if not run:
+            continue
         examples = test_sets[path]
         if model:
             predictions = predict(student, examples, per_device_eval_batch_size)
@@ -109,39 +105,31 @@ def main(
         print_metrics(metrics)
 
 
-def check_fields(
-    path: Path, examples: list[dict], task: Task, group_by: str | None, prediction_field: str | None
-) -> None:
-    """Fields that options name must be there: the group's in every record, the prediction's in any (one without is
-    wrong)."""
-    absent = [e for e in examples if group_by not in e] if group_by else []
-    if prediction_field and not any(prediction_field in e for e in examples):
-        absent, group_by = examples, prediction_field
-    if absent:
-        fail(f"{path}: {absent[0]['id']} has no field {group_by!r}; found {', '.join(absent[0])}")
-    if group_by == "label" and task.answer_field != "label" and task.labels:
+def check_fields(path: Path, examples: list[dict], task: Task, group: str | None, predictions: str | None) -> None:
+    """End the stage where a record is without the group's field, or none has the predictions' (one without is wrong)."""
+    absent = [(group, e) for e in examples if group and group not in e]
+    if predictions and not any(predictions in e for e in examples):
+        absent = [(predictions, examples[0])]
+    for name, example in absent:
+        fail(f"{path}: {example['id']} has no field {name!r}; found {', '.join(example)}")
+    if group == "label" and task.answer_field != "label" and task.labels:
         fail(f"--group-by label: by_label holds the labels ({task.answer_field}) themselves; rename the field 'label'")
 
 
 def stored_predictions(examples: list[dict], task: Task, field: str) -> list[str]:
-    """What stands in the field, as a student writes it: of a teacher a label's name stands for the label's target."""
+    """What stands in the field, as a student would write it: a teacher's label becomes the label's target."""
     predictions = ["" if e.get(field) is None else str(e[field]).strip() for e in examples]
     if task.labels:
-        written = {}
-        if field != "prediction":
-            written = dict(zip(map(exact_form, task.labels), task.targets, strict=True))
-            written |= {exact_form(target): target for target in task.targets}
-        return [exact_form(written.get(exact_form(p), p)) for p in predictions]
+        names = {} if field == "prediction" else dict(zip(map(exact_form, task.labels), task.targets, strict=True))
+        names |= {exact_form(target): target for target in task.targets}
+        return [exact_form(names.get(exact_form(p), p)) for p in predictions]
     if field == "teacher_label":
         return [p and render(task.student.target, {task.answer_field: p}) for p in predictions]
     return predictions
 
 
-def report(
-    task: Task, path: Path, records: list[dict], group_by: str | None, seed: int, num_resamples: int
-) -> dict[str, Any]:
-    """All numbers of metrics.json, the whole first."""
-    how = (seed, num_resamples)
+def report(task: Task, path: Path, records: list[dict], group_by: str | None, *how: int) -> dict[str, Any]:
+    """All numbers of metrics.json, the whole first. how: seed and number of resamples."""
     metrics: dict[str, Any] = {
         "task": task.name,
         "metric": HEADLINE.get(task.metric, task.metric),
@@ -159,8 +147,8 @@ def report(
             "columns": [name or "no label" for name in columns],
             "matrix": [[cells[gold, predicted] for predicted in columns] for gold in labels],
         }
-    rules = {name: rule for name, rule in WORD_RULES.items() if name in (task.metric, *metrics["overall"])}
-    metrics |= {f"{name}_tokenizer": rule for name, rule in rules.items()}
+    for name in {task.metric, *metrics["overall"]} & WORD_RULES.keys():
+        metrics[f"{name}_tokenizer"] = WORD_RULES[name]
     if task.metric == "optimum":
         metrics["no_optimum"] = sum(all(optimum(gold) is None for gold in golds_of(task, r)) for r in records)
     if group_by and group_by != "label":
@@ -172,8 +160,7 @@ def report(
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Each number with its interval, a table for the whole and the groups and one for the labels; then the
-    confusion."""
+    """Each number with its interval: a table for the whole and the groups, one for the labels; then the confusions."""
     tables = [[("all", {"n": metrics["n"], **metrics["overall"]})], []]
     for key, groups in metrics.items():
         if key.startswith("by_"):
@@ -194,21 +181,15 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 def print_confusion(labels: list[str], columns: list[str], matrix: list[list[int]]) -> None:
     """The table; of many labels the ten most frequent confusions."""
-    if len(labels) <= MAX_LABELS:
-        width = max(map(len, ["gold, predicted:", *labels]))
-        print(f"\n{'gold, predicted:':<{width}}  " + "  ".join(columns))
-        for name, row in zip(labels, matrix, strict=True):
-            print(f"{name:<{width}}  " + "  ".join(f"{x:>{len(c)}}" for x, c in zip(row, columns, strict=True)))
+    if len(labels) > MAX_LABELS:
+        print("\nmost frequent confusions")
+        for count, gold, predicted in confusions(labels, columns, matrix)[:10]:
+            print(f"{count:>6}  {gold} as {predicted}")
         return
-    pairs = [
-        (count, f"{gold} as {predicted}")
-        for gold, row in zip(labels, matrix, strict=True)
-        for predicted, count in zip(columns, row, strict=True)
-        if count and gold != predicted
-    ]
-    print("\nmost frequent confusions")
-    for count, pair in sorted(pairs, key=lambda pair: -pair[0])[:10]:
-        print(f"{count:>6}  {pair}")
+    width = max(map(len, ["gold, predicted:", *labels]))
+    print(f"\n{'gold, predicted:':<{width}}  " + "  ".join(columns))
+    for name, row in zip(labels, matrix, strict=True):
+        print(f"{name:<{width}}  " + "  ".join(f"{x:>{len(c)}}" for x, c in zip(row, columns, strict=True)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Have the teacher answer records of any origin: probabilities of all labels, or for text2text what it writes.
 
 Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and
-those that do not fit the teacher's context into *.rejected.jsonl. Three uses: the teacher's row beside the student's
+those that do not fit the teacher's context into *.rejected.jsonl. Uses: the teacher's row beside the student's
 (evaluate.py --prediction-field teacher_label), soft labels (train_student.py --loss kl), and self-verification
 (score_ood.py --confirmed).
 
@@ -11,14 +11,15 @@ those that do not fit the teacher's context into *.rejected.jsonl. Three uses: t
     python label.py ... --shard 0/4                          # the first of four processes: labelled-00000-of-00004.jsonl
     python label.py ... --dry-run                            # show the prompts; no engine
 
-Kill it at any time and run the same command again: it goes on after the last whole chunk.
+Kill it at any time and run the same command again: it resumes after the last whole chunk.
 """
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
 from gold import teacher
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
@@ -59,7 +60,7 @@ def main(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
-    """Write --input-file with the teacher's own answers."""
+    """Write --input-file with the teacher's answers."""
     options = dict(locals())
     # Load
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
@@ -72,8 +73,8 @@ def main(
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
-    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
     if dry_run:
+        encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
         show_label_prompts(task, encoder, records[:2], shots)
         print(f"=== would label {len(records):,} records")
         return
@@ -84,71 +85,26 @@ def main(
     )  # fmt: skip
     if run is None:
         return
+    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
 
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])
-    need = longest_need(task, encoder, records, shots, max_tokens, max_model_len, run)
+    need = longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
     engine = Engine(
         model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
-    label_chunks(run, task, records, shots, encoder, engine, signals, options)
-    finish(run, task, records, encoder, counts)
-    signals.stop_if_any()  # what comes after this stage would not know of it
-
-
-def longest_need(
-    task: Task, encoder: Encoder, records: list[dict], shots: list[dict], max_tokens: int, max_model_len: int | None,
-    run: Run,
-) -> int:  # fmt: skip
-    """Tokens of the longest prompt and its answer that fit; records that do not fit are left out, the longest is named."""
-    room, needs = max_model_len or encoder.context or math.inf, []
-    for i in range(0, len(records), CHUNK):
-        needs += [row.length(max_tokens) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)]
-    cure = f"lower --num-fewshot{' or raise --max-model-len' * bool(max_model_len)}"
-    fitting = [need for need in needs if need <= room]
-    if not fitting:
-        problem = f"the shortest prompt and its answer have {min(needs):,} tokens, the context holds {room:,}"
-        fail(f"{run.output}: {problem}; {cure}")
-    if len(fitting) < len(needs):
-        longest, name = max((need, record["id"]) for need, record in zip(needs, records, strict=True))
-        problem = f"of {len(needs):,} records are left out (prompt_too_long), such as {name}: {longest:,} tokens"
-        left = len(needs) - len(fitting)
-        say(f"warning: {run.output}: {left:,} {problem}, the context holds {room:,}; {cure} to keep them")
-    return max(fitting) + 1
-
-
-def chunk_size(engine: Engine) -> int:
-    """How many records are labelled at once: their prompts stay in the prefix cache until all nodes are asked for."""
-    cache = engine.llm.llm_engine.vllm_config.cache_config
-    held = (getattr(cache, "num_gpu_blocks", None) or 0) * (getattr(cache, "block_size", None) or 0)
-    return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
-
-
-def label_chunks(
-    run: Run, task: Task, records: list[dict], shots: list[dict], encoder: Encoder, engine: Engine, signals: StopSignals,
-    options: dict,
-) -> None:  # fmt: skip
-    """Append records with the teacher's answers to the partial file, from where it ends."""
-    from tqdm import tqdm
-
-    rejected = beside(run.also[0], ".partial")
-    done: set[str] = set()
-    for path in (run.partial, rejected):
-        path.touch()
-        cut_torn_line(path)
-        done |= {record["id"] for _, record in read_records(path)}
+    rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
+    done = read_done(run.partial, rejected)
     if done:
-        say(f"{run.output}: going on after {len(done):,} records")
-    how = {name: options[name] for name in ("num_samples", "temperature", "max_tokens", "seed")}
-    size = chunk_size(engine)
+        say(f"{output}: going on after {len(done):,} records")
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
             if not chunk:
                 continue
-            answers = label_records(engine, encoder, task, chunk, shots, **how)
+            answers = label_records(engine, encoder, task, chunk, shots, num_samples, temperature, max_tokens, seed)
             pairs = list(zip(chunk, answers, strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
             left_out = [record for record, answer in pairs if not answer]
@@ -157,32 +113,69 @@ def label_chunks(
                 run.notes[name] = run.notes.get(name, 0) + count
             save_notes(run)
             bar.update(len(chunk))
+    finish(run, task, records, encoder, counts)
+    signals.stop_if_any()  # what comes after this stage would not know of it
+
+
+def longest_need(
+    output: Path, task: Task, encoder: Encoder, records: list[dict], shots: list[dict], max_tokens: int,
+    max_model_len: int | None,
+) -> int:  # fmt: skip
+    """Tokens of the longest prompt and its answer that fit the context; how many records do not fit is said."""
+    room, needs = max_model_len or encoder.context or math.inf, []
+    for i in range(0, len(records), CHUNK):
+        needs += [row.length(max_tokens) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)]
+    fitting, long = [need for need in needs if need <= room], [need for need in needs if need > room]
+    if long:
+        problem = (
+            f"{output}: {len(long):,} of {len(needs):,} records are too long (prompt_too_long): with their answers"
+        )
+        problem += f" {min(long):,} to {max(long):,} tokens, the context holds {room:,}; lower --num-fewshot"
+        problem += " or raise --max-model-len" * bool(max_model_len)
+        say(f"warning: {problem}") if fitting else fail(problem)
+    return max(fitting) + 1
+
+
+def chunk_size(engine: Engine) -> int:
+    """How many records are labelled at once: their prompts stay in the prefix cache until all nodes are asked for."""
+    cache = engine.llm.llm_engine.vllm_config.cache_config
+    held = (cache.num_gpu_blocks or 0) * cache.block_size  # tokens
+    return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
+
+
+def read_done(*paths: Path) -> set[str]:
+    """The ids of the records in the partial files."""
+    for path in paths:
+        path.touch()
+        cut_torn_line(path)
+    return {record["id"] for path in paths for _, record in read_records(path)}
 
 
 def labelled(record: dict, answer: dict, task: Task) -> dict:
-    """Readable fields first, then the answer (another teacher's stays nowhere), then the rest."""
+    """Readable fields first, then the answer, then the rest without the answer of another teacher."""
     first = {k: record[k] for k in ["id", *task.fields, task.answer_field] if k in record}
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 
 def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict) -> None:
+    """The run record, and the summary."""
     done = [record for _, record in read_records(run.partial)]
     answered = [r for r in done if r.get(task.answer_field) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
-    rejected = {"prompt_too_long": len(records) - len(done)} if len(done) < len(records) else {}
-    counts |= {"records": len(records), "labelled": len(done), "rejected": rejected}
+    left = len(records) - len(done)
+    counts |= {"records": len(records), "labelled": len(done), "rejected": {"prompt_too_long": left} if left else {}}
     counts |= {"with_answer": len(answered), "agreeing": agreeing}
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
-    tokens: dict[str, Any] = {name: run.notes.get(name, 0) for name in ("prompt_tokens", "computed_tokens")}
-    finish_run(run, counts | tokens, prompt_form=encoder.form)
+    computed, prompts = (run.notes.get(name, 0) for name in ("computed_tokens", "prompt_tokens"))
+    finish_run(run, counts | {"prompt_tokens": prompts, "computed_tokens": computed}, prompt_form=encoder.form)
     if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
         cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")
         say(f"warning: {run.output}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")
-    left = f" + {len(records) - len(done):,} rejected (prompt_too_long) = {len(records):,} read" * bool(rejected)
+    rejected = f" + {left:,} rejected (prompt_too_long) = {len(records):,} read" * bool(left)
     say(
-        f"{run.output}: {len(done):,} labelled{left}, {agreeing:,} of {len(answered):,} as their answer says; "
-        f"{tokens['computed_tokens']:,} tokens computed for {tokens['prompt_tokens']:,} of prompts"
+        f"{run.output}: {len(done):,} labelled{rejected}, {agreeing:,} of {len(answered):,} as their answer says; "
+        f"{computed:,} tokens computed for {prompts:,} of prompts"
     )
 
 

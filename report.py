@@ -1,19 +1,19 @@
 """Print what happened in a run, one line an iteration, and write the same rows to RUN/metrics.jsonl.
 
-Reads the run records and metrics that the stages left in RUN, and the accepted training examples; loads no model.
+Reads the run records, metrics and accepted training examples in RUN; loads no model.
 
     python report.py runs/demo
     python report.py runs/demo runs/mine
 
-The column with the interval, and those of the groups, hold the headline number of metrics.json, which is their title.
-distinct-2: different / all pairs of neighbouring words in the first W words of the iteration's train.jsonl, W the same
-for all iterations of the run (the ratio falls with the length, so only equal lengths compare). energy, tfidf, ...: mean
-over all that was scored of the score that selected; the student differs from iteration to iteration, so compare with
-care. tokens: what the teacher computed for an accepted example, prompt tokens that were not in the prefix cache and new
-ones, rejected attempts included.
+The columns with the interval and of the groups have the headline number of metrics.json; its name is their title.
+tokens: what the teacher computed for an accepted example, rejected attempts included: prompt tokens that were not in the
+prefix cache, and new ones. distinct-2: different / all pairs of neighbouring words in the first W words of train.jsonl;
+the ratio falls with the length, so all iterations of a run have the same W. energy, tfidf, ...: mean of the score that
+selected, over all that was scored; each iteration has another student, so compare with care.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from gold.jsonl import read_records, write_file
 from gold.runs import beside
 from gold.text import words
 
-STAGES = {"generate": "train.jsonl", "train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}
+STAGES = {"train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}
 
 app = new_app()
 
@@ -54,40 +54,33 @@ def rows_of(run: Path) -> list[dict]:
     rows = []
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
-        records = [found for path in paths if (found := load(beside(path, ".run.json")))]
-        counts = [record["counts"] for record in records]
+        records = [record for path in paths if (record := load(beside(path, ".run.json")))]
+        names = ("attempted", "accepted", "computed_tokens")  # runs of earlier builds have not the last
+        attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
         scored = load(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
-        total = {name: sum(c[name] for c in counts) for name in ("attempted", "accepted")}
-        computed = sum(c.get("computed_tokens", 0) for c in counts)  # runs of earlier builds have none
         rows.append({
             "iteration": folder.name,
-            "attempted": total["attempted"],
-            "accepted": total["accepted"],
-            "tokens": round(computed / total["accepted"], 1) if computed else None,
-            "distinct_2": round(distinct_n(first_words(texts[folder], budget), 2), 4),
+            "attempted": attempted,
+            "accepted": accepted,
+            "tokens": round(computed / accepted, 1) if computed else None,
+            "distinct_2": round(distinct_2(texts[folder], budget), 4),
             "score": score,
             "mean_score": scored.get("means", {}).get(score),
             **measured(folder),
             # One start writes both splits, and shards work at the same time
-            "seconds": seconds_of(folder) | {"generate": max((record["seconds"] for record in records), default=0)},
+            "seconds": seconds_of(folder, max((record["seconds"] for record in records), default=0)),
         })  # fmt: skip
     others = [run / "final", *sorted(path.parent for path in (run / "final").glob("*/metrics.json"))]
     for folder in [*others, run / "untrained", run / "teacher"]:
         if found := measured(folder):
-            labelled = load(folder / "labelled.jsonl.run.json").get("seconds", 0)
-            rows.append(
-                {
-                    "iteration": str(folder.relative_to(run)),
-                    **found,
-                    "seconds": seconds_of(folder) | {"generate": labelled},
-                }
-            )
+            seconds = seconds_of(folder, load(folder / "labelled.jsonl.run.json").get("seconds", 0))
+            rows.append({"iteration": str(folder.relative_to(run)), **found, "seconds": seconds})
     return rows
 
 
 def shards(folder: Path, name: str) -> list[Path]:
-    """The file, or the shards of it that are there; duplicates between shards count here, as what was accepted."""
+    """The file, or its shards; duplicates between shards count here: they were accepted."""
     path = folder / name
     return sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}")) or [path]
 
@@ -97,20 +90,13 @@ def training_words(folder: Path) -> list[list[str]]:
     return [words(str(record.get("source", ""))) for path in files for _, record in read_records(path)]
 
 
-def distinct_n(texts: list[list[str]], n: int) -> float:
-    """Different n-grams / all n-grams within the texts (lists of words), 0 to 1; higher = more diverse (Li et al.
-    2016)."""
-    grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def first_words(texts: list[list[str]], budget: int) -> list[list[str]]:
-    """The texts up to `budget` words in all; the last one may be cut."""
-    taken = []
+def distinct_2(texts: list[list[str]], budget: int) -> float:
+    """Different / all pairs of neighbouring words within texts, of their first `budget` words (Li et al. 2016)."""
+    pairs = []
     for text in texts:
-        taken.append(text[:budget])
-        budget -= len(taken[-1])
-    return taken
+        pairs += pairwise(text[:budget])
+        budget -= len(text[:budget])
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def load(path: Path) -> dict:
@@ -126,18 +112,18 @@ def load(path: Path) -> dict:
         fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
-def seconds_of(folder: Path) -> dict[str, float]:
-    return {stage: load(folder / f"{output}.run.json").get("seconds", 0) for stage, output in STAGES.items()}
+def seconds_of(folder: Path, generate: float) -> dict[str, float]:
+    return {"generate": generate} | {s: load(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()}
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The headline number of folder/metrics.json, under its name, with interval and groups; nothing where it is not
-    there."""
+    """The headline number of metrics.json, under its name, with interval and groups; {} where there is no such file."""
     metrics = load(folder / "metrics.json")
-    if not metrics:
-        return {}
     try:
-        name, found = metrics["metric"], metrics["overall"][metrics["metric"]]
+        if not metrics:
+            return {}
+        name = metrics["metric"]
+        found = metrics["overall"][name]
         row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
         for key, groups in metrics.items():
             if key.startswith("by_") and key != "by_label":
@@ -150,31 +136,24 @@ def measured(folder: Path) -> dict[str, Any]:
 def print_table(run: Path, rows: list[dict]) -> None:
     metrics = sorted({row["metric"] for row in rows if "metric" in row})
     if len(metrics) > 1:
-        fail(
-            f"{run}: measured by {' and by '.join(metrics)}; run evaluate.py --overwrite with the same task file for all"
-        )
+        names = " and by ".join(metrics)
+        fail(f"{run}: measured by {names}; run evaluate.py --overwrite with the same task file for all")
     metric = metrics[0] if metrics else "metric"
     groups = sorted({key for row in rows for key in row if key.startswith(f"{metric}_")})
     scores = {row["score"] for row in rows if row.get("score")}
     formats = {"attempted": ",", "accepted": ",", "tokens": ".0f", "distinct_2": ".3f", "mean_score": ".2f"}
     head = ["", "attempted", "accepted", "tokens", "distinct-2", scores.pop() if len(scores) == 1 else "score"]
-    head += [f"{metric} [95 % interval]", *(g.removeprefix(f"{metric}_") for g in groups), *(f"{s} s" for s in STAGES)]
-    cells = [head]
+    head += [f"{metric} [95 % interval]", *(g.removeprefix(f"{metric}_") for g in groups)]
+    lines = [[*head, *(f"{stage} s" for stage in rows[0]["seconds"])]]
     for row in rows:
         interval = f"{row[metric]:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if metric in row else "-"
-        cells.append(
-            [row["iteration"], *("-" if row.get(k) is None else format(row[k], how) for k, how in formats.items()), interval]
-            + [f"{row[g]:.3f}" if g in row else "-" for g in groups]
-            + [f"{row['seconds'][s]:.1f}" if row["seconds"][s] else "-" for s in STAGES]
-        )  # fmt: skip
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        line = [row["iteration"], *("-" if row.get(k) is None else format(row[k], how) for k, how in formats.items())]
+        line += [interval, *(f"{row[g]:.3f}" if g in row else "-" for g in groups)]
+        lines.append(line + [f"{seconds:.1f}" if seconds else "-" for seconds in row["seconds"].values()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(run)
-    for first, *line in cells:
-        print(
-            "  ".join(
-                [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line, widths[1:], strict=True))]
-            )
-        )
+    for first, *line in lines:
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, line, widths[1:])]))
     total = sum(s for row in rows for s in row["seconds"].values())
     print(f"attempted, accepted and tokens are those of both splits; all stages: {total:,.0f} s\n")
 

@@ -1,8 +1,8 @@
 """Score examples by how far out of distribution the student finds them, and select feedback for the next iteration.
 
 Reads a task file, examples (validation.jsonl) and a trained student. Writes --output-file, the same records with every
-score, prediction and correctness, and --feedback-file, the selected ones. One forward pass an example, on the GPU if
-any.
+score, prediction and correctness, and --feedback-file, the selected ones. One forward pass an example, on a GPU if there
+is one.
 
     python score_ood.py --task-file prompts/reviews.toml --model runs/a/iter-00/student \
         --input-file runs/a/iter-00/validation.jsonl --output-file runs/a/iter-00/scored.jsonl \
@@ -26,29 +26,19 @@ from typing import Annotated, Literal
 import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.distances import embedding_distances, tfidf_distances
+from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import has_answer, iter_examples, read_examples
 from gold.jsonl import expand, write_file
-from gold.predict import PerDeviceEvalBatchSize, check_score, score_examples
-from gold.runs import beside, finish_run, start_run
-from gold.scores import SCORES, detection, random_score
+from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
+from gold.runs import beside, finish_run, option_name, start_run
+from gold.scores import REDUCTIONS, SCORES, detection, random_score
 from gold.selection import ERRORS, select_feedback
-from gold.student import (
-    BASE_LENGTHS,
-    MaxSourceLength,
-    MaxTargetLength,
-    Student,
-    family_of,
-    lengths_of,
-    load_student,
-    load_trained,
-)
+from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
 
-NEEDS = {"energy_delta": "--base-model", "embedding": "--train-file", "tfidf": "--train-file"}
+NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
 NOT_COMPARED = ["per_device_eval_batch_size"]
-WITHOUT_STUDENT = ("random", "tfidf")
 Score = StrEnum("Score", SCORES)
 
 app = new_app()
@@ -64,9 +54,7 @@ def main(
     feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
     model: Annotated[str | None, files(help="Trained student: a folder or a name on the hub (none = tfidf, random).")] = None,
     base_model: Annotated[str | None, files(help="Untrained student, for energy_delta.")] = None,
-    train_file: Annotated[
-        list[Path] | None, files(help="What it was trained on, for embedding and tfidf; repeat, or a glob.")
-    ] = None,
+    train_file: Annotated[list[Path] | None, files(help="What it was trained on: embedding, tfidf; repeat, or a glob.")] = None,
     ood_file: Annotated[list[Path] | None, files(
         help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
         "--input-file at or above the threshold to flag 95 % of these); their scores go beside the output, scored.ood.jsonl.",
@@ -74,13 +62,9 @@ def main(
     score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
-    confirmed: Annotated[
-        bool, selection(help="Only examples whose teacher_label agrees (label.py, generate.py --verify).")
-    ] = False,
+    confirmed: Annotated[bool, selection(help="Only where teacher_label agrees (label.py, generate.py --verify).")] = False,
     group_size: Annotated[int | None, selection(min=2, help="The band within each so many examples, not by label.")] = None,
-    max_overlap: Annotated[
-        float, selection(min=0, max=1, help="Leave out what overlaps more with a selected one (ROUGE-L F1).")
-    ] = 1.0,
+    max_overlap: Annotated[float, selection(min=0, max=1, help="Most overlap of two selected ones (ROUGE-L F1).")] = 1.0,
     energy_temperature: Annotated[float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")] = 1.0,
     per_device_eval_batch_size: PerDeviceEvalBatchSize = 64,
     max_source_length: MaxSourceLength = None,
@@ -95,9 +79,9 @@ def main(
     options = dict(locals())
     # Load
     task, score, counts = load_task(task_file), score.value, {}
-    stored = check_options(score, model, output_file, feedback_file, base_model, train_file, ood_file, low, high)
+    stored = check_options(options | {"score": score})
     for name in ("input_file", "train_file", "ood_file"):
-        options[name] = expand(f"--{name.replace('_', '-')}", options[name])
+        options[name] = expand(option_name(name), options[name])
     train_examples = read_examples(options["train_file"], task, among=options["input_file"])
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
     # A million whole examples take gigabytes: of those that are scored already, what the selection needs
@@ -105,178 +89,147 @@ def main(
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
     reading = {"counts": counts, "use": use, "among": options["train_file"], "keep": needed if stored else None}
     examples = read_examples(options["input_file"], task, **reading)[:limit]
-    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size, "max_overlap": max_overlap}
+    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
     selected, dropped = [], {}
     if feedback_file:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
-        selected, dropped = select_feedback(tried, task, score, **band | ({} if stored else {"max_overlap": 1.0}))
+        selected, dropped = select_feedback(tried, task, score, **band, max_overlap=max_overlap if stored else 1.0)
     if dry_run:
         return print_plan(options, stored, len(examples), len(ood), len(selected))
     if model:
         check_model(model, base_model, score, task, ood)
-        options |= lengths_of(model, max_source_length, max_target_length)
+    lengths = lengths_of(model, max_source_length, max_target_length) if model else {}
     output = feedback_file if stored else output_file
-    also = [feedback_file] * bool(feedback_file and not stored) + [ood_path(output)] * bool(ood)
+    ood_output = output.with_name(f"{output.stem}.ood{output.suffix}")
+    also = [feedback_file] * bool(feedback_file and not stored) + [ood_output] * bool(ood)
+    options |= lengths
     run = start_run("score_ood.py", output, options, INPUTS, also, overwrite=overwrite, not_compared=NOT_COMPARED)
     if run is None:
         return
 
     # Score
-    lengths = {name: options[name] for name in BASE_LENGTHS}
     student = load_trained(model, task, lengths, dtype) if model else None
     how = {"temperature": energy_temperature, "padded": score == "energy_padded", "seed": seed}
     how["batch_size"] = per_device_eval_batch_size
     if not stored:
-        scores = all_scores(student, examples, train_examples, base_model, score, how)
-        known = {name for row in scores for name in row}
-        examples = [ordered(e, s, task, known) for e, s in zip(examples, scores, strict=True)]
+        scores = all_scores(student, examples, train_examples, base_model, how)
+        examples = [ordered(e, s, task) for e, s in zip(examples, scores, strict=True)]
         write_file(run.partial, examples)
         counts |= {"correct": sum(s["correct"] for s in scores)} if student else {}
     counts |= {"scored": len(examples)} | ({"ood": len(ood)} if ood else {})
     # Select
     if feedback_file:
-        if stored:
-            selected = whole_records(selected, options["input_file"], task, use)
-        else:
-            selected, dropped = select_feedback(examples, task, score, **band)
+        if not stored:
+            selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
+        selected = whole_records(selected, options["input_file"], task, use) if stored else selected
         counts |= dropped | {"selected": len(selected)}
-        write_file(beside(feedback_file, ".partial"), (feedback_record(e, task) for e in selected))
+        first = ["id", *task.fields, task.answer_field, "score", "rank"]
+        write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
-    means = {name: mean_of(examples, name) for name in SCORES if name in examples[0] and (not stored or name == score)}
+    names = [score] if stored else [name for name in SCORES if name in examples[0]]
+    means = {name: round(sum(e[name] for e in examples) / len(examples), 4) for name in names}
     # Tell OOD from in-distribution
-    table = tell_ood(student, ood, examples, how, ood_path(output)) if ood else {}
-    finish_run(run, counts, means=means, **({"ood_detection": table} if table else {}))
+    found = {"ood_detection": tell_ood(student, ood, examples, how, ood_output)} if ood else {}
+    finish_run(run, counts, means=means, **found)
     said = f"{len(examples):,} {'read' if stored else 'scored'}"
     said += f", {counts['correct']:,} predicted right" if "correct" in counts else ""
     said += f"; {counts['selected']:,} selected by {score}" if feedback_file else ""
     say(f"{output}: {said}, mean {score} {means[score]}")
 
 
-def check_options(
-    score: str, model: str | None, output_file: Path | None, feedback_file: Path | None, base_model: str | None,
-    train_file: list | None, ood_file: list | None, low: float, high: float,
-) -> bool:  # fmt: skip
+def check_options(given: dict) -> bool:
     """Options that do not go together are bad options (exit code 2); whether the scores stand in the input already."""
-    stored = not model and not (score in WITHOUT_STUDENT and output_file)
-    for option, given in (("--base-model", base_model), ("--train-file", train_file)):
-        if given and not model and NEEDS.get(score) != option:
-            raise typer.BadParameter("is for scoring: give the --model too", param_hint=option)
-        if not stored and NEEDS.get(score) == option and not given:
-            raise typer.BadParameter(f"{score} needs {option}", param_hint="--score")
-    if ood_file and not model:
-        raise typer.BadParameter("is scored with the student: give --model too", param_hint="--ood-file")
-    if not stored and not output_file:
-        raise typer.BadParameter("is missing: where the scores go", param_hint="--output-file")
-    if stored and (output_file or not feedback_file):
-        problem = f"without --model, {score} must stand in --input-file, and --feedback-file is all that is written"
-        raise typer.BadParameter(problem, param_hint="--output-file" if output_file else "--feedback-file")
-    if low >= high:
-        raise typer.BadParameter(f"{low} is not below --high {high}", param_hint="--low")
+    score, model, output_file = given["score"], given["model"], given["output_file"]
+    stored = not model and not (score in ("random", "tfidf") and output_file)
+    alone = f"without --model, {score} must stand in --input-file, and --feedback-file is all that is written"
+    needed = NEEDS.get(score)
+    problems = [
+        (given[name] and not model and needed != name, name, "is for scoring: give the --model too")
+        for name in ("base_model", "train_file", "ood_file")
+    ] + [
+        (not stored and needed and not given[needed], "score", f"{score} needs {needed and option_name(needed)}"),
+        (not stored and not output_file, "output_file", "is missing: where the scores go"),
+        (stored and output_file, "output_file", alone),
+        (stored and not given["feedback_file"], "feedback_file", alone),
+        (given["low"] >= given["high"], "low", f"{given['low']} is not below --high {given['high']}"),
+    ]
+    for wrong, name, problem in problems:
+        if wrong:
+            raise typer.BadParameter(problem, param_hint=option_name(name))
     return stored
 
 
 def check_model(model: str, base_model: str | None, score: str, task: Task, ood: list[dict]) -> None:
     """What a config tells before any weights are read."""
     family = family_of(model, task)
-    check_score(family, score)
-    if base_model:
-        family_of(base_model, task)
+    if family == "encoder" and score in REDUCTIONS:
+        fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
+    if family == "decoder" and score == "energy_padded":
+        fail(f"--score {score}: the authors' setting for T5, whose targets are padded; a decoder has none: use energy")
+    if base_model and (other := family_of(base_model, task)) != family:
+        fail(f"--base-model {base_model}: its kind is {other}, that of --model {family}; give the base of its training")
     unknown = [e["id"] for e in ood if not has_answer(e, task)]
     if unknown and family != "encoder":
-        problem = (
-            f"{unknown[0]} has no {task.answer_field!r} that the task knows, whose target this student's scores are of"
-        )
+        problem = f"{unknown[0]} has no {task.answer_field!r} that the task knows, which this student's scores need"
         fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
 
 
 def all_scores(
-    student: Student | None,
-    examples: list[dict],
-    train_examples: list[dict],
-    base_model: str | None,
-    score: str,
-    how: dict,
+    student: Student | None, examples: list[dict], train_examples: list[dict], base_model: str | None, how: dict
 ) -> list[dict]:
-    """Every score of each example; without a student those that need none."""
-    if student is None:
-        results: list[dict] = [{"random": random_score(how["seed"], e["id"])} for e in examples]
-    else:
-        results, points = score_examples(student, examples, embed=bool(train_examples), **how)
+    """Every score of each example; without a student those that need none. how: options of score_examples."""
     more: dict[str, list[float]] = {}
+    if student:
+        results, points = score_examples(student, examples, embed=bool(train_examples), **how)
+    else:
+        results = [{"random": random_score(how["seed"], e["id"])} for e in examples]
     if base_model:
-        base = load_trained_like(base_model, student, how["seed"])
-        other, _ = score_examples(base, examples, decode=False, **how)
-        more["energy_delta"] = [mine["energy"] - theirs["energy"] for mine, theirs in zip(results, other, strict=True)]
+        # With the seed, as in train_student.py: it draws an encoder's head
+        base = load_student(base_model, student.task, how["seed"])
+        base.lengths = student.lengths
+        base.network.to(student.network.device, student.network.dtype)
+        untrained, _ = score_examples(base, examples, decode=False, **how)
+        more["energy_delta"] = [s["energy"] - b["energy"] for s, b in zip(results, untrained, strict=True)]
     if train_examples:
         more["tfidf"] = tfidf_distances(examples, train_examples)
     if train_examples and student:
         _, known = score_examples(student, train_examples, embed=True, decode=False, **how)
-        more["embedding"] = embedding_distances(points, known, examples, train_examples)
-    for name, values in more.items():
-        for row, value in zip(results, values, strict=True):
-            row[name] = float(f"{value:.9g}")
-    return results
+        more["embedding"] = nearest_distances(points.numpy(), known.numpy(), examples, train_examples)
+    return [s | {name: rounded(values[i]) for name, values in more.items()} for i, s in enumerate(results)]
 
 
-def load_trained_like(base_model: str, student: Student, seed: int) -> Student:
-    """The untrained student (of an encoder the head is drawn with `seed`, as train_student.py does) with the lengths, the
-    dtype and the device of the trained one."""
-    base = load_student(base_model, student.task, seed)
-    base.lengths = student.lengths
-    base.network.to(student.network.device, student.network.dtype)
-    return base
-
-
-def scores_without_answer(student: Student, examples: list[dict], task: Task, how: dict) -> list[dict]:
+def scores_without_answer(student: Student, examples: list[dict], how: dict) -> list[dict]:
     """As score_examples, for examples that may have no label of the task: what needs it is left out."""
-    answers = [has_answer(e, task) for e in examples]
+    task, of_answer = student.task, ("nll", "correct", "error", "hard_negative")
     first = {task.answer_field: next(iter(task.labels)), "target": task.targets[0]} if task.labels else {}
-    asked = [e if known else e | first for e, known in zip(examples, answers, strict=True)]
-    scores, _ = score_examples(student, asked, **how)
-    of_answer = ("nll", "correct", "error", "hard_negative")
-    return [
-        s if known else {k: v for k, v in s.items() if k not in of_answer}
-        for s, known in zip(scores, answers, strict=True)
-    ]
+    known = [has_answer(e, task) for e in examples]
+    scores, _ = score_examples(student, [e if k else e | first for e, k in zip(examples, known, strict=True)], **how)
+    rows = zip(scores, known, strict=True)
+    return [{name: row[name] for name in row if k or name not in of_answer} for row, k in rows]
 
 
-def ordered(example: dict, scores: dict, task: Task, known: set[str]) -> dict:
+def ordered(example: dict, scores: dict, task: Task) -> dict:
     """Readable fields first, then the scores (none of an earlier student's), then the rest as it was."""
     first = ["id", *task.fields, task.answer_field]
-    rest = {k: v for k, v in example.items() if k not in {*first, *known, *SCORES, "prediction", "correct"}}
+    rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct"}}
     return {k: example[k] for k in first if k in example} | scores | rest
-
-
-def feedback_record(example: dict, task: Task) -> dict:
-    return {k: example[k] for k in ["id", *task.fields, task.answer_field, "score", "rank"]} | example
 
 
 def whole_records(selected: list[dict], paths: list[Path], task: Task, use: list[str]) -> list[dict]:
     """All fields of the selected examples, in the order of the selection; their file is read once more."""
     wanted = {e["id"]: e for e in selected}
     for example in iter_examples(paths, task, use=use):
-        if example["id"] in wanted:
-            chosen = wanted[example["id"]]
+        if chosen := wanted.get(example["id"]):
             wanted[example["id"]] = example | {"score": chosen["score"], "rank": chosen["rank"]}
     return list(wanted.values())
 
 
-def mean_of(examples: list[dict], name: str) -> float:
-    return round(sum(e[name] for e in examples) / len(examples), 4)
-
-
-def ood_path(output: Path) -> Path:
-    return output.with_name(f"{output.stem}.ood{output.suffix}")
-
-
 def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict, path: Path) -> dict[str, dict]:
     """How well each score tells the OOD examples from the others: printed; the OOD examples' scores are written."""
-    scores = scores_without_answer(student, ood, student.task, how)
-    table = detection([{k: e[k] for k in SCORES if k in e} for e in examples], scores)
-    write_file(
-        beside(path, ".partial"), (ordered(e, s, student.task, set(s)) for e, s in zip(ood, scores, strict=True))
-    )
+    scores = scores_without_answer(student, ood, how)
+    table = detection(examples, scores)
+    write_file(beside(path, ".partial"), (ordered(e, s, student.task) for e, s in zip(ood, scores, strict=True)))
     heading = f"{'score':<14} {'AUROC':>7} {'AUPR':>7} {'FPR@95TPR':>10}"
     print(f"{heading}   {len(ood):,} OOD beside {len(examples):,} examples")
     for name, m in table.items():

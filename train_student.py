@@ -30,12 +30,13 @@ from gold.disk import naming
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
 from gold.runs import beside, finish_run, remove, start_run
-from gold.student import BASE_LENGTHS, Student, check_labels, family_of, load_student
+from gold.student import Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
 
 MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
 Loss = StrEnum("Loss", ["ce", "sce", "kl"])
 Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
+DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 app = new_app()
 training = partial(typer.Option, rich_help_panel="Training")
@@ -57,17 +58,11 @@ def main(
     lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
     weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
-    max_source_length: Annotated[
-        int, training(min=1, help="Tokens read; more are cut, and counted.")
-    ] = BASE_LENGTHS["max_source_length"],
-    max_target_length: Annotated[
-        int, training(min=1, help="Tokens written; more are cut, and counted.")
-    ] = BASE_LENGTHS["max_target_length"],
+    max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
+    max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
     new_head: Annotated[bool, training(help="Replace an encoder's head that was trained on other labels.")] = False,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"], training(help="auto = bfloat16 where the GPU has it.")
-    ] = "auto",
+    dtype: Annotated[DType, training(help="auto = bfloat16 where the GPU has it.")] = "auto",
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -77,8 +72,9 @@ def main(
     # Load
     task, counts = load_task(task_file), {}
     options["train_file"] = expand("--train-file", train_file)
-    soft = ("teacher_label", "label_probs") if loss == Loss.kl else ()  # they may stand where nobody else has labelled
-    examples = read_examples(options["train_file"], task, answers=not soft, counts=counts, use=soft)[:limit]
+    # kl: label_probs stand in for the label, which need not be there
+    how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == Loss.kl else {}
+    examples = read_examples(options["train_file"], task, counts=counts, **how)[:limit]
     if loss == Loss.kl and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
         say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
@@ -94,11 +90,9 @@ def main(
         for e in train[:3]:
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
-    run = None
-    if is_main_process():  # of torchrun's processes the others follow it in
-        run = start_run(
-            "train_student.py", output_dir, options, ["task_file", "model", "train_file"], overwrite=overwrite
-        )
+    run, inputs = None, ["task_file", "model", "train_file"]
+    if is_main_process():
+        run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
     if not proceeds(bool(run), options["processes"]):
         return
 
@@ -106,22 +100,22 @@ def main(
     student = load_student(model, task, seed, new_head)
     student.lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     check_labels(student, model)
-    checkpoints = beside(output_dir, ".partial") / "checkpoints"
+    partial_output = beside(output_dir, ".partial")
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == Loss.kl else {}
-    with naming(beside(output_dir, ".partial")):
-        found, log = fit(student, rows, held_out, checkpoints, options)
-        if run is None:
+    with naming(partial_output):
+        result, log = fit(student, rows, held_out, partial_output / "checkpoints", options)
+        if not run:
             return
-        remove(checkpoints)
-        student.save(run.partial, dtype=found["dtype"])
+        remove(partial_output / "checkpoints")
+        student.save(run.partial, dtype=result["dtype"])
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)
-    record = finish_run(run, counts | found)
+    record = finish_run(run, counts | result)
     say(
-        f"{output_dir}: {len(train):,} examples, {found['steps']:,} steps in {record['seconds']:.0f} s; "
-        f"best epoch {found['best_epoch']}, held-out accuracy {found['held_out_accuracy']}"
+        f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
+        f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
     )
 
 
@@ -130,18 +124,16 @@ def is_held_out(identifier: str) -> bool:
     return hashlib.sha256(identifier.encode()).digest()[0] < 26  # 26 / 256 = 10.2 %
 
 
-def proceeds(begun: bool, processes: int) -> bool:
-    """Whether the first of torchrun's processes goes on with the work; the others wait for its word."""
+def proceeds(run: bool, processes: int) -> bool:
+    """Whether there is work to do: the first of torchrun's processes tells the others."""
     if processes == 1:
-        return begun
+        return run
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=not torch.cuda.is_available())  # they find each other
-    word = [begun]
-    broadcast_object_list(word)
-    return word[0]
+    PartialState(cpu=not torch.cuda.is_available())  # they connect
+    return broadcast_object_list([run])[0]
 
 
 def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
@@ -149,64 +141,52 @@ def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
 
     Ends the stage (exit 1) where label_probs are missing or are no distribution.
     """
-    made = []
+    rows = []
     for e in examples:
         probs = e.get("label_probs")
         sound = isinstance(probs, dict) and all(type(p) in (int, float) and 0 <= p <= 1 for p in probs.values())
         if not sound or abs(sum(probs.values()) - 1) > 0.01 or (task.labels and set(probs) != set(task.labels)):
-            need = "a share of every label, which sum to 1" if task.labels else "shares of answers, which sum to 1"
+            need = "a share of every label" if task.labels else "shares of answers"
             cure = "run label.py on the file" + ("" if task.labels else ", with --num-samples 5 or so")
-            fail(f"--loss kl: {e['id']}: label_probs must hold {need}; found {probs!r}; {cure}")
+            fail(f"--loss kl: {e['id']}: label_probs must hold {need}, which sum to 1; found {probs!r}; {cure}")
         if family == "encoder":
-            made.append(e | {"soft": [probs[name] for name in task.labels]})
+            rows.append(e | {"soft": [probs[name] for name in task.labels]})
             continue
         for answer, share in probs.items():
             if share >= MIN_SHARE and answer.strip():
-                made.append(e | {"target": render(task.student.target, {task.answer_field: answer}), "soft": share})
-    return made
+                rows.append(e | {"target": render(task.student.target, {task.answer_field: answer}), "soft": share})
+    return rows
 
 
 def fit(
     student: Student, rows: list[dict], held_out: list[dict], checkpoints: Path, options: dict
 ) -> tuple[dict, list[dict]]:
     """Fine-tune in place on `rows`, keep the checkpoint that is best on `held_out`; (counts, log records)."""
+    import torch
     from transformers import PrinterCallback, TrainingArguments, set_seed
 
     from gold.trainer import StudentTrainer
 
     set_seed(options["seed"])
-    (dtype, cuda), features = training_dtype(student, options["dtype"]), student.encode(rows)
+    dtype = training_dtype(student, options["dtype"])
+    features = student.encode(rows)
     if options["loss"] == Loss.kl:
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
-    step_batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * options["processes"]
+    batch, accumulated = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
+    steps = math.ceil(len(rows) / (batch * accumulated * options["processes"])) * options["num_train_epochs"]
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        **{name: options[name] for name in (
-            "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "weight_decay", "seed",
-        )},
-        per_device_eval_batch_size=4 * options["per_device_train_batch_size"],
+        output_dir=str(checkpoints), seed=options["seed"], num_train_epochs=options["num_train_epochs"],
+        per_device_train_batch_size=batch, per_device_eval_batch_size=4 * batch, gradient_accumulation_steps=accumulated,
+        learning_rate=options["learning_rate"], weight_decay=options["weight_decay"],
         lr_scheduler_type=str(options["lr_scheduler_type"]).replace("constant", "constant_with_warmup"),
-        # In steps: transformers 5.19 takes a share of 1.0 for one step
-        warmup_steps=int(math.ceil(len(rows) / step_batch) * options["num_train_epochs"] * options["warmup_ratio"]),
-        bf16=dtype == "bfloat16",
-        fp16=dtype == "float16",
-        use_cpu=not cuda,
-        train_sampling_strategy="group_by_length",
-        eval_strategy="epoch" if held_out else "no",
-        save_strategy="best" if held_out else "no",
-        load_best_model_at_end=bool(held_out),
-        metric_for_best_model="choice",
-        save_total_limit=1,
-        save_only_model=True,
-        logging_steps=20,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        warmup_steps=int(steps * options["warmup_ratio"]),  # in steps: transformers 5.19 takes a share of 1.0 for one step
+        bf16=dtype == "bfloat16", fp16=dtype == "float16", use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch" if held_out else "no", save_strategy="best" if held_out else "no",
+        load_best_model_at_end=bool(held_out), metric_for_best_model="choice", save_total_limit=1, save_only_model=True,
+        logging_steps=20, logging_first_step=True, disable_tqdm=True, report_to=[],
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         ddp_find_unused_parameters=False,  # there are none, and to look for them takes time at every step
-        disable_tqdm=True,
-        report_to=[],
-        remove_unused_columns=False,
-        label_names=["labels"],
+        train_sampling_strategy="group_by_length", remove_unused_columns=False, label_names=["labels"],
     )  # fmt: skip
     arguments._n_gpu = 1  # several visible GPUs would make Trainer split batches, and count items by GPU
     trainer = StudentTrainer(
@@ -215,32 +195,29 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     student.network.eval()
-    history = [{k: finite(v) for k, v in entry.items()} for entry in trainer.state.log_history]
-    best = max((e for e in history if "eval_choice" in e), key=lambda e: e["eval_choice"], default={})
-    if best and dtype != "float32":  # near ties fall otherwise in 16 bits; evaluate.py measures in 32
+    log = [{k: finite(v) for k, v in entry.items()} for entry in trainer.state.log_history]
+    best = max((e for e in log if "eval_choice" in e), key=lambda e: e["eval_choice"], default={})
+    if best and dtype != "float32":  # in 16 bits near ties fall otherwise; evaluate.py measures in 32
         trainer.accelerator.unwrap_model(student.network, keep_fp32_wrapper=False)
         best = best | trainer.measure()
     counts = {
-        "steps": trainer.state.global_step,
-        "best_epoch": best.get("epoch"),
+        "steps": trainer.state.global_step, "best_epoch": best.get("epoch"),
         "held_out_accuracy": round(best["eval_accuracy"], 4) if best else None,
-        "family": student.family,
-        "parameters": student.network.num_parameters(),
-        "dtype": dtype,
-    }
-    return counts, history
+        "family": student.family, "parameters": student.network.num_parameters(), "dtype": dtype,
+    }  # fmt: skip
+    return counts, log
 
 
-def training_dtype(student: Student, dtype: str) -> tuple[str, bool]:
-    """(dtype of the computations, whether there is a GPU); the weights stay float32."""
+def training_dtype(student: Student, dtype: str) -> str:
+    """The dtype of the computations; the weights stay float32."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    if dtype == "auto":
-        dtype = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if dtype == "float16" and student.family == "encoder-decoder":
         fail("--dtype float16: T5 overflows in float16 (NaN); use bfloat16 or float32")
-    return dtype, cuda
+    if dtype != "auto":
+        return dtype
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def finite(value: Any) -> Any:

@@ -1,14 +1,13 @@
 """Kill loop.sh again and again, run it again each time, and compare what it made with a run that nobody interrupted.
 
-Builds tiny models and the uninterrupted run first (about two minutes), then kills SIGKILL-wise the whole session of
-loop.sh: ten times on the way of a run folder to its end, once inside every stage and the others at random seconds, each
-followed by the same command again. A folder that came to its end is compared, and the next one begins.
-
     python -m bench.kill 100                            # so many kills; --seed draws the moments
     python -m bench.kill 20 --seed 7 --folder /tmp/kill # models, runs and logs in there
-    python -m bench.kill 100 --kills-per-run 20         # quicker: fewer folders
+    python -m bench.kill 100 --kills-per-run 20         # fewer folders, so less time
 
-Prints a line a kill, one a folder, and the counts. Exit code 1 when a file differs or a rerun ends with an error.
+Builds tiny models and an uninterrupted run first (about two minutes). Then SIGKILL ends the whole session of loop.sh ten times
+on the way of a run folder to its end: once inside every stage, otherwise at random seconds; each time the same command goes on.
+A folder that came to its end is compared, and the next one begins. Prints a line a kill, one a folder, and the counts.
+Exit code 1 when a file differs or a rerun ends with an error.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
     "ITERATIONS": "2", "NUM_EXAMPLES": "80", "GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2",
-    "LABEL_ARGS": "--limit 40", "EVALUATE_ARGS": "--group-by group --num-resamples 100",
+    "LABEL_ARGS": "--limit 40", "EVALUATE_ARGS": "--group-by group --num-resamples 100 --limit 240",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder
     "generate train": "train.jsonl", "generate validation": "validation.jsonl", "train": "student",
@@ -43,16 +42,10 @@ PLACES = [  # (stage, folder) in the order of the loop
     *((s, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for s in (*list(OUTPUT)[:3], "evaluate", "score")),
     ("train", "final"), ("evaluate", "final"), ("report", ""),
 ]  # fmt: skip
-LINGER = {
-    "train": 0.3,
-    "score": 0.05,
-    "evaluate": 0.3,
-    "label": 0.05,
-    "report": 0.02,
-}  # at most so many seconds into it
-PER_RUN = re.compile(
-    r"seconds|runtime|per_second|finished_at|^command$|^git_"
-)  # fields that differ between any two runs
+# At most so many seconds into the stage
+LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "label": 0.05, "report": 0.02}
+# Fields that differ between any two runs
+PER_RUN = re.compile(r"seconds|runtime|per_second|finished_at|^command$|^git_")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,50 +146,48 @@ def without_times(value: Any) -> Any:
     return value
 
 
-def content(path: Path, run: Path) -> Any:
-    """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folder."""
+def content(path: Path, folders: list[Path]) -> Any:
+    """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folders."""
     data = path.read_bytes()
-    if path.name.endswith(".run.json") or path.name == "metrics.json":
-        return without_times(json.loads(data.replace(bytes(run), b"RUN")))
-    if path.name in ("training_log.jsonl", "metrics.jsonl"):
-        return [without_times(json.loads(line)) for line in data.replace(bytes(run), b"RUN").splitlines()]
-    return data
+    if not path.name.endswith((".run.json", "metrics.json", "training_log.jsonl", "metrics.jsonl")):
+        return data
+    for folder in folders:  # either one's, since a copied run names the folder that it was made in
+        data = data.replace(bytes(folder), b"RUN")
+    lines = data.splitlines() if path.suffix == ".jsonl" else [data]
+    return [without_times(json.loads(line)) for line in lines]
 
 
 def differences(run: Path, whole: Path) -> list[str]:
     """Files of two run folders, loop.log apart, that are in one of them only or do not hold the same."""
-    names = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole)]
-    alone = names[0] ^ names[1]
-    return sorted(
-        map(str, alone | {n for n in names[0] & names[1] if content(run / n, run) != content(whole / n, whole)})
-    )
+    ours, others = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole))
+    folders = sorted([run, whole], key=lambda folder: -len(bytes(folder)))  # one may begin as the other
+    different = {n for n in ours & others if content(run / n, folders) != content(whole / n, folders)}
+    return sorted(map(str, (ours ^ others) | different))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One run folder
 
 
-def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random, kills: int = 10) -> Counter:
-    """Kill the loop `kills` times on its way to the end and run it to its end; counts of the kills by what they hit.
+def kill_on_the_way(
+    run: Path, models: Path, log: Path, places: list, rng: random.Random, at_random: int = 0, seconds: float = 0
+) -> Counter:
+    """Kill the loop inside every place, (stage, folder) in the loop's order, and `at_random` times besides.
 
-    Once inside every stage, in a folder that is drawn, else at a moment drawn from a quarter of `seconds`, the time of an
-    uninterrupted run; a moment that would come after the next stage of the list has begun is that stage's kill instead.
-    AssertionError when a rerun ends with an error.
+    A random moment is drawn from a quarter of `seconds`, the time of an uninterrupted run. When the next place comes first, it
+    is the place's kill. Returns the counts of the kills by stage. AssertionError when a rerun ends with an error.
     """
-    chosen = {rng.choice([p for p in PLACES if p[0] == stage]) for stage in [*OUTPUT, "report"]}
-    places = [place for place in PLACES if place in chosen]
-    hits, log, at_random = Counter(), run.with_name(f"{run.name}.log"), kills - len(places)
-    for number in range(1, kills + 1):
+    hits, places = Counter(), list(places)
+    while places:
         stage, folder = places[0]
-        last = len(places) == 1  # nothing comes after the report, so it is killed last
-        at_place = at_random <= 0 or (not last and rng.random() < len(places) / (len(places) + at_random))
-        linger = rng.uniform(0, LINGER.get(stage, 0)) if at_place else 0
-        drawn = float("inf") if at_place else rng.uniform(0, seconds / 4)
+        drawn = float("inf")
+        if at_random and (len(places) == 1 or rng.random() < at_random / (at_random + len(places))):
+            drawn = rng.uniform(0, seconds / 4)
         began = time.monotonic()
         process = start_loop(run, models, log)
         there = wait_for(process, lambda stage=stage, folder=folder: is_inside(run, log, stage, folder), drawn)
-        at_place = at_place or (not last and is_inside(run, log, stage, folder))
-        there = there and wait_for(process, lambda: False, linger)
+        at_place = there and is_inside(run, log, stage, folder)
+        there = there and (not at_place or wait_for(process, lambda: False, rng.uniform(0, LINGER.get(stage, 0))))
         assert there, f"{run}: ended with {process.returncode} before it came into {stage} {folder}:\n{tail(log)}"
         kill_session(process)
         inside = unfinished(run) or (["report"] if at_place and stage == "report" else [])
@@ -207,13 +198,8 @@ def kill_on_the_way(run: Path, models: Path, seconds: float, rng: random.Random,
             hits["at random"] += 1
             at_random -= 1
         what = f"in {stage} {folder}".strip() if at_place else "at random"
-        print(
-            f"kill {number}: {what}, {time.monotonic() - began:.1f} s; unfinished: {', '.join(inside) or 'nothing'}",
-            flush=True,
-        )
-    process = start_loop(run, models, log)
-    process.wait()
-    assert process.returncode == 0, f"{run}: the last rerun ended with {process.returncode}:\n{tail(log)}"
+        took, left = f"{time.monotonic() - began:.1f} s", ", ".join(inside) or "nothing"
+        print(f"kill {hits.total()}: {what}, {took}; unfinished: {left}", flush=True)
     return hits
 
 
@@ -231,23 +217,11 @@ def main(
     folder = folder or Path(tempfile.mkdtemp(prefix="kill-"))
     models, whole = folder / "models", folder / "whole"
     folder.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    print(f"{kills} kills, seed {seed}, code {commit.stdout.strip()}, in {folder}", flush=True)
-    build = [
-        sys.executable,
-        "-m",
-        "data.build_models",
-        "reviews",
-        "teacher",
-        "t5",
-        "--steps",
-        "150",
-        "--output-dir",
-        str(models),
-    ]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    print(f"{kills} kills, seed {seed}, code {commit}, in {folder}", flush=True)
+    build = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "--steps", "150"]
+    subprocess.run([*build, "--output-dir", str(models)], cwd=ROOT, check=True, capture_output=True)
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()
     process = start_loop(whole, models, folder / "whole.log")
@@ -257,11 +231,17 @@ def main(
     print(f"uninterrupted: {seconds:.0f} s", flush=True)
 
     rng, hits, failed, folders = random.Random(seed), Counter(), 0, 0
-    while sum(hits.values()) < kills and not failed:
+    while hits.total() < kills and not failed:
         run, folders = folder / f"run-{folders:03d}", folders + 1
+        log = run.with_name(f"{run.name}.log")
         shutil.rmtree(run, ignore_errors=True)
         try:
-            hits += kill_on_the_way(run, models, seconds, rng, min(kills_per_run, kills - sum(hits.values())))
+            chosen = {rng.choice([p for p in PLACES if p[0] == stage]) for stage in [*OUTPUT, "report"]}
+            number = min(kills_per_run, kills - hits.total())
+            places = [place for place in PLACES if place in chosen][-number:]
+            hits += kill_on_the_way(run, models, log, places, rng, number - len(places), seconds)
+            code = start_loop(run, models, log).wait()
+            assert code == 0, f"{run}: the last rerun ended with {code}:\n{tail(log)}"
             different = differences(run, whole)
         except AssertionError as error:
             different = [str(error)]
@@ -270,7 +250,7 @@ def main(
         if not different:
             shutil.rmtree(run)
     by_stage = ", ".join(f"{number} {name}" for name, number in hits.items())
-    print(f"{sum(hits.values())} kills ({by_stage}) of {folders} runs, each run again; folders that differ: {failed}")
+    print(f"{hits.total()} kills ({by_stage}) of {folders} runs, each run again; folders that differ: {failed}")
     raise SystemExit(1 if failed else 0)
 
 

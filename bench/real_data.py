@@ -37,7 +37,7 @@ from gold.metrics import mean_interval
 from gold.parsing import check_fields, copies_shot
 from gold.predict import score_examples
 from gold.runs import git_state, versions
-from gold.scores import SCORES, detection
+from gold.scores import detection
 from gold.student import lengths_of, load_student, load_trained
 from gold.task import Task, load_task
 from score_ood import all_scores, scores_without_answer
@@ -317,9 +317,9 @@ def do(run: dict, datasets: Path, model: str) -> dict:
             load_trained(str(folder), task, lengths_of(str(folder)), "float32"),
             {"batch_size": BATCH, "seed": 0},
         )
-        near = all_scores(student, test, train, model, "energy", how)
-        ood = scores_without_answer(student, examples_of(far, task, "far"), task, how)
-        table = detection([{name: s[name] for name in SCORES if name in s} for s in near], ood)
+        near = all_scores(student, test, train, model, how)
+        ood = scores_without_answer(student, examples_of(far, task, "far"), how)
+        table = detection(near, ood)
         return {"near": len(near), "far": len(far), "detection": table}
     began = time.perf_counter()
     if run["how"] == "stages":

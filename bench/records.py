@@ -107,9 +107,11 @@ def child(way: str, path: Path) -> None:
     """`resume` or `shown` in this process; prints how many records and how many different texts it found."""
     task = load_task(TASK_FILE)
     if way == "resume":
-        options = {"output_dir": path.parent, "shard": None, "temperature": 1.0, "limit": None, "max_attempts": None}
-        split = Split("train", task, 0, options | {"structured": False}, 2, (0, 1), Pools([]), set())
-        split.run = Mock(partial=path, also=[path.with_name("none.jsonl")], notes={})
+        options = {"output_dir": path.parent, "temperature": 1.0, "num_examples": 2, "structured": False}
+        options |= dict.fromkeys(["shard", "limit", "max_attempts"])
+        split = Split("train", task, options, Pools([]), set())
+        split.rejected = path.with_name("none.jsonl")
+        split.run = Mock(partial=path, notes={})
         split.read_outcomes()
         print(len(split.outcomes), len(set(split.outcomes.values())))
     else:

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from data.zipf import burst_topics, draw_topic
-from gold.command import run_command
+from gold.command import new_app, run_command
 from gold.prompts import render_prompt, split_example
 from gold.runs import finish_run, start_run
 from gold.task import Task, load_task
@@ -43,12 +43,10 @@ SPECIAL = {
 # draws a record of the task (plain: of the simplest kind), corrupt(example), the same with a wrong answer, and
 # TEACHER_STEPS.
 
-# How the teacher is taught, found by the share of reviews that say what was asked: with one label in sight and neither
+# How the teacher is taught, tuned on the share of reviews that say what was asked: with one label in sight and neither
 # negation nor contrast at first it learns in seconds what a label is for; without, often not within two minutes.
-PLAIN, SINGLES = (
-    0.2,
-    0.5,
-)  # up to these shares of the steps: plain examples one by one; all examples one by one; documents
+# Up to these shares of the steps: plain examples one by one; all examples one by one. After them documents.
+PLAIN, SINGLES = 0.2, 0.5
 PEAK = 5e-3  # learning rate
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,7 +215,7 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 
 TaskName = StrEnum("TaskName", ["reviews", "word_problems"])
 Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()

@@ -31,7 +31,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from gold.causes import cause_of
-from gold.command import fail, run_command, say
+from gold.command import fail, new_app, run_command, say
 from gold.disk import beside
 from gold.equations import evaluate_equation
 from gold.jsonl import read_records, write_file
@@ -288,13 +288,11 @@ def local_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     """The official files in a folder: of the first folder of `patterns` that holds any; sorted."""
     found: dict[Path, list[Path]] = {}
     for pattern in patterns:
-        names = set(glob.glob(f"{glob.escape(str(folder))}/{pattern}"))
-        names |= {
-            n for n in glob.glob(f"{glob.escape(str(folder))}/{pattern}.gz") if n.removesuffix(".gz") not in names
-        }
+        names = set(glob.glob(pattern, root_dir=folder))
+        names |= {n for n in glob.glob(f"{pattern}.gz", root_dir=folder) if n.removesuffix(".gz") not in names}
         # neg and pos belong together, and so do R1, R2 and R3
         place = Path(pattern).parent.parent if len(Path(pattern).parts) > 1 else Path(pattern).parent
-        found.setdefault(place, []).extend(map(Path, sorted(names)))
+        found.setdefault(place, []).extend(folder / name for name in sorted(names))
     return next((files for files in found.values() if files), [])
 
 
@@ -369,9 +367,8 @@ def make_record(task: str, row: dict, where: str) -> dict:
 
 def label_of(origin: Origin, row: dict, where: str) -> str:
     value = str(column(row, ("label", "gold_label", "Quality", "category"), where)).strip()
-    if value in (
-        without := {"-1": "the label is hidden (-1)", "-": "the annotators did not agree (-)", "": "no label"}
-    ):
+    without = {"-1": "the label is hidden (-1)", "-": "the annotators did not agree (-)", "": "no label"}
+    if value in without:
         raise Skip(without[value])
     names = {str(number): label for number, label in enumerate(origin.labels)} | origin.aliases
     label = names.get(value, value)
@@ -515,8 +512,9 @@ def clauses_of(row: dict, names: list[str], where: str) -> Iterator[str]:
             sides = {variable(constraint["x_var"]): one}, {variable(constraint["y_var"]): factor}
         else:
             raise Skip(f"a constraint of the type {kind!r}")
-        # x at most a third of y has no plain decimal, 3 x at most y has
-        factor = math.lcm(*(without_tens(value.denominator) for side in sides for value in side.values()))
+        # x at most a third of y has no plain decimal, 3 x at most y has: what is left of the denominators without 2 and 5
+        denominators = [value.denominator for side in sides for value in side.values()]
+        factor = math.lcm(*(d // math.gcd(d, 10 ** d.bit_length()) for d in denominators))
         left, right = (expression({name: value * factor for name, value in side.items()}) for side in sides)
         yield f"{left} {sign} {right}"
 
@@ -528,14 +526,6 @@ def likeness(mention: str, name: str) -> tuple[float, float]:
     forms |= {word.removesuffix(end) for word in said for end in ("s", "es")}
     letters = difflib.SequenceMatcher(None, mention.lower(), name.lower(), autojunk=False).ratio()
     return sum(word in forms for word in words) / len(words), letters
-
-
-def without_tens(denominator: int) -> int:
-    """What stays of a denominator when it is divided by 2 and 5 as often as it can be: 1 where the decimal ends."""
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    return denominator
 
 
 def expression(terms: dict[str, Fraction]) -> str:
@@ -572,21 +562,15 @@ def prepare(task: str, sources: list[Path], split: str, side: str, limit: int | 
         fail(f"{name}: {problem}; is this the {split} side of {task}?")
     counts = Counter(record.get("label") for record in records)
     labels = ", ".join(f"{label} {counts[label]:,}" for label in origin.labels)
-    if len(origin.labels) > 12:
-        labels = (
-            f"{len(counts)} of {len(origin.labels)} labels, {min(counts.values()):,} to {max(counts.values()):,} each"
-        )
+    if (most := len(origin.labels)) > 12:
+        labels = f"{len(counts)} of {most} labels, {min(counts.values()):,} to {max(counts.values()):,} each"
     if several := sum(len(record.get("answers", [])) > 1 for record in records):
         labels = f"{several:,} with several answers"
     say(f"{name}: {len(records):,} records{': ' * bool(labels)}{labels}; licence: {origin.licence}")
     return records
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
-)
+app = new_app()
 
 
 @app.command()

@@ -56,24 +56,20 @@ def read_parquet(path: Path) -> list[dict]:
 def read_text(path: Path, text: str) -> list[dict]:
     if not text.strip():
         fail(f"{path}: holds no records; check the path, or fetch it again")
-    if text.lstrip()[:1] in ("[", "{"):
-        return read_json(path, text)
-    delimiter = max(",\t;", key=text.split("\n", 1)[0].count)
-    quoting = (
-        csv.QUOTE_NONE if delimiter == "\t" and widths(text, delimiter, csv.QUOTE_NONE) == 1 else csv.QUOTE_MINIMAL
-    )
-    if widths(text, delimiter, quoting) != 1:
-        fail(f"{path}: its rows have different numbers of fields; mend it where it was made")
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting))
+    return read_json(path, text) if text.lstrip()[:1] in ("[", "{") else read_table(path, text)
 
 
-def widths(text: str, delimiter: str, quoting: int) -> int:
-    """How many different numbers of fields the rows have."""
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
-        return len({len(row) for row in rows if row})
-    except csv.Error:
-        return 0
+def read_table(path: Path, text: str) -> list[dict]:
+    delimiter = max(",\t;", key=text.lstrip().split("\n", 1)[0].count)
+    for quoting in [csv.QUOTE_NONE] * (delimiter == "\t") + [csv.QUOTE_MINIMAL]:
+        lines = io.StringIO(text, newline="")
+        try:
+            names, *rows = filter(None, csv.reader(lines, delimiter=delimiter, quoting=quoting))
+        except csv.Error:
+            continue
+        if {len(row) for row in rows} <= {len(names)}:
+            return [dict(zip(names, row, strict=True)) for row in rows]
+    fail(f"{path}: its rows have different numbers of fields; mend it where it was made")
 
 
 def read_json(path: Path, text: str) -> list[dict]:

@@ -1,31 +1,29 @@
 """Attempts at an example: which are made, in which order, and what each one asks for.
 
-Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a).
-Attempts are settled in the order in which they were planned, and the plan follows from the outcomes alone: timing does
-not affect it. So a killed stage plans the same attempts again, and makes those that stand in neither the accepted nor
-the rejected file.
+Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a). Attempts
+are settled (accepted or rejected) in the order in which they were planned, and the plan follows from these outcomes
+alone, never from timing. So a killed stage plans the same attempts again and makes those that stand in neither file.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gold.task import Task
 
-WINDOW = 8192  # attempts under way at most: the engine is not short of work while a chunk waits for its longest text
+WINDOW = 8192  # attempts under way at most: the engine has work while a chunk waits for its longest text
 PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one prompt asks for and shows."""
+    """What one prompt asks for and shows. label: None = text2text."""
 
     id: str
     number: int
-    label: str | None  # None: text2text
+    label: str | None
     shots: list[dict]
     feedback: list[dict]
     sampling_seed: int
@@ -44,14 +42,10 @@ class Pools:
     train: list[dict] = field(default_factory=list)
 
 
-def equal_shares(number: int, parts: int) -> list[int]:
-    """`number` in equal parts; what does not divide goes to the first ones, one each."""
-    return [number // parts + (i < number % parts) for i in range(parts)]
-
-
 def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1)) -> list[int]:
-    """How many examples of each label shard i of n has to bring: its equal share of the label's equal share."""
-    return [equal_shares(share, shard[1])[shard[0]] for share in equal_shares(num_examples, num_labels)]
+    """Examples wanted of each label from shard i of n: equal shares, and the remainder goes to the first ones."""
+    of_labels = [(num_examples + num_labels - 1 - label) // num_labels for label in range(num_labels)]
+    return [(share + shard[1] - 1 - shard[0]) // shard[1] for share in of_labels]
 
 
 class Plan:
@@ -69,17 +63,15 @@ class Plan:
         return self.accepted[slot] >= self.shares[slot]
 
     def numbers(self, slot: int, turns: range) -> list[int]:
-        """Of the attempts at a label that this shard owns: those of these turns."""
-        shard, shards = self.shard
-        return [slot + len(self.shares) * (shard + shards * turn) for turn in turns]
+        """Of this shard's attempts at a label those of these turns."""
+        return [slot + len(self.shares) * (self.shard[0] + self.shard[1] * turn) for turn in turns]
 
     def settle(self, slot: int, accepted: bool) -> None:
         self.settled[slot] += 1
         self.accepted[slot] += accepted
 
     def next_attempts(self) -> list[int]:
-        """The numbers of the attempts that are due now, ascending: by label as many as are missing, over the yield so
-        far."""
+        """The attempts that are due now, ascending: for each label its missing examples divided by its yield so far."""
         labels, due = len(self.shares), []
         for slot, share in enumerate(self.shares):
             expected_yield = (self.accepted[slot] + PRIOR) / (self.settled[slot] + PRIOR)
@@ -92,35 +84,25 @@ class Plan:
 
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
-    """Label, shots, feedback and sampling seed of one attempt: a function of (seed, iteration, split, number) and the
-    pools."""
+    """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
-    # Of 31 bits, all that a CPU's generator tells apart, and another for each attempt: of 77,000 drawn at random two would
-    # more likely than not be equal
+    # A CPU's generator takes 32 bits; of 77,000 seeds drawn at random two would more likely than not be equal
     sampling_seed = random.Random(f"{options['seed']}/{iteration}/{split}").getrandbits(31) ^ number
-    wanted = task.names[number % len(task.names)]
-    if split == "train":
-        shots, feedback = draw_seed_shots(task, rng, pools.seed, wanted, options["num_fewshot"]), []
+    wanted, feedback = task.names[number % len(task.names)], []
+    if split == "validation":
+        shots = rng.sample(pools.train, min(VALIDATION_SHOTS, len(pools.train)))
+    else:
+        count, answer = min(options["num_fewshot"], len(pools.seed)), task.answer_field
+        order = sorted(rng.sample(range(len(pools.seed)), count))
+        same = [i for i, example in enumerate(pools.seed) if example[answer] == wanted]
+        if len(task.names) > count and same:  # too few shots for all labels: the last one has the label asked for
+            last = rng.choice(same)
+            order = [*[i for i in order if i != last][: count - 1], last]
+        shots = [pools.seed[i] for i in order]
         if pools.feedback and rng.random() < options["feedback_rate"]:
             feedback, which = pools.feedback, options["feedback_label"]
             if which != "any":
-                feedback = [f for f in feedback if (f[task.answer_field] == wanted) == (which == "same")]
+                feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
-    else:
-        shots, feedback = rng.sample(pools.train, min(VALIDATION_SHOTS, len(pools.train))), []
     identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
     return Attempt(identifier, number, wanted, shots, feedback, sampling_seed)
-
-
-def draw_seed_shots(
-    task: Task, rng: random.Random, seeds: Sequence[dict], wanted: str | None, num_fewshot: int
-) -> list[dict]:
-    """Seed examples for a training prompt. Where there are more labels than shots, the last one has the label asked
-    for."""
-    count = min(num_fewshot, len(seeds))
-    order = sorted(rng.sample(range(len(seeds)), count))
-    same = [i for i, example in enumerate(seeds) if example.get(task.answer_field) == wanted]
-    if len(task.names) > count and same:
-        last = rng.choice(same)
-        order = [*[i for i in order if i != last][: count - 1], last]
-    return [seeds[i] for i in order]

@@ -1,43 +1,36 @@
-"""Why a library's error came about, in one line.
-
-except Exception as error:
-    fail(f"--model {model}: vLLM cannot start: {cause_of(error)}")
-"""
+"""The cause of a library's error in one line: fail(f"--model {model}: vLLM cannot start: {cause_of(error)}")."""
 
 import re
 import textwrap
 
 LONGEST = 400  # characters of a cause
-SAYS_NOTHING = r"validation errors? for|look at .{0,40}above report|see root cause above|^None$|^$"
+SAYS_NOTHING = r"validation errors? for|look at .{0,40}above report|see root cause above|^None$"
 
 
-def chain_of(error: BaseException) -> list[BaseException]:
-    """The error and those that it came from, as a traceback shows them: the outermost first."""
-    chain = [error]
-    while (before := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)) and (
-        before not in chain
-    ):
-        chain.append(before)
+def chain_of(error: BaseException | None) -> list[BaseException]:
+    """The error and its causes, as a traceback shows them: the outermost first."""
+    chain = []
+    while error:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return chain
 
 
 def cause_of(error: BaseException) -> str:
-    """The words of the outermost error of the chain that says something, in one line of at most LONGEST characters."""
-    said = [words_of(one) for one in chain_of(error)]
-    telling = [words for words in said if not re.search(SAYS_NOTHING, words, re.IGNORECASE)]
-    words = [*telling, *filter(None, said), repr(error)][0]
-    return textwrap.shorten(words, LONGEST, placeholder=" ...")
+    """The text of the outermost error of the chain that says something, in one line of at most LONGEST characters."""
+    texts = list(filter(None, map(text_of, chain_of(error))))
+    telling = [text for text in texts if not re.search(SAYS_NOTHING, text, re.IGNORECASE)]
+    return textwrap.shorten([*telling, *texts, repr(error)][0], LONGEST, placeholder=" ...")
 
 
-def words_of(error: BaseException) -> str:
-    """What an error says, in one line: of pydantic's the messages of its fields; of a text of several lines the first, with
-    the rest where it ends in a colon or a comma and so announces it."""
+def text_of(error: BaseException) -> str:
+    """An error's first line, with the others where it ends in a colon or comma; of pydantic's the fields' messages."""
     if callable(getattr(error, "errors", None)) and hasattr(error, "error_count"):  # pydantic.ValidationError
         return "; ".join(map(field_error, error.errors(include_url=False, include_input=False, include_context=False)))
     if isinstance(error, KeyError) and error.args:  # its text is the bare name
         return f"KeyError: {error.args[0]!r}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (" ".join(lines) if lines[0].endswith((":", ",")) else lines[0]) if lines else ""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join([first, *others]) if first.endswith((":", ",")) else first
 
 
 def field_error(detail: dict) -> str:

@@ -55,9 +55,9 @@ def fail(message: str) -> NoReturn:
 
 
 def interrupted(number: int, frame: Any) -> None:
-    """Ctrl-C: one line, and the process dies of the signal. No KeyboardInterrupt: libraries catch it, or clean up for long.
+    """Ctrl-C: one line, and the process dies of the signal, so that a loop of the shell around the stage ends too.
 
-    Dies of it, as Python does (130 to a shell), so that a loop of the shell around the stage ends too.
+    No KeyboardInterrupt: libraries catch it, or clean up for long.
     """
     started = sys.modules.get("multiprocessing.process")  # no import in here: one may be under way
     for child in getattr(started, "active_children", list)():  # an engine's own processes
@@ -77,20 +77,17 @@ def run_command(app: Callable[[], Any]) -> None:
     try:
         app()
     except SystemExit as end:
-        if (
-            not is_main_process() and end.code
-        ):  # the first one mostly has the same error: it tells it, and torchrun ends all
+        if end.code and not is_main_process():  # mostly the error of the first one, which says it and ends all
             time.sleep(SAME_ERROR)
             sys.stderr = sys.__stderr__
         raise
     except Exception as error:
-        if "tqdm" in sys.modules:  # what an open bar has drawn would stand in the same line
-            for bar in list(sys.modules["tqdm"].tqdm._instances):
-                bar.close()
-        if not is_main_process():
-            sys.stderr = sys.__stderr__
-        if found := machine_problem(error):
-            fail(found)
+        bars = sys.modules["tqdm"].tqdm._instances if "tqdm" in sys.modules else ()
+        for bar in list(bars):  # what an open one has drawn would stand in the same line
+            bar.close()
+        sys.stderr = sys.stderr if is_main_process() else sys.__stderr__
+        if problem := machine_problem(error):
+            fail(problem)
         raise
 
 
@@ -101,10 +98,8 @@ def machine_problem(error: BaseException | None) -> str | None:
         if type(error).__name__ == "OutOfMemoryError":
             return "out of GPU memory: halve --per-device-train-batch-size or --per-device-eval-batch-size"
         code, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
-        if found := re.search(
-            r"([^:]+) \(os error (\d+)\)", str(error)
-        ):  # safetensors and tokenizers are written in Rust
-            code, reason = int(found[2]), found[1].strip()
+        if rust := re.search(r"([^:]+) \(os error (\d+)\)", str(error)):  # of safetensors and tokenizers
+            code, reason = int(rust[2]), rust[1].strip()
         elif "inline_container" in str(error):  # torch.save keeps the reason to itself
             code, reason = errno.ENOSPC, "torch could not write all of it"
         name = getattr(error, "filename", None) or name

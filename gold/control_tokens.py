@@ -1,9 +1,9 @@
 """Control tokens whose spelling stands in people's text (`</s>`, `<pad>`, `<|im_end|>`, `[SEP]`) stay text.
 
 Only the frame that we write ourselves may hold them: BOS and EOS of a student's input, the chat template of a prompt.
-split_special_tokens=True makes ordinary tokens of such a spelling in byte-level BPE, SentencePiece BPE and WordPiece. A
-Unigram tokenizer (T5, DeBERTa-v3) has the spelling as a piece of its vocabulary and gives the control token all the same; a
-prompt in a chat template is one string with its frame. In both the spelling gets a blank after its first character.
+split_special_tokens=True makes ordinary tokens of such a spelling in byte-level BPE, SentencePiece BPE and WordPiece.
+A Unigram tokenizer (T5, DeBERTa-v3) has the spelling as a piece and gives the control token all the same; a prompt in
+a chat template is one string with its frame. In both the spelling gets a blank after its first character.
 """
 
 import functools
@@ -15,21 +15,18 @@ UNKNOWN_TO_ALL = "\U00013000"  # a hieroglyph: what a tokenizer without bytes ma
 
 @functools.lru_cache(maxsize=8)
 def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Id -> spelling of the tokens that only a frame may hold.
-
-    All special ones but the unknown token, where it stands for what the tokenizer cannot read (in byte-level BPE it does not).
-    """
+    """Id -> spelling of the tokens that only a frame may hold: all special ones but the unknown token, where it stands
+    for what the tokenizer cannot read (in byte-level BPE it does not)."""
     found = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    for token in set(tokenizer(UNKNOWN_TO_ALL, add_special_tokens=False)["input_ids"]) & {tokenizer.unk_token_id}:
-        del found[token]
+    if tokenizer.unk_token_id in tokenizer(UNKNOWN_TO_ALL, add_special_tokens=False)["input_ids"]:
+        del found[tokenizer.unk_token_id]
     return found
 
 
 def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The token ids that the tokenizer puts before and after a text by itself."""
-    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+    inner, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     begin = next(i for i in range(len(whole) + 1) if whole[i : i + len(inner)] == inner)
     return whole[:begin], whole[begin + len(inner) :]
 
@@ -37,51 +34,51 @@ def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
 def plain_ids(
     tokenizer: Any, texts: list[str], spans: bool = False
 ) -> tuple[list[list[int]], list[int], list[list[tuple[int, int]]]]:
-    """(token ids of each text without a frame and without control tokens, places of the texts in which one was broken up,
-    spans); spans: the characters (begin, end) of every token, for which a fast tokenizer must be asked."""
+    """(token ids of each text, without frame and control tokens; places of the texts in which one was broken up; spans).
+
+    spans: the characters (begin, end) of every token, where they are asked for: a fast tokenizer alone has them.
+    """
     if not texts:
         return [], [], []
     asked = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": spans}
-    made = tokenizer(texts, **asked)
-    ids, offsets = made["input_ids"], made["offset_mapping"] if spans else []
-    control = frozenset(control_tokens(tokenizer))
+    encoded = tokenizer(texts, **asked)
+    ids, offsets, control = encoded["input_ids"], encoded.get("offset_mapping", []), control_tokens(tokenizer).keys()
     left = [i for i, row in enumerate(ids) if not control.isdisjoint(row)]
     for i in left:
-        new = [broken_token(tokenizer, token) if token in control else (token,) for token in ids[i]]
-        if spans:
-            offsets[i] = [at for tokens, at in zip(new, offsets[i], strict=True) for _ in tokens]
+        new = [broken_token(tokenizer, token) if token in control else [token] for token in ids[i]]
         ids[i] = [token for tokens in new for token in tokens]
+        if spans:
+            offsets[i] = [span for tokens, span in zip(new, offsets[i], strict=True) for _ in tokens]
     return ids, left, offsets
 
 
 @functools.lru_cache(maxsize=1024)
-def broken_token(tokenizer: Any, token: int) -> tuple[int, ...]:
+def broken_token(tokenizer: Any, token: int) -> list[int]:
     """The ordinary tokens that stand for a control token which the text spells out."""
     control = control_tokens(tokenizer)
-    text = control[token][:1] + " " + control[token][1:]
+    text = with_blank(control[token])
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return tuple(i for i in ids if i not in control)
+    return [i for i in ids if i not in control]
+
+
+def with_blank(spelling: str) -> str:
+    return f"{spelling[:1]} {spelling[1:]}"
 
 
 @functools.lru_cache(maxsize=8)
-def spelling(tokenizer: Any) -> re.Pattern:
+def spellings(tokenizer: Any) -> re.Pattern:
     """Where a text spells out a control token; the longest of them counts."""
-    return re.compile(
-        "|".join(map(re.escape, sorted(control_tokens(tokenizer).values(), key=len, reverse=True))) or r"\Z."
-    )
+    longest_first = sorted(control_tokens(tokenizer).values(), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"\Z.")
 
 
 def broken_up(tokenizer: Any, text: str) -> str:
     """The text with a blank in every spelling of a control token: for what is tokenised together with its frame."""
-    return spelling(tokenizer).sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+    return spellings(tokenizer).sub(lambda match: with_blank(match[0]), text)
 
 
 def told_of_prompts(what: str, tokenizer: Any, texts: list[str]) -> list[str]:
-    """A line on texts that prompts will show and that spell out control tokens; none where no text does. what: records ..."""
-    found = [match[0] for match in map(spelling(tokenizer).search, texts) if match]
-    if not found:
-        return []
-    return [
-        f"{len(found):,} of {len(texts):,} {what} spell out a control token of the teacher, such as {found[0]!r}: prompts have "
-        f"{broken_up(tokenizer, found[0])!r}, so that it stays text"
-    ]
+    """A line on texts of prompts (what: records ...) that spell out control tokens; none where no text does."""
+    spelt = [match[0] for match in map(spellings(tokenizer).search, texts) if match]
+    problem = f"{len(spelt):,} of {len(texts):,} {what} spell out a control token of the teacher, such as"
+    return [f"{problem} {text!r}: prompts have {with_blank(text)!r}, so that it stays text" for text in spelt[:1]]

@@ -1,4 +1,4 @@
-"""Files that a power cut, a kill or a second process may meet: written whole or not at all, locked, removed."""
+"""Files that outlive a power cut, a kill and a second process: written whole or not at all, locked, removed."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from gold.command import fail
 
 @contextlib.contextmanager
 def naming(path: Any) -> Iterator[None]:
-    """Errors of an open file, and those of libraries, do not tell its name: add it."""
+    """Add the name of the file to an error that has none: one of an open file, or of a library."""
     try:
         yield
     except Exception as error:
@@ -40,7 +40,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def sync(*paths: Path) -> None:
-    """Have files, or the names in folders, on the disk: a power cut must not take what a run record tells of."""
+    """Have files, or the names in folders, on the disk before a run record tells of them: the power may fail."""
     for path in paths:
         with naming(path):
             number = os.open(path, os.O_RDONLY)
@@ -59,7 +59,7 @@ def take_lock(output: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(f"{output}: another process is writing it (left by a killed shell?); wait, or end it: fuser {path}")
-        with contextlib.suppress(FileNotFoundError):  # its holder finished, and removed it, between our two calls
+        with contextlib.suppress(FileNotFoundError):  # its holder removed it between our two calls
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()

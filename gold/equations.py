@@ -1,7 +1,6 @@
-"""Equations by value: what a model wrote is data, so it is never evaluated by Python itself.
+"""Equations by value. What a model wrote is data, so Python itself never evaluates it.
 
-evaluate_equation("( 12 - 5 ) * 3")      21.0
-evaluate_equation("x = 84 / 4")          21.0       what stands before the one `=` may only be a letter
+evaluate_equation("x = ( 12 - 5 ) * 3")  21.0       what stands before the one `=` may only be a letter
 evaluate_equation("2 ** 99")             None       as is everything else that is not + - * / over plain numbers
 equations_agree("12 - 5", "(12-5)*1")    True
 """
@@ -10,28 +9,24 @@ import math
 import re
 
 MAX_LENGTH = 200  # characters; with it nesting is bounded too
-NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-ALLOWED = re.compile(r"[0-9.+\-*/() ]+")  # ASCII alone: float("٣") is 3, and nobody would see it
-PREFIX = re.compile(r"[A-Za-z] *= *")
+NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+# ASCII alone: float("٣") is 3, and nobody would see it. No power, no floor division
+ALLOWED = re.compile(r"(?:[A-Za-z] *= *)?((?:[0-9.+\-() ]|\*(?! ?\*)|/(?! ?/))+)")
 
 
 def evaluate_equation(text: str) -> float | None:
     """The value of an arithmetic expression, None where there is none; never an exception, never slow.
 
-    Numbers (12, 1.5, .5), + - * / and parentheses, within MAX_LENGTH characters, perhaps after `x =`. No power, no floor
-    division, no names, no calls; division by zero and what overflows have no value. Numbers are floats from the start, so
-    no product of long integers is ever worked out.
+    Numbers (12, 1.5, .5), + - * / and parentheses, within MAX_LENGTH characters, perhaps after `x =`. Division by zero
+    and what overflows have no value.
     """
-    if len(text) > MAX_LENGTH:
-        return None
-    text = " ".join(text.split())  # other blanks and line ends are blanks
-    text = text[match.end() :] if (match := PREFIX.match(text)) else text
-    if not ALLOWED.fullmatch(text) or re.search(r"\* ?\*|/ ?/", text):
+    match = ALLOWED.fullmatch(" ".join(text.split())) if len(text) <= MAX_LENGTH else None
+    if not match:
         return None
     from simpleeval import SimpleEval  # here, so that no stage's --help waits for it
 
-    # Python reads 012 as a mistake and 12 as an integer of any length; "12." and ".5" become whole floats too
-    text = re.sub(NUMBER, lambda number: repr(float(number[0])) if math.isfinite(float(number[0])) else "()", text)
+    # As floats: Python refuses 012, and and a product of long integers takes long
+    text = NUMBER.sub(lambda number: repr(float(number[0])), match[1])
     try:
         value = SimpleEval(functions={}, names={}).eval(text)
     except Exception:  # the parser and simpleeval raise many kinds, ZeroDivisionError and MemoryError among them
@@ -46,12 +41,11 @@ def equations_agree(prediction: str, target: str) -> bool:
 
 
 def states_value(statement: str, equation: str) -> bool:
-    """Whether a statement such as "51", "$1,200" or "3.33 apples" names one number, and that is the value of the equation:
-    exactly for a whole number, else rounded to as many decimals as are given.
-    """
+    """Whether a statement such as "51", "$1,200" or "3.33 apples" names one number, and that is the equation's value,
+    rounded to as many decimals as the number has, if any."""
     statement = re.sub(r"(?<=\d),(?=\d{3}\b)", "", statement.replace("\u2212", "-"))
-    numbers, value = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", statement), evaluate_equation(equation)
     # \d finds the digits of all scripts, since they state a number too, but only ASCII ones are read
+    numbers, value = re.findall(r"-?(?:\d+(?:\.\d+)?|\.\d+)", statement), evaluate_equation(equation)
     if len(numbers) != 1 or value is None or len(numbers[0]) > 30 or not numbers[0].isascii():
         return False
     decimals = len(numbers[0].partition(".")[2])

@@ -4,9 +4,8 @@
     fingerprint("runs/a/iter-00/student", cache)            "sha256:51d0... of 5 files, 0.9 MB"
     fingerprint("google-t5/t5-base", cache)                 "hub:google-t5/t5-base@a9723ea7..."
 
-A model folder counts by its files, but for those that no stage computes with: the logs of the training, Markdown,
-hidden files. A name of the hub counts by the commit in the hub's local cache; before the first download there is none,
-so the name alone counts.
+A model folder counts by the files that stages compute with: no training logs, Markdown or hidden files. A name of the
+hub counts by the commit in the hub's local cache; before the first download there is none, so the name alone counts.
 """
 
 import contextlib
@@ -33,17 +32,13 @@ def fingerprint(value: Any, cache: Path) -> Any:
         return [fingerprint(v, cache) for v in value]
     path = Path(value)
     if path.is_dir():
-        names = [p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()]
-        names = [
-            n
-            for n in names
-            if n.name not in LOGS and n.suffix.lower() != ".md" and not any(part.startswith(".") for part in n.parts)
-        ]
-        digest = hashlib.sha256()
-        for name in names:
-            digest.update(f"{name.as_posix()}\0{hash_of(path / name, cache)}\n".encode())
-        size = sum((path / name).stat().st_size for name in names)
-        return f"sha256:{digest.hexdigest()} of {len(names)} files, {size / 1e6:,.1f} MB"
+        digest, size, number = hashlib.sha256(), 0, 0
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            name = file.relative_to(path).as_posix()
+            if file.name not in LOGS and file.suffix.lower() != ".md" and not f"/{name}".count("/."):
+                digest.update(f"{name}\0{hash_of(file, cache)}\n".encode())
+                size, number = size + file.stat().st_size, number + 1
+        return f"sha256:{digest.hexdigest()} of {number} files, {size / 1e6:,.1f} MB"
     if path.is_file():
         return f"sha256:{hash_of(path, cache)}"
     if isinstance(value, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value) and not Path(value.split("/")[0]).exists():
@@ -54,9 +49,9 @@ def fingerprint(value: Any, cache: Path) -> Any:
 def with_commit(value: Any) -> Any:
     """hub:name or hub:name@commit -> hub:name@commit as it is now in the hub's local cache; anything else as it is.
 
-    A stage asks once more at its end: what it has downloaded meanwhile is what it has read.
+    A stage asks again at its end, when the model has been downloaded.
     """
-    if not isinstance(value, str) or not value.startswith("hub:"):
+    if not str(value).startswith("hub:"):
         return value
     from huggingface_hub import try_to_load_from_cache
 
@@ -68,34 +63,27 @@ def with_commit(value: Any) -> Any:
 
 def same_content(old: Any, new: Any) -> bool:
     """Whether an input is what it was. A name of the hub whose commit was not known yet is compared by name."""
-    if all(isinstance(value, str) and value.startswith("hub:") for value in (old, new)) and not (
-        "@" in old and "@" in new
-    ):
+    of_the_hub = all(str(value).startswith("hub:") for value in (old, new))
+    if of_the_hub and ("@" not in old or "@" not in new):
         return old.split("@")[0] == new.split("@")[0]
     return old == new
 
 
 def hash_of(path: Path, cache: Path) -> str:
-    """SHA-256 of a file's content; of a large file the one in the cache, where path, size and times are as they were
-    then.
+    """SHA-256 of a file's content; a large file's is kept in `cache`, under its path, size and times.
 
-    Of the times the inode's too (ctime): no program can set it, so a copy that keeps the old file's time is read.
+    One of the times is the inode's (ctime), which no program can set: a copy that keeps the old file's mtime is read.
     """
     stat = path.stat()
     if stat.st_size < LARGE:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-    kept: dict[str, str] = {}
-    with contextlib.suppress(
-        OSError, ValueError, TypeError
-    ):  # none yet, or one that cannot be read: it only saves time
+    key, kept = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}", {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or a broken one: it only saves time
         kept = dict(json.loads((cache / CACHE).read_text(encoding="utf-8")))
     if key not in kept:
         with path.open("rb") as file:
             kept[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        draft = (
-            cache / f"{CACHE}.{os.getpid()}"
-        )  # in one step, so that a shard that reads it finds the old one or the new one
+        draft = cache / f"{CACHE}.{os.getpid()}"  # replaced in one step: another shard may be reading it
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

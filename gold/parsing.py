@@ -5,8 +5,10 @@ fields, reason = parse_completion(task, completion, "positive")        reason: N
 
 import functools
 import re
+from collections.abc import Sequence
 
 from gold.equations import evaluate_equation, states_value
+from gold.programmes import optimum
 from gold.prompts import known_label, split_example
 from gold.reasoning import strip_reasoning
 from gold.task import Task
@@ -18,25 +20,19 @@ REASONS = (  # why an attempt was rejected: a closed list, in the order of the c
 )  # fmt: skip
 MIN_WORDS_COMPARED = 5  # of a field: overlaps of fewer words mean nothing
 
-# What surrounds an example in a chat, or stands in place of one
-DEBRIS = "|".join(
-    [
-        # Tokens of chat templates
-        r"<\|[\w ]+\|>",
-        r"\[/?INST\]|<</?SYS>>|</?s>",
-        r"\byou are a (?:helpful|knowledgeable) assistant\b",
-        # Slots that were left open
-        r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name|title|topic|company|product)\b[^\]]*\]",
-        # Refusals
-        r"\bas an? (?:ai|language model)\b|\bai language model\b",
-        r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
-        # Preambles
-        r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
-        r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b"
-        r"(?:example|sample|sentence|text|headline|review|article|paraphrase|version|message|tweet|comment|question|"
-        r"problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
-    ]
-)
+DEBRIS = "|".join((  # what surrounds an example in a chat, or stands in place of one
+    # Tokens of chat templates
+    r"<\|[\w ]+\|>", r"\[/?INST\]|<</?SYS>>|</?s>", r"\byou are a (?:helpful|knowledgeable) assistant\b",
+    # Slots that were left open
+    r"(?-i:<[A-Z]{1,12}>)|\{\{.*?\}\}|\[(?:insert|your|name|title|topic|company|product)\b[^\]]*\]",
+    # Refusals
+    r"\bas an? (?:ai|language model)\b|\bai language model\b",
+    r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
+    # Preambles
+    r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
+    r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b(?:example|sample|sentence|text|headline|review|article|paraphrase|version"
+    r"|message|tweet|comment|question|problem|premise|hypothesis)s?\b[^.!?]{0,80}:",
+))  # fmt: skip
 
 
 def parse_completion(task: Task, completion: str, label: str | None) -> tuple[dict[str, str], str | None]:
@@ -46,9 +42,7 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
     text, reason = strip_reasoning(completion, template)
     if reason:
         return {}, reason
-    text = without_opening(plain_marks(text, template, label), start.strip())
-    opening = template.split("$", 1)[0].strip()  # with it the teacher begins an example too many
-    fields = {}
+    text, fields = without_opening(plain_marks(text, template, label), start), {}
     for position, (name, after) in enumerate(parts):
         mark = after.strip() or after
         whole_word = r"(?!\w)" if mark[-1:].isalnum() else ""  # "Kind: warm" is not in "Kind: warmest"
@@ -58,24 +52,9 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
         elif position < len(parts) - 1 or (mark and mark.split()[0] in text):
             return fields, "no_match"
         else:  # the last field; a stop string may have cut off what follows it
-            value = re.split(rf"\n\s*{re.escape(opening)}", text)[0] if opening else text
-            for stop in task.parse.stop:
-                value = value.lstrip().split(stop)[0]
+            value = first_example(text, template, task.parse.stop)
         fields[name] = value.strip()
     return fields, check_fields(task, fields)
-
-
-def without_opening(text: str, start: str) -> str:
-    """A chat model may repeat where it was to begin, perhaps after a line like "Here is one:"."""
-    begins = r"\s+".join(map(re.escape, start.split()))
-    last = start.rsplit("\n", 1)[-1].strip()
-    if begins and (at := re.search(begins, text, re.IGNORECASE)):
-        preface = text[: at.start()].strip()
-        if not preface or (preface.endswith(":") and "\n" not in preface):
-            return text[at.end() :]
-    if last and text.lstrip().lower().startswith(last.lower()):
-        return text.lstrip()[len(last) :]
-    return text
 
 
 def plain_marks(text: str, template: str, label: str | None) -> str:
@@ -83,11 +62,9 @@ def plain_marks(text: str, template: str, label: str | None) -> str:
     **Review:** or **Review**: is Review:."""
     for mark in field_marks(template):
         name = re.escape(mark.removesuffix(":"))
-        text = re.sub(rf"\*\*({name})(?::\*\*|\*\*:)", r"\1:", text, flags=re.IGNORECASE)
-        if label is not None:
-            given = re.escape(label)
-            text = re.sub(rf"(?m)^(\s*{name}: *)\*\*({given})\*\*", r"\1\2", text, flags=re.IGNORECASE)
-            text = re.sub(rf"(?m)^(\s*)\*\*({name}: *{given})\*\*", r"\1\2", text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?i)\*\*({name})(?::\*\*|\*\*:)", r"\1:", text)
+        if label is not None:  # **Sentiment: positive** or Sentiment: **positive**
+            text = re.sub(rf"(?im)^(\s*)(?:\*\*)?({name}: *)(?:\*\*)?({re.escape(label)})\*\*", r"\1\2\3", text)
     return text
 
 
@@ -97,27 +74,45 @@ def field_marks(template: str) -> list[str]:
     return [mark.strip() for mark in re.findall(r"[\w ]+:", template) if mark.strip(" :")]
 
 
+def without_opening(text: str, start: str) -> str:
+    """A chat model may repeat where it was to begin (start), perhaps after a line like "Here is one:"."""
+    begins, last = r"\s+".join(map(re.escape, start.split())), start.strip().rsplit("\n", 1)[-1]
+    if begins and (at := re.search(begins, text, re.IGNORECASE)):
+        preface = text[: at.start()].strip()
+        if not preface or (preface.endswith(":") and "\n" not in preface):
+            return text[at.end() :]
+    return re.sub(rf"(?i)^\s*{re.escape(last)}", "", text)
+
+
+def opening_of(template: str) -> str:
+    """What an example begins with: after it the teacher writes one too many."""
+    return template.split("$", 1)[0].strip()
+
+
+def first_example(text: str, template: str, stops: Sequence[str]) -> str:
+    """The text up to a stop string, or up to the opening of another example."""
+    if opening := opening_of(template):
+        text = re.split(rf"\n\s*{re.escape(opening)}", text)[0]
+    for stop in stops:
+        text = text.lstrip().split(stop)[0]
+    return text
+
+
 def another_begins(template: str, value: str, text: str) -> bool:
-    """Whether `text` goes on with another example after `value`, the last field of its first: then that one is whole,
+    """Whether another example follows `value`, the last field of the first one in `text`: then the first one is whole,
     even where the text was cut off later, as that of a base model in a chat template, which ends no turn."""
-    opening = template.split("$", 1)[0].strip()
-    return bool(
-        opening and value and re.search(rf"{re.escape(value)}\s*\n\s*{re.escape(opening)}", text, re.IGNORECASE)
-    )
+    opening = opening_of(template)
+    following = rf"(?i){re.escape(value)}\s*\n\s*{re.escape(opening)}"
+    return bool(opening and value and re.search(following, text))
 
 
 def check_fields(task: Task, fields: dict[str, str]) -> str | None:
-    """Why parsed fields are no example, or None: what is always checked, then what [parse] asks for.
-
-    min_words, max_words {field: n}; evaluates [field]: an equation with a value; gives {equation: field}: its value is
-    the number in that field; span_of {answer: context}: it occurs there word for word; solves [field]: a linear
-    programme with an optimum.
-    """
+    """Why parsed fields are no example, or None: what is always checked, then what [parse] asks for (docs/tasks.md)."""
     if not all(fields.values()):
         return "empty_field"
-    # "Here is one:" is no example, and a field that holds another field's name (with the label, perhaps) is none
-    # either: as `example` has it anywhere, or in any capitals at the beginning of a line
-    marks = field_marks(task.prompt.example)
+    # "Here is one:" is no example. Nor is a field with the name of a field in it: as `example` has it, anywhere, or in
+    # any capitals at the beginning of a line
+    marks, parse = field_marks(task.prompt.example), task.parse
     for value in fields.values():
         lines = [line.strip().lower() for line in value.splitlines()]
         if value.endswith(":") or any(m in value or line.startswith(m.lower()) for m in marks for line in lines):
@@ -126,17 +121,16 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
         return "debris"
     for name, value in fields.items():
         count = len(words(value))
-        if count < task.parse.min_words.get(name, 1):
+        if count < parse.min_words.get(name, 1):
             return "too_short"
-        if count > task.parse.max_words.get(name, count):
+        if count > parse.max_words.get(name, count):
             return "too_long"
-    holds = [evaluate_equation(fields[name]) is not None for name in task.parse.evaluates]
-    holds += [states_value(fields[other], fields[name]) for name, other in task.parse.gives.items()]
-    holds += [holds_span(fields[other], fields[name]) for name, other in task.parse.span_of.items()]
-    if task.parse.solves and all(holds):
-        from gold.programmes import optimum
-
-        holds += [optimum(fields[name]) is not None for name in task.parse.solves]
+    holds = [
+        *(evaluate_equation(fields[name]) is not None for name in parse.evaluates),
+        *(states_value(fields[other], fields[name]) for name, other in parse.gives.items()),
+        *(holds_span(fields[other], fields[name]) for name, other in parse.span_of.items()),
+        *(optimum(fields[name]) is not None for name in parse.solves),
+    ]
     return None if all(holds) else "check_failed"
 
 

@@ -1,15 +1,17 @@
-"""One pass of a student over examples: what it predicts, and the scores of gold/scores.py."""
+"""One pass of a student over examples: what it predicts, and the scores of gold/scores.py.
+
+For each batch: run_student gives the hidden states at the target's tokens, score_targets the scores there from their
+logits, sequence_scores (gold/scores.py) those of whole targets, greedy_texts (gold/decoding.py) the predictions.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from gold.command import fail
 from gold.correctness import is_correct
-from gold.decoding import greedy_texts
-from gold.scores import REDUCTIONS, mean_over, position_scores, random_score, reduce_energies
+from gold.decoding import greedy_texts, pad_batch
+from gold.scores import REDUCTIONS, mean_over, position_scores, random_score, sequence_scores
 from gold.student import Student
 
 EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
@@ -19,16 +21,6 @@ PerDeviceEvalBatchSize = Annotated[
     int,
     typer.Option(min=1, help=f"Examples of {EXAMPLE_TOKENS} tokens in a batch, more of shorter ones. Out of memory: halve it."),
 ]  # fmt: skip
-
-
-@dataclass
-class Batch:
-    """What one forward pass gives of B examples."""
-
-    columns: dict[str, Any]  # scores, each (B,)
-    predictions: list[str]
-    states: Any  # last hidden states of what is read (B, S, d)
-    read: Any  # which of the S positions are read (B, S), bool
 
 
 def predict(student: Student, examples: list[dict], batch_size: int) -> list[str]:
@@ -42,10 +34,10 @@ def score_examples(
 ) -> tuple[list[dict], Any]:  # fmt: skip
     """(a dict of scores by example, in input order; representations (n, d) in float32 where `embed`, else None).
 
-    batch_size: in examples of EXAMPLE_TOKENS tokens. padded: also energy_padded, over max_target_length positions as
-    the authors' code does. embed: the mean of the last hidden states over what the student reads (Liu et al. 2024).
-    decode: without it there is no prediction, and no `correct`. `prediction`: the label's target, lower-cased, or the
-    greedily decoded text, stripped.
+    batch_size: in examples of EXAMPLE_TOKENS tokens. padded: also energy_padded, over max_target_length positions as the
+    authors' code does. embed: the mean of the last hidden states over what the student reads (Liu et al. 2024). decode:
+    without it there is no prediction, and no `correct`. `prediction`: the label's target, lower-cased, or the greedily
+    decoded text, stripped.
 
     error          1 = not correct, else 0 (S3, Wang et al. 2023)
     hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
@@ -53,43 +45,37 @@ def score_examples(
     import torch
     from tqdm import tqdm
 
-    features, task = student.encode(examples), student.task
-    results: list[dict] = [{} for _ in examples]
-    points = None
+    features, task, results, points = student.encode(examples), student.task, {}, {}
+    absent = REDUCTIONS if student.family == "encoder" else [] if padded else ["energy_padded"]
     with torch.inference_mode(), tqdm(total=len(examples), desc="score", unit="example", delay=0.5) as bar:
         for chosen in batches_of(student, features, batch_size, padded):
-            forward = encoder_batch if student.family == "encoder" else writer_batch
-            batch = forward(student, [features[i] for i in chosen], batch_size, temperature, padded, embed, decode)
-            if embed:
-                means = mean_over(batch.states.float().transpose(1, 2), batch.read[:, None, :])  # (B, d)
-                points = torch.empty(len(examples), means.shape[1]) if points is None else points
-                points[torch.tensor(chosen)] = means.cpu()
-            # One copy from the device for a column, not one for each number
-            values = {name: column.tolist() for name, column in batch.columns.items()}
+            batch = [features[i] for i in chosen]
+            labels, real = targets_of(student, batch, padded)
+            scored = real | padded
+            hidden, states, read = run_student(student, batch, labels, scored)
+            grids = score_targets(student, hidden, labels, scored, temperature)
+            hits = grids.pop("is_top").tolist()
+            columns = {k: column.tolist() for k, column in sequence_scores(grids, real).items() if k not in absent}
             for row, i in enumerate(chosen):
-                scores = {name: float(f"{column[row]:.9g}") for name, column in values.items()}
-                answer = {}
-                if decode:
-                    prediction = batch.predictions[row].strip()
-                    correct = is_correct(task, prediction, examples[i])
-                    answer = {"prediction": prediction.lower() if task.labels else prediction, "correct": correct}
-                    scores |= {
-                        "error": float(not correct),
-                        "hard_negative": 0.0 if correct else float(f"{1 - scores['msp']:.9g}"),
-                    }
-                results[i] = answer | scores | {"random": random_score(seed, examples[i]["id"])}
+                results[i] = {name: rounded(column[row]) for name, column in columns.items()}
+            if embed:
+                means = mean_over(states.float().transpose(1, 2), read[:, None])  # (B, d)
+                points |= dict(zip(chosen, means.cpu(), strict=True))
+            if decode:
+                texts = predictions_of(student, batch, hidden, hits, (states, read), batch_size)
+                for i, text in zip(chosen, texts, strict=True):
+                    correct = is_correct(task, text, examples[i])
+                    answer = {"prediction": text.lower() if task.labels else text, "correct": correct}
+                    hard = 0.0 if correct else rounded(1 - results[i]["msp"])
+                    results[i] = answer | results[i] | {"error": float(not correct), "hard_negative": hard}
             bar.update(len(chosen))
-    return results, points
+    rows = [results[i] | {"random": random_score(seed, e["id"])} for i, e in enumerate(examples)]
+    return rows, torch.stack([points[i] for i in range(len(examples))]) if embed else None
 
 
-def check_score(student_family: str, score: str) -> None:
-    """Ends the stage where a student of this family has no such score."""
-    if student_family == "encoder" and score in REDUCTIONS:
-        fail(f"--score {score}: an encoder student has one position, where every reduction is the same: use energy")
-    if student_family == "decoder" and score == "energy_padded":
-        fail(
-            f"--score {score}: the authors' setting for T5, which pads its targets; a decoder student has none: use energy"
-        )
+def rounded(value: float) -> float:
+    """Nine digits tell every float32 from the next."""
+    return float(f"{value:.9g}")
 
 
 def batches_of(student: Student, features: list[dict], batch_size: int, padded: bool) -> Iterator[list[int]]:
@@ -107,99 +93,68 @@ def batches_of(student: Student, features: list[dict], batch_size: int, padded: 
         begin += count
 
 
-def pad_rows(rows: list[list[int]], value: int, device: Any, length: int = 0) -> Any:
-    """Rows of different lengths as one tensor (B, L), padded on the right, at least `length` wide."""
+def targets_of(student: Student, batch: list[dict], padded: bool) -> tuple[Any, Any]:
+    """(token ids of the targets, of an encoder the class, (B, L); which of them are real, (B, L) bool)."""
+    rows = [[f["labels"]] if student.family == "encoder" else f["labels"] for f in batch]
+    width = student.lengths["max_target_length"] if padded else None
+    columns = pad_batch(student.tokenizer, rows, student.network.device, width=width)
+    return columns["input_ids"], columns["attention_mask"].bool()
+
+
+def run_student(student: Student, batch: list[dict], labels: Any, scored: Any) -> tuple[Any, Any, Any]:
+    """One forward pass, the target teacher-forced: (hidden (n, d), states (B, S, d), read (B, S) bool).
+
+    hidden: what goes into the output layer at the n `scored` positions of labels (B, L), row by row; of an encoder the
+    logits (B, K). states: the last hidden states. read: which of them are of what the student reads.
+    """
     import torch
 
-    length = max(length, *map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
-
-
-def encoder_batch(
-    student: Student, features: list[dict], batch_size: int, temperature: float, padded: bool, embed: bool, decode: bool
-) -> Batch:
-    import torch
-
-    network, device = student.network, student.network.device
-    rows = [f["input_ids"] for f in features]
-    mask = pad_rows([[1] * len(row) for row in rows], 0, device)
-    inputs = {"input_ids": pad_rows(rows, student.tokenizer.pad_token_id, device), "attention_mask": mask}
-    states: list[Any] = []  # the outputs of the model below the head, which its own outputs do not have
-    hook = network.base_model.register_forward_hook(lambda module, given, out: states.append(out[0])) if embed else None
-    logits = network(**inputs).logits
-    if hook:
+    network, decoder = student.network, student.family == "decoder"
+    rows = [f["input_ids"] + f["labels"] if decoder else f["input_ids"] for f in batch]
+    inputs = pad_batch(student.tokenizer, rows, network.device)  # on the right: no real token of a decoder sees it
+    mask = inputs["attention_mask"]
+    if student.family == "encoder":
+        states: list[Any] = []  # of the model below the head, which its own outputs do not have
+        hook = network.base_model.register_forward_hook(lambda module, given, output: states.append(output[0]))
+        logits = network(**inputs).logits
         hook.remove()
-    columns = position_scores(logits, torch.tensor([f["labels"] for f in features], device=device), temperature)
-    columns.pop("is_top")
-    predictions = [student.task.targets[k] for k in logits.argmax(-1).tolist()]
-    return Batch(columns, predictions, states[0] if embed else None, mask.bool())
-
-
-def writer_batch(
-    student: Student, features: list[dict], batch_size: int, temperature: float, padded: bool, embed: bool, decode: bool
-) -> Batch:
-    """The target is teacher-forced. The output layer sees only scored positions, some at a time: no block (B, L, V) is
-    built."""
-    import torch
-
-    network, tokenizer, device = student.network, student.tokenizer, student.network.device
-    labels = pad_rows(
-        [f["labels"] for f in features],
-        tokenizer.pad_token_id,
-        device,
-        student.lengths["max_target_length"] if padded else 0,
-    )
-    real = pad_rows([[1] * len(f["labels"]) for f in features], 0, device, labels.shape[1]).bool()
-    scored = torch.ones_like(real) if padded else real
-    head, network.lm_head = network.get_output_embeddings(), torch.nn.Identity()
+        return logits, states[0], mask.bool()
+    forced = {} if decoder else {"decoder_input_ids": network.prepare_decoder_input_ids_from_labels(labels)}
+    head, network.lm_head = network.lm_head, torch.nn.Identity()  # no block (B, L, V) is built
     try:
-        states, reading, read = target_states(student, features, labels)  # (B, T, d), (B, S, d), (B, S)
+        output = network(**inputs, **forced, use_cache=False)
     finally:
         network.lm_head = head
-    hidden, tokens = states[scored], labels[scored]  # (n, d), (n,)
-    rows = max(1, LOGITS_AT_ONCE // head.out_features)
-    pieces = [
-        position_scores(head(hidden[i : i + rows]), tokens[i : i + rows], temperature)
-        for i in range(0, len(hidden), rows)
-    ]
-    grids = {}
-    for name in pieces[0]:
-        values = torch.cat([piece[name] for piece in pieces])
-        grids[name] = torch.zeros(real.shape, dtype=values.dtype, device=device)
-        grids[name][scored] = values
-    is_top = grids.pop("is_top").tolist()
-    columns = reduce_energies(grids.pop("energy"), real)
-    if not padded:
-        columns.pop("energy_padded")
-    columns |= {name: mean_over(grid, real) for name, grid in grids.items()}
-    predictions = [""] * len(features)
-    if decode:
-        # What is decoded freely may be longer than the target, by which the batch was made
-        longest = len(features[0]["input_ids"]) + student.max_new_tokens
-        encoded = None if student.family == "decoder" else (reading, read)
-        at_once = max(1, batch_size * EXAMPLE_TOKENS // longest)
-        predictions = greedy_texts(network, tokenizer, features, is_top, student.max_new_tokens, at_once, encoded)
-    return Batch(columns, predictions, reading, read)
+    hidden = output.logits  # with T5's scaling in it
+    if not decoder:
+        return hidden[scored], output.encoder_last_hidden_state, mask.bool()
+    # A token is predicted at the position before it: the first of the target at the last one of the prompt
+    place = torch.arange(hidden.shape[1], device=network.device)
+    last = torch.tensor([[len(f["input_ids"]) - 1] for f in batch], device=network.device)
+    return hidden[(place >= last) & (place < mask.sum(-1, keepdim=True) - 1)], hidden, place <= last
 
 
-def target_states(student: Student, features: list[dict], labels: Any) -> tuple[Any, Any, Any]:
-    """(states that go into the output layer at the target's positions (B, T, d), states of what is read, which of these
-    are)."""
+def score_targets(student: Student, hidden: Any, labels: Any, scored: Any, temperature: float) -> dict[str, Any]:
+    """position_scores at the scored positions of labels, each (B, L), 0 elsewhere; hidden (n, d) goes through the output
+    layer a part at a time."""
     import torch
 
-    network, device, pad = student.network, student.network.device, student.tokenizer.pad_token_id
-    rows = [f["input_ids"] for f in features]
-    if student.family == "encoder-decoder":
-        mask = pad_rows([[1] * len(row) for row in rows], 0, device)
-        shifted = network.prepare_decoder_input_ids_from_labels(labels)
-        out = network(input_ids=pad_rows(rows, pad, device), attention_mask=mask, decoder_input_ids=shifted)
-        return out.logits, out.encoder_last_hidden_state, mask.bool()  # T5's scaling is in the former
-    # A decoder reads its target behind the prompt; padding on the right is seen by no real token
-    whole = [row + f["labels"] for row, f in zip(rows, features, strict=True)]
-    mask = pad_rows([[1] * len(row) for row in whole], 0, device)
-    states = network(input_ids=pad_rows(whole, pad, device), attention_mask=mask, use_cache=False).logits
-    # (B, 1) + (T,): target token j is predicted at the position before it; clamped where there is none
-    last = torch.tensor([[len(row) - 1] for row in rows], device=device)
-    place = (last + torch.arange(labels.shape[1], device=device)).clamp(max=states.shape[1] - 1)
-    at_target = states[torch.arange(len(rows), device=device)[:, None], place]
-    return at_target, states, torch.arange(states.shape[1], device=device) <= last  # the prompt alone is what is read
+    head = torch.nn.Identity() if student.family == "encoder" else student.network.lm_head
+    rows = max(1, LOGITS_AT_ONCE // getattr(head, "out_features", 1))
+    parts = zip(hidden.split(rows), labels[scored].split(rows), strict=True)
+    found = [position_scores(head(states), tokens, temperature) for states, tokens in parts]
+    columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return {name: column.new_zeros(labels.shape).masked_scatter(scored, column) for name, column in columns.items()}
+
+
+def predictions_of(
+    student: Student, batch: list[dict], hidden: Any, hits: list[list[bool]], encoded: tuple, batch_size: int
+) -> list[str]:
+    """The likeliest label's target, or what the student writes, stripped; arguments as of run_student and greedy_texts."""
+    if student.family == "encoder":
+        return [student.task.targets[k].strip() for k in hidden.argmax(-1).tolist()]
+    # What is decoded freely may be longer than the target, by which the batch was made
+    longest = len(batch[0]["input_ids"]) + student.max_new_tokens
+    at_once = max(1, batch_size * EXAMPLE_TOKENS // longest)
+    how = (student.max_new_tokens, at_once, encoded)
+    return [text.strip() for text in greedy_texts(student.network, student.tokenizer, batch, hits, *how)]

@@ -4,7 +4,6 @@ prompt = render_prompt(task, "train", shots, "positive")                  Prompt
 prompt = render_label_prompt(task, record, shots)                         ends where the answer stands
 """
 
-import functools
 import re
 import string
 from collections.abc import Sequence
@@ -27,25 +26,18 @@ class Example(NamedTuple):
 
 
 def split_example(template: str, known: dict[str, str]) -> Example:
-    """Fill the known fields in; what remains is written by the teacher."""
-    return split_known(template, tuple(known.items()))
-
-
-@functools.lru_cache(maxsize=1_000)  # one for each label, of every prompt and every completion
-def split_known(template: str, values: tuple[tuple[str, str], ...]) -> Example:
-    known = dict(values)
-    pieces: list[list[str]] = [["", ""]]  # [field, text after it]; the first has no field
-    end = 0
+    """Fill the known fields in; the teacher writes the others."""
+    names, texts, end = [], [""], 0
     for match in string.Template.pattern.finditer(template):
-        pieces[-1][1] += template[end : match.start()]
-        end = match.end()
-        name = match["named"] or match["braced"]
+        texts[-1] += template[end : match.start()]
+        end, name = match.end(), match["named"] or match["braced"]
         if name is None or name in known:
-            pieces[-1][1] += "$" if name is None else known[name]
+            texts[-1] += "$" if name is None else known[name]
         else:
-            pieces.append([name, ""])
-    pieces[-1][1] += template[end:]
-    return Example(pieces[0][1].rstrip(" "), [(name, after) for name, after in pieces[1:]])
+            names.append(name)
+            texts.append("")
+    texts[-1] += template[end:]
+    return Example(texts[0].rstrip(" "), list(zip(names, texts[1:], strict=True)))
 
 
 def known_label(task: Task, label: str | None) -> dict[str, str]:
@@ -69,21 +61,18 @@ def render_prompt(
     feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both.
     Without that template the feedback examples are the last of the shots. Without a report its line goes.
     """
-    template = getattr(task.prompt, split)
+    template, example = getattr(task.prompt, split), task.prompt.example
     if feedback and task.prompt.feedback:
-        template = (
-            task.prompt.feedback if report else re.sub(r"(?m)^\$(report|\{report\})\n+", "", task.prompt.feedback)
-        )
+        template = task.prompt.feedback
+        if not report:
+            template = re.sub(r"(?m)^\$(report|\{report\})\n+", "", template)
     else:
         shots = [*shots, *feedback]
-    values = {"shots": join_shots(task.prompt.example, shots), "feedback": join_shots(task.prompt.example, feedback)}
-    values |= {
-        "report": report,
-        "labels": label_list(task),
-        "start": split_example(task.prompt.example, known_label(task, label)).start,
-    }
-    if label is not None:
-        values |= {"label": label, "definition": task.labels[label]}
+    values = {
+        "shots": join_shots(example, shots), "feedback": join_shots(example, feedback), "report": report,
+        "start": split_example(example, known_label(task, label)).start,
+        "labels": label_list(task), "label": label, "definition": task.labels.get(label),
+    }  # fmt: skip
     return Prompt(task.prompt.system, render(template, values))
 
 
@@ -107,19 +96,17 @@ def structured_pattern(task: Task, label: str | None) -> str:
     """A regular expression that every completion in the form of `example` matches, for vLLM's structured outputs.
 
     A field is one line of words with single blanks between them, as many as [parse] allows; an equation is of its own
-    characters. Between the fields stands what stands in `example`, at the end perhaps a stop string, for teachers
-    without an end token.
+    characters. At the end a stop string may stand, for teachers without an end token.
     """
 
     def literal(text: str) -> str:  # re.escape escapes blanks and newlines too, which not all engines read
-        return "".join("\\n" if c == "\n" else "\\" + c if c in r"\.^$*+?{}[]()|/-" else c for c in text)
+        return re.sub(r"[][\\.^$*+?{}()|/-]", r"\\\g<0>", text).replace("\n", r"\n")
 
-    pattern = " ?"
+    pattern, parse = " ?", task.parse
     for name, after in split_example(task.prompt.example, known_label(task, label)).parts:
-        least, most = task.parse.min_words.get(name, 1), task.parse.max_words.get(name, 0)
-        word = r"[0-9.+*/()-]+" if name in [*task.parse.evaluates, *task.parse.gives] else r"[^\x00-\x20]+"
-        pattern += (
-            word + ("" if most == 1 else f"( {word}){{{least - 1},{(most and most - 1) or ''}}}") + literal(after)
-        )
-    stops = "|".join(map(literal, task.parse.stop))
+        least, most = parse.min_words.get(name, 1), parse.max_words.get(name)
+        word = r"[0-9.+*/()-]+" if name in [*parse.evaluates, *parse.gives] else r"[^\x00-\x20]+"
+        more = "" if most == 1 else f"( {word}){{{least - 1},{most - 1 if most else ''}}}"
+        pattern += word + more + literal(after)
+    stops = "|".join(map(literal, parse.stop))
     return pattern + (f"({stops})?" if stops else "")

@@ -1,16 +1,20 @@
 """Run records: which options and inputs made an output, and whether it is whole.
 
-    run = start_run("score_ood.py", output, options, inputs=["task_file", "model"])       None when the output is up to date
-    finish_run(run, counts={...})                                        rename what is partial, then write the run record
+    run = start_run("score_ood.py", output, options, inputs=["task_file", "model"])       None: the output is up to date
+    finish_run(run, counts={...})
 
-A working stage writes `<output>.partial`. Beside it stand `<output>.partial.json` (options, hashes of the inputs,
-notes) and `<output>.lock`, which is held while the process lives. At the end the partial file gets its name, and then
-`<output>.run.json` is written: its presence means that the output is whole.
+Files beside the output tell its state. `<output>.lock` is held while a stage is at work.
+
+    whole      <output>.run.json is the run record
+    partial    <output>.partial is where a stage writes, <output>.partial.json its state: options, inputs, notes
+    finishing  <output>.run.json.tmp is the record to come: everything is on the disk, the partial files get their names
+    reopening  <output>.partial.json is a former run record: the finished files become partial again, to be extended
+
+A start first completes the last two, so that a kill at any moment leaves an output that is whole or partial.
 """
 
 import contextlib
 import json
-import math
 import os
 import re
 import shlex
@@ -20,7 +24,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypedDict
 
 from gold.command import fail, say
 from gold.disk import beside, remove, sync, take_lock, write_json
@@ -30,16 +34,23 @@ LOOP_FOLDER = re.compile(r"iter-\d+|final|teacher|untrained")  # the folders of 
 NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dry_run"}
 
 
+class Kept(TypedDict):
+    options: dict
+    inputs: dict
+    notes: dict[str, str | float | list]
+    seconds: float
+
+
 @dataclass
 class Run:
     """A stage at work on `output` (and the files in `also`, finished with it). `partial` is where to write."""
 
     output: Path
     also: list[Path]
-    state: dict  # what <output>.partial.json holds: stage, options, inputs, notes
+    state: dict  # what <output>.partial.json holds
     lock: IO[bytes]
     resumed: bool  # `partial` holds earlier work
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def partial(self) -> Path:
@@ -52,147 +63,116 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of this process, and of those before it whose work it goes on with."""
-        return round(self.state["earlier_seconds"] + time.time() - self.started, 2)
+        """Of this process, and of those before it whose work it resumes."""
+        return round(self.state["seconds"] + time.monotonic() - self.started, 2)
 
 
 def start_run(
     stage: str, output: Path, options: dict, inputs: Sequence[str], also: Sequence[Path] = (), resumable: bool = False,
     extends: str | None = None, overwrite: bool = False, not_compared: Sequence[str] = (), check_only: bool = False,
 ) -> Run | None:  # fmt: skip
-    """Lock the output and begin it, or go on with it; None where it is up to date.
+    """Lock the output and begin or resume it; None where it is up to date.
 
-    options: all options of the stage, by name; they go into the record. inputs: the names of those that are files,
-    folders or hub models, whose content is compared. not_compared: the names of those that do not change the output.
-    extends: the option that may grow, and lengthens a finished output. A stage that is not resumable starts over. Ends
-    the stage (exit 1) where an option or input differs from what made the output, where a file is the user's own, or
-    where another process holds the lock; with check_only it does no more than that.
+    options: all options of the stage, by name. inputs: the names of those that are files, folders or hub models: their
+    content is compared. not_compared: the names of those that do not change the output. extends: the option that may
+    grow, and lengthens a finished output. A stage that is not resumable starts over. Ends the stage (exit 1) where an
+    option or input differs from what made the output, where a file is the user's own, and where another process holds
+    the lock; with check_only it does no more than that.
     """
     files = [output, *also]
-    check_names(files, {name: options[name] for name in inputs})
     state: dict[str, Any] = {
         "stage": stage,
         "options": json.loads(json.dumps(options, default=str)),
         "not_compared": sorted({*NEVER_COMPARED, *inputs, *not_compared}),
-        "inputs": {name: content_of(name, options[name], output) for name in inputs},
+        "inputs": hash_inputs(files, {name: options[name] for name in inputs}),
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = take_lock(output)
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
-    record, left = read_json(beside(output, ".run.json")), read_json(beside(output, ".partial.json"))
-    ours = not record and bool(left and left.get("moving"))  # cut off while the files got their names
-    deleted = record and not output.exists()  # by the user, who wants it made anew
-    begun = ours or any(p.exists() and p.stat().st_size for p in partials(files))
-    before = None if overwrite else record if record and not deleted else left if resumable and begun else None
+    run = None
     try:
-        if not (overwrite or ours or deleted):
-            check_ownership(files, record, resumable and not left)
-        grown = bool(before) and compare(output, before, state, options, extends)
-    except SystemExit:
-        release(output, lock)
-        raise
-    if check_only or (before and before is record and not grown):
-        if not check_only:
+        if read_json(beside(output, ".run.json.tmp")):
+            complete(output, also)
+        record, left = read_json(beside(output, ".run.json")), read_json(beside(output, ".partial.json"))
+        if left and "finished_at" in left:
+            reopen(files)
+        if not overwrite:
+            check_files(files, record, left if resumable else {})
+        whole = output.exists() and not overwrite
+        begun = resumable and not overwrite and any(p.exists() and p.stat().st_size for p in partials(files))
+        before = record if whole else left if begun else None
+        grown = bool(before) and compare(output, before, state, extends)
+        if check_only:
+            return None
+        if whole and not grown:
             say_up_to_date(files, record)
-        release(output, lock)
-        return None
+            return None
 
-    # Whenever this is cut off, the next start finds either the old record or the new state
-    kept = before or {}
-    state |= {
-        "notes": kept.get("notes", {}),
-        "earlier_seconds": kept.get("seconds", kept.get("earlier_seconds", 0.0)),
-        "moving": bool(before) and (ours or before is record),
-    }
-    if not before or before is record:  # partials are of an --overwrite that was given up, and files of one cut off
-        remove(*partials(files), *(files if ours else []))
-    run = Run(output, files[1:], state, lock, resumed=bool(before))
-    save_notes(run)
-    if state["moving"]:  # they are gone on with
-        remove(beside(output, ".run.json"))
-        for path, partial in zip(files, partials(files), strict=True):
-            if path.exists() and not partial.exists():
-                path.replace(partial)
-    return run
+        if whole or not before:  # what a stage that starts over has left, or an --overwrite that was given up
+            remove(*partials(files))
+        if whole:
+            beside(output, ".run.json").replace(beside(output, ".partial.json"))
+            reopen(files)
+        state |= {name: before[name] for name in ("notes", "seconds")} if before else {"notes": {}, "seconds": 0.0}
+        run = Run(output, files[1:], state, lock, resumed=bool(before))
+        save_notes(run)
+        return run
+    finally:
+        if run is None:
+            release(output, lock)
 
 
-def partials(files: Sequence[Path]) -> list[Path]:
-    return [beside(path, ".partial") for path in files]
+def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs' fingerprints. Refuses an input that is not there or is an output, and two outputs of one name.
 
-
-def say_up_to_date(files: Sequence[Path], record: dict) -> None:
-    """Say so, and drop what an --overwrite began that was not finished."""
-    output = files[0]
-    if any(partial.exists() for partial in partials(files)):
-        say(f"{output}: was begun anew with --overwrite and not finished; what had been begun is dropped")
-    remove(beside(output, ".partial.json"), beside(output, ".run.json.tmp"), *partials(files))
-    if record.get("git_commit") != git_state()["git_commit"]:
-        say(f"warning: {output} was made by another version of the code ({record.get('git_commit')})")
-    say(f"up to date: {output}")
-
-
-def content_of(name: str, value: Any, output: Path) -> Any:
-    """The fingerprint of an input; hashes of large files are kept in the run folder: a teacher is read once a run."""
-    home = output.parent.parent if LOOP_FOLDER.fullmatch(output.parent.name) else output.parent
-    try:
-        return fingerprint(value, home)
-    except FileNotFoundError as error:
-        fail(f"{option_name(name)} {error}: no such file or folder; check the path, or run the stage that writes it")
-
-
-def check_names(files: Sequence[Path], inputs: dict[str, Any]) -> None:
-    """Refuse an output that is an input, and two outputs of one name."""
-    resolved = [path.resolve() for path in files]
+    Hashes of large files are kept in the run folder, so that a teacher is read once a run.
+    """
+    outputs, folder, hashes = [path.resolve() for path in files], files[0].parent, {}
+    if len(set(outputs)) < len(outputs):
+        fail(f"{files[0]}: two outputs have this name; give each its own")
     for name, value in inputs.items():
         for path in value if isinstance(value, list | tuple) else [value]:
-            if path is not None and Path(path).resolve() in resolved:
-                fail(
-                    f"{path}: is the input {option_name(name)} and would be replaced by the output; give it another name"
-                )
-    if len(set(resolved)) < len(resolved):
-        fail(f"{files[0]}: two outputs have this name; give each its own")
+            if path is not None and Path(path).resolve() in outputs:
+                fail(f"{path}: is the input {option(name)} and would be replaced by the output; give it another name")
+        try:
+            hashes[name] = fingerprint(value, folder.parent if LOOP_FOLDER.fullmatch(folder.name) else folder)
+        except FileNotFoundError as error:
+            fail(f"{option(name)} {error}: no such file or folder; check the path, or run the stage that writes it")
+    return hashes
 
 
-def check_ownership(files: Sequence[Path], record: dict | None, unknown: bool) -> None:
-    """Refuse to replace a file that no run record tells of, and to go on with half of a finished output.
-
-    unknown: there is no state that would tell how far a partial file has come.
-    """
-    there, record_path = [path for path in files if path.exists()], beside(files[0], ".run.json")
-    if record and len(there) < len(files):
-        gone = next(path for path in files if path not in there)
-        refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
-    if not record and there and record_path.exists():
-        refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
-    if not record and there:
+def check_files(files: Sequence[Path], record: dict | None, left: dict | None) -> None:
+    """Refuse to replace a file without a run record, to use half of an output, or to resume without a state (left)."""
+    record_path, state_path = beside(files[0], ".run.json"), beside(files[0], ".partial.json")
+    there = [path for path in files if path.exists()]
+    if files[0] in there and record_path.exists():
+        if not record:
+            refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
+        for gone in set(files) - set(there):
+            refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
+    elif there and not record_path.exists():
         refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
-    if not record and unknown and beside(files[0], ".partial").exists():
-        state_path = beside(files[0], ".partial.json")
+    elif left is None and beside(files[0], ".partial").exists():
         refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
 
 
-def compare(output: Path, before: dict, state: dict, given: dict, extends: str | None) -> bool:
-    """Whether the option `extends` has grown; refuses any other option or input that is not what made the output.
-
-    before: the run record or state of the output. given: the options as they were given, for the message.
-    """
+def compare(output: Path, before: dict, state: dict, extends: str | None) -> bool:
+    """Whether the option `extends` has grown; refuses another difference between a record or state and the new state."""
     grown = False
     for name, new in state["options"].items():
         old = before["options"].get(name, new)
         if name == extends and isinstance(old, int) and isinstance(new, int) and old < new:
             grown = True
         elif old != new and name not in state["not_compared"]:
-            refuse(
-                output, f"was made with {option_name(name)} {old}, now {new}; give the old value, another output, or"
-            )
+            refuse(output, f"was made with {option(name)} {old}, now {new}; give the old value, another output, or")
     for name, new in state["inputs"].items():
         if not same_content(before["inputs"].get(name), new):
-            value = given[name]
-            names = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            names = f"{names}, now {new}" if str(new).startswith("hub:") else names
-            refuse(output, f"{option_name(name)} has changed since this was made ({names}); to make it anew")
+            value = state["options"][name]
+            shown = ", ".join(value) if isinstance(value, list) else value
+            shown = f"{shown}, now {new}" if str(new).startswith("hub:") else shown
+            refuse(output, f"{option(name)} has changed since this was made ({shown}); to make it anew")
     return grown
 
 
@@ -204,13 +184,26 @@ def refuse(path: Path, problem: str) -> NoReturn:
     fail(f"{path}: {problem}: {shlex.join([os.path.relpath(sys.executable), *torchrun, *again, '--overwrite'])}")
 
 
-def option_name(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def say_up_to_date(files: Sequence[Path], record: dict) -> None:
+    """Say so, and drop what an --overwrite began that was not finished."""
+    if any(partial.exists() for partial in partials(files)):
+        say(f"{files[0]}: the output that --overwrite began is not finished and is dropped")
+    remove(beside(files[0], ".partial.json"), *partials(files))
+    if record.get("git_commit") != git_state()["git_commit"]:
+        say(f"warning: {files[0]} was made by another version of the code ({record.get('git_commit')})")
+    say(f"up to date: {files[0]}")
+
+
+def reopen(files: Sequence[Path]) -> None:
+    """Finished files become partial again; those that a kill cut off here are that already."""
+    for path, partial in zip(files, partials(files), strict=True):
+        if path.exists() and not partial.exists():
+            path.replace(partial)
 
 
 def save_notes(run: Run) -> None:
     """Keep run.notes, and the seconds so far, for a stage that goes on after a kill."""
-    write_json(beside(run.output, ".partial.json"), run.state | {"earlier_seconds": run.seconds})
+    write_json(beside(run.output, ".partial.json"), run.state | {"seconds": run.seconds})
 
 
 def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
@@ -218,8 +211,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
 
     All that needs room on the disk is done before the first file gets its name.
     """
-    record_path, files = beside(run.output, ".run.json"), [*run.also, run.output]
-    for partial in partials(files):
+    for partial in partials([*run.also, run.output]):
         sync(*(p for p in partial.rglob("*") if p.is_file()), partial)
     record = {
         "stage": run.state["stage"],
@@ -235,33 +227,30 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
         "machine": {"cpus": os.cpu_count(), "host": os.uname().nodename, "system": os.uname().sysname},
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    draft = write_json(beside(record_path, ".tmp"), record)
-    run.state["moving"] = True
-    save_notes(run)
-    remove(record_path)  # of an older output: from here on the state tells what is there
-    for path in files:
-        if path.is_dir():
-            remove(path)
-        beside(path, ".partial").replace(path)
-    sync(*{path.parent for path in files})
-    draft.replace(record_path)
-    remove(beside(run.output, ".partial.json"))
+    write_json(beside(run.output, ".run.json.tmp"), record)
+    complete(run.output, run.also)
     release(run.output, run.lock)
     return record
 
 
-def read_json(path: Path) -> dict | None:
-    """A run record or state; None where it is not there or is not one."""
-    with contextlib.suppress(
-        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
-    ):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written again
-        notes = [v for note in found["notes"].values() for v in (note if isinstance(note, list) else [note])]
-        numbers = [found.get("seconds", found.get("earlier_seconds")), *(v for v in notes if not isinstance(v, str))]
-        if all(map(math.isfinite, numbers)) and all(isinstance(found[name], dict) for name in ("options", "inputs")):
-            return found
-    return None
+def complete(output: Path, also: Sequence[Path]) -> None:
+    """Give the partial files their names (those that have not got them), and at last the run record."""
+    for path in [*also, output]:
+        if (partial := beside(path, ".partial")).exists():
+            if path.is_dir():
+                remove(path)
+            partial.replace(path)
+    sync(output.parent, *{path.parent for path in also} - {output.parent})
+    beside(output, ".run.json.tmp").replace(beside(output, ".run.json"))
+    remove(beside(output, ".partial.json"))
+
+
+def partials(files: Sequence[Path]) -> list[Path]:
+    return [beside(path, ".partial") for path in files]
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def release(output: Path, lock: IO[bytes]) -> None:
@@ -269,19 +258,24 @@ def release(output: Path, lock: IO[bytes]) -> None:
     lock.close()
 
 
+def read_json(path: Path) -> dict | None:
+    """A run record or state; None where it is not there or is not one."""
+    import msgspec
+
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        kept = msgspec.json.decode(path.read_bytes())
+        msgspec.convert(kept, Kept)
+        return kept
+    return None
+
+
 def git_state() -> dict[str, Any]:
     """Commit of the code that runs, and whether its tracked files were changed; None outside of a git checkout."""
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": git("rev-parse", "--short=12", "HEAD"), "git_dirty": None if status is None else bool(status)}
+    command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.splitlines()
+        return {"git_commit": lines[0].split()[-1][:12], "git_dirty": any(line[0] != "#" for line in lines)}
+    return {"git_commit": None, "git_dirty": None}
 
 
 def versions() -> dict[str, str]:

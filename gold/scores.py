@@ -1,8 +1,7 @@
-"""Scores of single predictions: energy and its relatives. All of them: HIGHER = more out of distribution, or more
-uncertain.
+"""The energy and the other scores. All of them: HIGHER = more out of distribution, or more uncertain.
 
-Energy: E(x) = -T * logsumexp(z / T) of the logits z (Liu et al. 2020, arXiv 2010.03759): the class logits of an
-encoder; of a student that writes, the mean over the target tokens of that of the logits over the vocabulary, with the
+Energy: E(x) = -T * logsumexp(z / T) of the logits z (Liu et al. 2020, arXiv 2010.03759): the class logits of an encoder;
+of a student that writes, the mean over the target's tokens of the energy of the logits over the vocabulary, with the
 target teacher-forced (GOLD, arXiv 2403.19754).
 """
 
@@ -46,25 +45,20 @@ def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, A
     }
 
 
-def reduce_energies(values: Any, real: Any) -> dict[str, Any]:
-    """Sequence energies, each (B,), from those at positions: values (B, L), real (B, L) = target tokens incl. EOS
-    (bool).
+def sequence_scores(grids: dict[str, Any], real: Any) -> dict[str, Any]:
+    """Scores of sequences, each (B,): the means over the target's tokens, and the other reductions of the energy.
 
-    energy = mean over real tokens, energy_sum, energy_first (free of the label), energy_padded = mean over all L
-    positions.
+    grids: scores at positions, each (B, L). real: which positions are tokens of the target, EOS included, (B, L) bool.
+    energy_first does not depend on the target; energy_padded is the mean over all L positions.
     """
-    on_real = values.masked_fill(~real, 0.0).sum(-1)
-    return {
-        "energy": on_real / real.sum(-1),
-        "energy_sum": on_real,
-        "energy_first": values[:, 0],
-        "energy_padded": values.sum(-1) / values.shape[1],
-    }
+    energies, means = grids["energy"], {name: mean_over(grid, real) for name, grid in grids.items()}
+    reduced = (energies.masked_fill(~real, 0).sum(-1), energies[:, 0], energies.mean(-1))
+    return {"energy": means["energy"], **dict(zip(REDUCTIONS, reduced, strict=True))} | means
 
 
 def mean_over(values: Any, real: Any) -> Any:
-    """Mean over the real positions: values (B, L), real (B, L) bool -> (B,)."""
-    return values.masked_fill(~real, 0.0).sum(-1) / real.sum(-1)
+    """Mean over the real positions: values (..., L), real (..., L) bool -> (...)."""
+    return values.masked_fill(~real, 0).sum(-1) / real.sum(-1)
 
 
 def random_score(seed: int, identifier: str) -> float:
@@ -82,19 +76,16 @@ def detection(inside: list[dict], ood: list[dict]) -> dict[str, dict[str, float]
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-    truth, found = [0] * len(inside) + [1] * len(ood), {}
-    for name in inside[0]:
-        values = [scores.get(name) for scores in [*inside, *ood]]
-        if not all(type(value) in (int, float) for value in values):
+    truth, table = [0] * len(inside) + [1] * len(ood), {}
+    for name in SCORES:
+        values = [row.get(name) for row in [*inside, *ood]]
+        if None in values:
             continue
         if not all(map(math.isfinite, values)):
             fail(
                 f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
             )
         fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
-        found[name] = {
-            "auroc": round(float(roc_auc_score(truth, values)), 4),
-            "aupr": round(float(average_precision_score(truth, values)), 4),
-            "fpr95": round(float(fpr[tpr >= 0.95].min()), 4),
-        }
-    return found
+        numbers = roc_auc_score(truth, values), average_precision_score(truth, values), fpr[tpr >= 0.95].min()
+        table[name] = {key: round(float(x), 4) for key, x in zip(("auroc", "aupr", "fpr95"), numbers, strict=True)}
+    return table

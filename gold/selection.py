@@ -19,11 +19,12 @@ def select_feedback(
     """(the examples whose score lies in the quantile band [low, high) of their own label, most OOD first; counts).
 
     n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are selected, each
-    with `score` and `rank` (1 = the highest score of its label). Fewer than 10 of a label, or a score that is no
-    number, end the stage. Of error and hard_negative the band is one of the wrong examples. confirmed: of those only
-    whose answer the teacher's own agrees with. max_overlap: from the most OOD down, an example is left out whose text
-    overlaps more than this (ROUGE-L F1) with a selected one's. group_size: the band is taken within each so many
-    successive examples instead of within each label.
+    with `score` and `rank` (1 = the highest score of its label). Fewer than 10 of a label, or a score that is no number,
+    end the stage. Of error and hard_negative the band is one of the wrong examples.
+
+    confirmed: only examples with whose answer the teacher's own agrees. max_overlap: from the most OOD down, an example
+    is left out whose text overlaps more than this (ROUGE-L F1) with a selected one's. group_size: the band within each
+    so many successive examples instead of within each label.
     """
     counts = {}
     if confirmed:
@@ -33,33 +34,33 @@ def select_feedback(
     for place, example in enumerate(examples):
         if score not in example:
             fail(f"--score {score}: {example['id']} has none; score it with --model, or choose another")
-        if not math.isfinite(example[score]):
-            cure = "the student is broken: train it with a lower rate"
-            fail(f"--score {score}: is {example[score]} for {example['id']}; {cure}")
+        if not math.isfinite(value := example[score]):
+            fail(f"--score {score}: is {value} for {example['id']}; the student is broken: train it with a lower rate")
         group = place // group_size if group_size else example[task.answer_field] if task.labels else None
         groups.setdefault(group, []).append(example)
     selected = []
     for name, group in groups.items():
         if len(group) < MIN_EXAMPLES and not group_size and score not in ERRORS:
-            kind = "confirmed examples" if confirmed else "examples"
-            fail(
-                f"--input-file: only {len(group)} {kind} of the label {name!r}, a band needs {MIN_EXAMPLES}; make more of them"
-            )
+            found = f"only {len(group)} {'confirmed ' * confirmed}examples of the label {name!r}"
+            fail(f"--input-file: {found}, a band needs {MIN_EXAMPLES}; make more of them")
         selected += band(group, name, score, low, high)
     if not selected and score not in ERRORS:
         fail(f"--low {low} --high {high}: holds none of {len(examples):,} examples; make the band wider")
     selected.sort(key=lambda e: (e["rank"], e["id"]))
     if max_overlap < 1:
-        spread = spread_out(selected, task, max_overlap)
-        counts["near_duplicates"], selected = len(selected) - len(spread), spread
+        kept: dict[str, str] = {}  # id: text
+        for example in selected:
+            text = example_key(task, example)
+            if all(overlap(text, other) <= max_overlap for other in kept.values()):
+                kept[example["id"]] = text
+        counts["near_duplicates"] = len(selected) - len(kept)
+        selected = [e for e in selected if e["id"] in kept]
     return selected, counts
 
 
 def band(group: list[dict], name: Any, score: str, low: float, high: float) -> list[dict]:
     """The examples of one label in the quantile band, with `score` and `rank`."""
-    if score in ERRORS:
-        group = [e for e in group if e[score] > 0]
-    group = sorted(group, key=lambda e: (e[score], e["id"]))
+    group = sorted((e for e in group if score not in ERRORS or e[score] > 0), key=lambda e: (e[score], e["id"]))
     n = len(group)
     if n > 1 and group[0][score] == group[-1][score] and (low, high) != (0, 1) and score != "random":
         say(f"--score {score}: is the same for all examples of {name!r}: the band is one of ids; try --low 0 --high 1")
@@ -72,12 +73,3 @@ def confirms(example: dict, task: Task) -> bool:
     if not isinstance(example.get("teacher_label"), str):
         fail(f"--confirmed: {example['id']} has no teacher_label; run label.py on the file, or generate.py --verify")
     return agrees(task, example, example["teacher_label"])
-
-
-def spread_out(selected: list[dict], task: Task, max_overlap: float) -> list[dict]:
-    apart: list[dict] = []
-    for example in selected:
-        text = example_key(task, example)
-        if all(overlap(text, example_key(task, other)) <= max_overlap for other in apart):
-            apart.append(example)
-    return apart

@@ -12,8 +12,7 @@ STOPPED = 75  # exit code after a signal, EX_TEMPFAIL of sysexits.h: run again t
 
 
 class StopSignals:
-    """From now on SIGUSR1 and SIGTERM are noted instead of ending the process; a stage asks for them after each
-    chunk."""
+    """From now on SIGUSR1 and SIGTERM are noted; a stage asks for them after each chunk."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []
@@ -26,7 +25,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
-        """Processes that are started in here inherit the mask: SIGUSR1 does not end them."""
+        """Processes started in here inherit the mask: SIGUSR1 does not end them."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
             yield

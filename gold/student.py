@@ -1,9 +1,8 @@
-"""The student: an encoder-decoder (T5), an encoder with a classification head (BERT) or a decoder-only model (Llama,
-Qwen2).
+"""The student: an encoder-decoder (T5), an encoder with a classification head (BERT) or a decoder-only model (Llama).
 
-student = load_student(model, task, seed=0)                    to be trained
+student = load_student(model, task, seed=0)                           to be trained
 student = load_trained(model, task, lengths_of(model), "float32")     to be measured, with the lengths of its training
-features = student.encode(examples, task, "train")             input_ids, attention_mask, labels
+features = student.encode(examples)                                   input_ids, attention_mask, labels
 student.save(folder, dtype="float32")
 """
 
@@ -17,9 +16,9 @@ import typer
 
 from gold.command import fail, say
 from gold.decoding import decode_plainly
+from gold.disk import write_json
 from gold.encoding import encode_sources, encode_targets
-from gold.model_folder import explain_model_folder, refuse_misfit, refuse_model
-from gold.runs import write_json
+from gold.model_folder import explain_model_folder, refuse_model
 from gold.task import Task
 from gold.text import exact_form
 
@@ -30,9 +29,7 @@ OTHER_CODE = "choose one that transformers knows, such as a T5, a BERT or a Llam
 TRAINED = "gold.json"  # beside the weights: what the student was trained with
 BASE_LENGTHS = {"max_source_length": 512, "max_target_length": 128}  # tokens: of a base model that has no such file
 
-MaxSourceLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens read (as the student was trained; 512 of a base).")
-]
+MaxSourceLength = Annotated[int | None, typer.Option(min=1, help="Tokens read (as it was trained; 512 of a base).")]
 MaxTargetLength = Annotated[int | None, typer.Option(min=1, help="Tokens written (as it was trained; 128 of a base).")]
 
 
@@ -48,23 +45,23 @@ class Student:
     lengths: dict[str, int] = field(default_factory=lambda: dict(BASE_LENGTHS))
 
     def encode(self, examples: list[dict]) -> list[dict]:
-        """Features by example: input_ids, attention_mask, labels (target token ids incl. EOS; or the class id of an
-        encoder).
+        """Features by example: input_ids, attention_mask, labels (target ids with EOS, or an encoder's class id).
 
-        What is longer than the lengths is cut, a source in its longest field, and said; so is what the tokenizer cannot
-        read.
+        What is longer than the lengths is cut, a source in its longest field. That is said, and what cannot be read.
         """
         if not examples:
             return []
         sources = encode_sources(examples, self.tokenizer, self.family, self.task, self.lengths, self.positions)
-        features = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sources]
         if self.family == "encoder":
-            ids = {name: i for i, name in enumerate(self.task.labels)}
-            labels: list[Any] = [ids[example[self.task.answer_field]] for example in examples]
+            names = list(self.task.labels)
+            labels: list[Any] = [names.index(e[self.task.answer_field]) for e in examples]
         else:
             limit = self.lengths["max_target_length"]
             labels = encode_targets([e["target"] for e in examples], self.tokenizer, self.family, limit)
-        return [feature | {"labels": label} for feature, label in zip(features, labels, strict=True)]
+        return [
+            {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
+            for ids, label in zip(sources, labels, strict=True)
+        ]
 
     @property
     def max_new_tokens(self) -> int:
@@ -78,8 +75,7 @@ class Student:
         return encode_targets(self.task.targets, self.tokenizer, self.family)
 
     def save(self, folder: Path, dtype: str) -> None:
-        """Weights, tokenizer, and gold.json with what it was trained with; dtype: that of the training's
-        computations."""
+        """Weights, tokenizer, and gold.json: lengths, dtype of the computations and templates of the training."""
         self.network.config.use_cache = True  # Trainer turns it off, and saves that
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -101,31 +97,26 @@ def read_config(model: str) -> Any:
 
 
 def family_of(model: str, task: Task) -> str:
-    """encoder-decoder | encoder | decoder, before any weights are read; ends the stage where it fits neither the task
-    nor our code."""
+    """encoder-decoder | encoder | decoder, by the config alone; ends the stage where task or our code cannot use it."""
     from transformers.models.auto import modeling_auto as auto
 
     config = read_config(model)
     kind = config.model_type
     if config.is_encoder_decoder:
-        if kind not in T5_TYPES:
-            fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
-        return "encoder-decoder"
+        if kind in T5_TYPES:
+            return "encoder-decoder"
+        fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
     if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # before the decoders: BERT has a class of theirs too
-        if not task.labels:
-            fail(
-                f"--model {model}: an encoder ({kind}) chooses among labels, {task.path} has none; use a T5 or a decoder"
-            )
-        return "encoder"
-    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        for key in AFTER_HEAD:
-            if (value := getattr(config.get_text_config(), key, None)) not in (None, 1):
-                problem = f"{kind} changes the logits after its output layer ({key} {value}), which is not supported"
-                fail(f"--model {model}: {problem}; choose a model without, such as Llama or Qwen2")
-        return "decoder"
-    fail(
-        f"--model {model}: {kind} is none of encoder-decoder (T5), encoder (BERT) and decoder-only model (Llama, Qwen2)"
-    )
+        if task.labels:
+            return "encoder"
+        fail(f"--model {model}: an encoder ({kind}) chooses among labels, {task.path} has none; use a T5 or a decoder")
+    if kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        fail(f"--model {model}: {kind} is none of encoder-decoder (T5), encoder (BERT), decoder (Llama)")
+    for key in AFTER_HEAD:
+        if (value := getattr(config.get_text_config(), key, None)) not in (None, 1):
+            problem = f"{kind} changes the logits after its output layer ({key} {value}), which is not supported"
+            fail(f"--model {model}: {problem}; choose a model without, such as Llama or Qwen2")
+    return "decoder"
 
 
 def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) -> Student:
@@ -145,8 +136,8 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
     torch.manual_seed(seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        # float32: bfloat16 by autocast only
-        how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
+        # float32: bfloat16 by autocast only. Mismatched sizes are refused below, with both shapes
+        how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if family == "encoder":
             network, loaded = load_encoder(model, task, new_head, how)
         else:
@@ -154,16 +145,16 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
             network, loaded = auto.from_pretrained(model, **how)
     except Exception as error:  # broken files make transformers raise many kinds
         refuse_model(model, "no student there", error, OTHER_CODE)
-    refuse_misfit(model, loaded["mismatched_keys"])
-    check_tokenizer(model, tokenizer, network)
+    for name, found, wanted in sorted(loaded["mismatched_keys"], key=str):
+        problem = f"{name} has the shape {tuple(found)}, the config asks for {tuple(wanted)}"
+        fail(f"--model {model}: its weights are not those of its config.json: {problem}; save both from one model")
+    check_tokenizer(model, tokenizer, network, family)
     if family == "decoder":
         takes = {"logits_to_keep", "position_ids"} <= set(inspect.signature(network.forward).parameters)
         if not takes or not isinstance(getattr(network, "lm_head", None), torch.nn.Linear):
             kind = network.config.model_type
             fail(f"--model {model}: {kind} is built unlike Llama and Qwen2, which a decoder-only student must be")
     if family != "encoder":
-        if tokenizer.eos_token_id is None:
-            fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         network.config.pad_token_id = tokenizer.pad_token_id
@@ -172,36 +163,34 @@ def load_student(model: str, task: Task, seed: int = 0, new_head: bool = False) 
 
 
 def load_encoder(model: str, task: Task, new_head: bool, how: dict) -> tuple[Any, dict]:
-    """(an encoder whose head has the task's labels, loading info); with new_head a new one on the weights below a head
-    for other labels. how: of from_pretrained."""
+    """(an encoder whose head has the task's labels, loading info). how: of from_pretrained."""
     from transformers import AutoModelForSequenceClassification as Auto
 
     config, labels = read_config(model), list(task.labels)
     trained = "SequenceClassification" in "".join(config.architectures or [])
     if trained and not new_head and [config.id2label[i] for i in range(config.num_labels)] != labels:
         problem = f"has the labels {list(config.id2label.values())}, {task.path} has {labels}"
-        fail(
-            f"--model {model}: {problem}; train_student.py --new-head keeps what is below its head and draws a new one"
-        )
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        fail(f"--model {model}: {problem}; train_student.py --new-head keeps all but its head and draws a new one")
+    id2label, label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     if not trained or not new_head:
-        return Auto.from_pretrained(model, num_labels=len(labels), **names, **how)
+        return Auto.from_pretrained(model, num_labels=len(labels), id2label=id2label, label2id=label2id, **how)
     old, loaded = Auto.from_pretrained(model, **how)
     # In place: num_labels alone would leave the old names in label2id
-    config.id2label, config.label2id, config.problem_type = names["id2label"], names["label2id"], None
+    config.id2label, config.label2id, config.problem_type = id2label, label2id, None
     network = Auto.from_config(config, dtype=how["dtype"])
     network.base_model.load_state_dict(old.base_model.state_dict())
     return network, loaded
 
 
-def check_tokenizer(model: str, tokenizer: Any, network: Any) -> None:
-    """transformers makes up a tokenizer in silence where its files are missing."""
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
-        fail(
-            f"--model {model}: its tokenizer knows no words (are the tokenizer's files missing?); save it with the model"
-        )
-    if (last := max(tokenizer.get_vocab().values())) >= (known := network.get_input_embeddings().num_embeddings):
+def check_tokenizer(model: str, tokenizer: Any, network: Any, family: str) -> None:
+    """transformers makes up a tokenizer without a word where its files are missing."""
+    vocabulary, known = tokenizer.get_vocab(), network.get_input_embeddings().num_embeddings
+    if len(set(vocabulary) - set(tokenizer.all_special_tokens)) < 2:
+        fail(f"--model {model}: its tokenizer knows no words (are its files missing?); save it with the model")
+    if (last := max(vocabulary.values())) >= known:
         fail(f"--model {model}: its tokenizer has a token {last:,}, the model only {known:,} tokens; save a pair")
+    if family != "encoder" and tokenizer.eos_token_id is None:
+        fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
 
 
 def positions_of(network: Any, family: str) -> int | None:
@@ -217,20 +206,16 @@ def positions_of(network: Any, family: str) -> int | None:
 
 
 def check_labels(student: Student, model: str) -> None:
-    """Ends the stage (exit 1) where a student that writes could never be right about a label of the task.
-
-    Its tokens must spell each label; predictions are compared stripped and lower-cased.
-    """
-    if student.family == "encoder" or not student.task.labels:
+    """Ends the stage (exit 1) where a student that writes could never be right about a label of the task."""
+    if student.family == "encoder":
         return
-    cure = "rename the label in the task file and the data, or choose a student that can write it"
-    for name, target, ids in zip(student.task.labels, student.task.targets, student.label_ids(), strict=True):
-        if len(ids) > (limit := student.lengths["max_target_length"]):
-            fail(
-                f"--max-target-length {limit}: the label {name!r} takes {len(ids)} tokens, its end included; give {len(ids)}"
-            )
+    limit, labels = student.lengths["max_target_length"], student.task.labels
+    for name, target, ids in zip(labels, student.task.targets, student.label_ids(), strict=True):
+        if (size := len(ids)) > limit:
+            fail(f"--max-target-length {limit}: the label {name!r} takes {size} tokens, its end included; give {size}")
         text = exact_form(student.tokenizer.decode(ids, skip_special_tokens=True))
         if text != exact_form(target):
+            cure = "rename the label in the task file and the data, or choose a student that can write it"
             fail(f"--model {model}: its tokens write {text!r} for {target!r}, the label {name!r}; {cure}")
 
 
@@ -251,14 +236,11 @@ def lengths_of(
 
 
 def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) -> Student:
-    """A student to be measured, on the GPU if there is one, its weights in `dtype`.
-
-    Where what the task file has the student read and write is not that of the training, it is said.
-    """
+    """A student to be measured, on the GPU if there is one, its weights in `dtype`; other templates than those of its
+    training are said."""
     import torch
 
-    trained = read_trained(model)
-    student = load_student(model, task)
+    trained, student = read_trained(model), load_student(model, task)
     student.lengths = lengths
     for name in ("source", "target"):
         if (template := getattr(task.student, name)) != trained.get(name, template):
@@ -268,21 +250,19 @@ def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) ->
 
 
 def read_trained(model: str) -> dict[str, Any]:
-    """What stands in a student's gold.json; {} for a model without it. Ends the stage (exit 1) where it is not
-    readable."""
+    """What stands in a student's gold.json; {} for a model without it; ends the stage (exit 1) where it is broken."""
     from transformers.utils import cached_file
 
     if problem := explain_model_folder(model):
         fail(f"--model {model}: {problem}")
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    found = Path(model) / TRAINED if Path(model).is_dir() else cached_file(model, TRAINED, **quiet)
-    if found is None or not Path(found).exists():
+    if (path := cached_file(model, TRAINED, **quiet)) is None:
         return {}
     try:
-        told = json.loads(Path(found).read_text(encoding="utf-8"))
-        if all(type(told[name]) is int and told[name] > 0 for name in BASE_LENGTHS):
-            return told
+        trained = json.loads(Path(path).read_text(encoding="utf-8"))
+        if all(type(trained[name]) is int and trained[name] > 0 for name in BASE_LENGTHS):
+            return trained
     except (OSError, ValueError, LookupError, TypeError):
         pass
     cure = "train the student again, or delete the file and give the lengths as options"
-    fail(f"{found}: must hold the lengths that the student was trained with, {' and '.join(BASE_LENGTHS)}; {cure}")
+    fail(f"{path}: must hold the lengths that the student was trained with, {' and '.join(BASE_LENGTHS)}; {cure}")

@@ -9,6 +9,7 @@ import re
 import string
 import tomllib
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +29,6 @@ WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
 Words = dict[str, Annotated[int, Field(gt=0)]]  # a number of words by field
-Problems = Iterator[tuple[str, str]]  # (key, what is wrong and the cure)
 
 
 class Table(BaseModel):
@@ -54,9 +54,9 @@ class Parse(Table):
     min_words: Words = {}
     max_words: Words = {}
     evaluates: list[str] = []
+    solves: list[str] = []
     gives: dict[str, str] = {}
     span_of: dict[str, str] = {}
-    solves: list[str] = []
     max_overlap: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
@@ -99,7 +99,7 @@ class Task(Table):
 
     @property
     def label_template(self) -> str:
-        """What shows a record with its answer at the end, where the teacher labels."""
+        """Shows a record with its answer at the end, where the teacher labels."""
         return self.prompt.label_example or self.prompt.example
 
     @property
@@ -112,71 +112,62 @@ def load_task(path: Path) -> Task:
     """Read and check `prompts/<task>.toml`. Errors name file and key, and end the stage with exit code 1."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data.get("seed_examples"), str):
+            data["seed_examples"] = path.parent / data["seed_examples"]
+        task = Task.model_validate(data | {"the task file": path})
     except FileNotFoundError:
         fail(f"{path}: no such task file; the ones here: {', '.join(map(str, sorted(Path('prompts').glob('*.toml'))))}")
+    except ValidationError as error:
+        # A misspelt key goes before the one that it makes missing
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        told = {"missing": "missing; add it", "extra_forbidden": "unknown key"}
+        problem = told.get(first["type"], f"{first['msg']}; found {first['input']!r}")
+        fail(f"{path}: {'.'.join(map(str, first['loc']))}: {problem}; docs/tasks.md lists the keys")
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         fail(f"{path}: not a readable TOML file: {error}")
-    if isinstance(data.get("seed_examples"), str):
-        data["seed_examples"] = path.parent / data["seed_examples"]
-    try:
-        task = Task.model_validate(data | {"the task file": path})
-    except ValidationError as error:
-        fail(f"{path}: {schema_problem(error)}")
-    for key, problem in [*name_problems(task), *template_problems(task), *parse_problems(task)]:
+    for key, problem in [*name_problems(task), *template_problems(task)]:
         fail(f"{path}: {key}: {problem}")
     return task
 
 
-def schema_problem(error: ValidationError) -> str:
-    """`key: problem; cure` of the first thing that the schema refuses."""
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key, before it is missing
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"{key}: missing; add it (docs/tasks.md)"
-    if first["type"] == "extra_forbidden":
-        table = Task.model_fields[first["loc"][0]].annotation if "." in key else Task
-        return f"{key}: unknown key; the keys here are {', '.join(k for k in table.model_fields if k != 'path')}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}"
-
-
-def name_problems(task: Task) -> Problems:
-    """Metric, fields and labels."""
-    names, answer, known = task.fields, task.answer_field, METRICS[task.kind]
-    if task.metric not in known:
-        yield "metric", f"must be one of {', '.join(known)} for {task.kind}, found {task.metric!r}"
+def name_problems(task: Task) -> Iterator[tuple[str, str]]:
+    """Metric, fields, labels and [parse]: (key, what is wrong and the cure)."""
+    names, answer, metrics, written = task.fields, task.answer_field, METRICS[task.kind], task.written_fields
+    if task.metric not in metrics:
+        yield "metric", f"must be one of {', '.join(metrics)} for {task.kind}, found {task.metric!r}"
     for name in [*names, answer]:
         if name in RESERVED or name.startswith("energy"):
             yield "fields", f"the name {name!r} is one that the stages write; choose another"
-    if answer in names or f"{answer}s" in names or len(set(names)) < len(names):
-        rule = f"each once, without a field {answer}s, which lists right answers"
-        yield "answer_field", f"must be a name of its own beside {names}, {rule}; found {answer!r}"
-    if task.kind == "classification" and len(task.labels) < 2:
-        yield "labels", f"a classification task needs two or more, found {len(task.labels)}"
-    if task.kind == "text2text" and task.labels:
-        yield "labels", 'a text2text task has none; delete the table or set kind = "classification"'
+    if {answer, f"{answer}s"} & set(names) or len(set(names)) < len(names):
+        yield "fields", f"{names} and {answer!r} must differ; {answer}s is kept for lists of correct answers"
+    if len(task.labels) == 1 or bool(task.labels) != (task.kind == "classification"):
+        yield "labels", f"a classification task has two or more, a text2text task none; found {len(task.labels)}"
     if len({exact_form(name) for name in task.labels} - {""}) < len(task.labels):
         yield "labels", "names must differ in more than capitals and blanks, and not be empty"
+    for key in ("min_words", "max_words", "evaluates", "solves", "gives", "span_of"):
+        listed = getattr(task.parse, key)
+        for name in [*listed, *(listed.values() if key in ("gives", "span_of") else ())]:
+            if name not in written:
+                yield f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}"
 
 
-def template_problems(task: Task) -> Problems:
-    """Variables that a template may use, and those that it must use; what a schema cannot say."""
-    fields, answer, prompt = set(task.fields), task.answer_field, task.prompt
-    labels = {"labels"} if task.labels else set()
-    asked = {"shots", "start", *labels, *(("label", "definition") if labels else ())}
+def template_problems(task: Task) -> Iterator[tuple[str, str]]:
+    """Variables that a template may use, those that it must use, and where the answer stands."""
+    fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
+    asked = shown | ({"labels", "label", "definition"} if task.labels else set())
     rules = {  # template: (variables that it may have, variables that it must have)
         "prompt.system": (set(), set()),
-        "prompt.train": (asked, {"shots", "start"}),
-        "prompt.validation": (asked, {"shots", "start"}),
-        "prompt.feedback": ({*asked, "feedback", "report"}, {"shots", "feedback", "start"}),
-        "prompt.example": ({*fields, answer}, {*fields, answer}),
-        "prompt.label": ({*labels, "shots", "start"}, {"shots", "start"}),
-        "prompt.label_example": ({*fields, answer}, {answer}),
+        "prompt.train": (asked, shown),
+        "prompt.validation": (asked, shown),
+        "prompt.feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
+        "prompt.example": (fields | {answer}, fields | {answer}),
+        "prompt.label": (asked - {"label", "definition"}, shown),
+        "prompt.label_example": (fields | {answer}, {answer}),
         "student.source": (fields, set()),
         "student.target": ({answer}, {answer}),
     }
     for key, (allowed, needed) in rules.items():
-        table, name = key.split(".")
-        text = getattr(getattr(task, table), name) or ""
+        text = attrgetter(key)(task) or ""
         used = variables(text)
         if not string.Template(text).is_valid():
             yield key, "a lone $; write $$ for a dollar sign"
@@ -187,31 +178,12 @@ def template_problems(task: Task) -> Problems:
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
     for name in [*task.fields, answer]:
-        if (count := len(re.findall(rf"\$\{{?{name}\b", prompt.example))) != 1:
+        if (count := len(re.findall(rf"\$\{{?{name}\b", task.prompt.example))) != 1:
             yield "prompt.example", f"${name} must occur once (the parser is made from this template), found {count}"
-    if prompt.label_example and not prompt.label:
-        yield "prompt.label_example", "shows examples to a prompt that is not there; add prompt.label"
-    if prompt.label and not re.search(r"\$(start|\{start\})\s*$", prompt.label):
-        yield "prompt.label", "must end with $start: the answer stands after it"
-    behind = re.split(rf"\$(?:{answer}\b|\{{{answer}\}})", task.label_template.strip())[1:]
-    if prompt.label and (behind != [""] or len(variables(task.label_template)) < 2):
-        key = "prompt.label_example" if prompt.label_example else "prompt.example"
-        yield key, f"must show a field and end with ${answer}, once, for prompt.label; add a label_example"
-
-
-def parse_problems(task: Task) -> Problems:
-    parse, written = task.parse, task.written_fields
-    for key in ("min_words", "max_words", "evaluates", "solves", "gives", "span_of"):
-        listed = getattr(parse, key)
-        pairs = listed.items() if key in ("gives", "span_of") else ()
-        for name in [*listed, *(other for _, other in pairs)]:
-            if name not in written:
-                yield f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}"
-        if any(name == other for name, other in pairs):
-            yield f"parse.{key}", "a field is compared with itself; name another"
-    for name, most in parse.max_words.items():
-        if most < parse.min_words.get(name, 0):
-            yield "parse.max_words", f"{name} may have at most {most} words and needs {parse.min_words[name]}"
+    ends = {"prompt.label": (task.prompt.label, "start"), "prompt.label_example": (task.label_template, answer)}
+    for key, (text, name) in ends.items() if task.prompt.label else ():
+        if not text.rstrip().endswith((f"${name}", f"${{{name}}}")):
+            yield key, f"must end with ${name}: the teacher's answer stands there"
 
 
 @functools.cache

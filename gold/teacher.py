@@ -30,28 +30,21 @@ from gold.task import Task
 
 MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 
-# Read when torch is imported: vLLM's NUMA binding warns at every start
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by `import torch`: vLLM's NUMA binding warns at each start
 
+# Options of generate.py and label.py
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Options that generate.py and label.py share
-
-PANEL = "Engine (changes no example: not compared when a run is gone on with)"
 ENGINE_OPTIONS = ["dtype", "max_model_len", "gpu_memory_utilization", "tensor_parallel_size"]
-engine = partial(typer.Option, rich_help_panel=PANEL)
+engine = partial(typer.Option, rich_help_panel="Engine (does not change the examples: not compared on resume)")
 prompting = partial(typer.Option, rich_help_panel="Sampling")
 TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
+Form = Literal["auto", "chat", "completion"]
 PromptForm = Annotated[
-    Literal["auto", "chat", "completion"],
-    prompting(
-        help="chat = the chat template; completion = plain text, for base models; auto = chat where there is a template."
-    ),
+    Form, prompting(help="chat = by the chat template (auto: where there is one); completion = plain text.")
 ]
 ChatTemplateKwargs = Annotated[str, prompting(help="""JSON, such as '{"enable_thinking": false}'.""")]
-EngineDtype = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32"], engine(help="auto = float32 on a CPU, else the model's own.")
-]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")]
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (the longest prompt and what it asks for).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
 TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]
@@ -59,52 +52,39 @@ TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model
 
 def read_template_kwargs(text: str, prompt_form: str) -> dict:
     """The value of --chat-template-kwargs; a bad one is a bad option (exit code 2)."""
-    try:
+    with contextlib.suppress(ValueError):
         value = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--chat-template-kwargs") from None
-    if not isinstance(value, dict) or (value and prompt_form == "completion"):
-        problem = "is for the chat form; leave it out" if isinstance(value, dict) else "must be a JSON object"
-        raise typer.BadParameter(problem, param_hint="--chat-template-kwargs")
-    return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Prompts -> token ids
+        if isinstance(value, dict) and not (value and prompt_form == "completion"):
+            return value
+    raise typer.BadParameter("is for the chat form, and is a JSON object", param_hint="--chat-template-kwargs")
 
 
 @dataclass
 class Encoder:
-    """A teacher's tokenizer with the form in which it gets prompts. context: tokens that the model holds, None = not
-    told."""
+    """A teacher's tokenizer, and the form in which it gets prompts."""
 
     tokenizer: Any
     form: str  # chat: by the tokenizer's chat template. completion: system text, blank line, user text
     chat_template_kwargs: dict
-    context: int | None
+    context: int | None  # tokens that the model holds; None: its config does not say
     parser: Any = None  # vLLM's parser of the teacher's thoughts, where one is asked for
     cache: dict[Prompt, list[int]] = field(default_factory=dict)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of prompts, in one call of the tokenizer: one by one is most of our own time."""
+        """Token ids of prompts, in one call of the tokenizer: one by one would be most of our own time."""
         if len(self.cache) > MAX_CACHED:
             self.cache.clear()
-        unseen = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]
-        if unseen:
+        if unseen := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]:
             self.cache.update(zip(unseen, self.token_ids(self.frame(unseen)), strict=True))
         return [self.cache[prompt] for prompt in prompts]
 
     def frame(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Prompts as the teacher gets them. Control tokens that texts spell out are broken up: only the frame has real
-        ones."""
+        """Prompts as one text each. Control tokens that people's texts spell out are broken up: the frame alone has any."""
         plain = [Prompt(*(broken_up(self.tokenizer, text) for text in prompt)) for prompt in prompts]
-        if self.form == "chat":
-            return [self.in_chat(prompt) for prompt in plain]
-        return ["\n\n".join(filter(None, prompt)) for prompt in plain]
+        return [self.in_chat(p) if self.form == "chat" else "\n\n".join(filter(None, p)) for p in plain]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of framed texts. A chat template writes its own BOS; a plain text gets the tokenizer's, but no EOS at its
-        end."""
+        """Of framed texts. A chat template writes its own BOS; a plain text gets the tokenizer's, but no EOS at its end."""
         chat = self.form == "chat"
         ids = self.tokenizer(list(texts), add_special_tokens=not chat)["input_ids"] if texts else []
         if chat or self.tokenizer("a")["input_ids"][-1:] != [self.tokenizer.eos_token_id]:
@@ -118,21 +98,16 @@ class Encoder:
         system, user = prompt
         both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         alone = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
-        for messages in ([both] if system else []) + [alone]:
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-                )
-            except TemplateError:
-                continue
-            if system.strip() in text:  # some templates drop a system turn without a word
-                return text
-        fail(
-            "--model: its chat template takes neither a system turn nor a user turn alone; give --prompt-form completion"
-        )
+        how = {"tokenize": False, "add_generation_prompt": True, **self.chat_template_kwargs}
+        for messages in (both, alone) if system else (alone,):
+            with contextlib.suppress(TemplateError):
+                text = self.tokenizer.apply_chat_template(messages, **how)
+                if system.strip() in text:  # some templates silently drop a system turn
+                    return text
+        fail("--model: its chat template takes neither a system turn nor a user turn; give --prompt-form completion")
 
     def fitting(self, max_model_len: int | None, need: int) -> int:
-        """The context for the engine: as asked, else what is needed, as far as the model has it."""
+        """The engine's context: as asked for, else what the prompts need, at most what the model holds."""
         if max_model_len and self.context and max_model_len > self.context:
             fail(f"--max-model-len {max_model_len:,}: the model's context holds {self.context:,} tokens; lower it")
         return max_model_len or min(need, self.context or need)
@@ -141,10 +116,8 @@ class Encoder:
 def load_encoder(
     model: str, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
 ) -> Encoder:  # fmt: skip
-    """The teacher's tokenizer. Refuses what writes no text by itself; which of the others run, vLLM tells when it
-    starts."""
+    """The teacher's tokenizer. Ends the stage (exit 1) for a model that writes no text by itself."""
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.models.auto import modeling_auto as auto
 
     if problem := explain_model_folder(model):
         fail(f"--model {model}: {problem}")
@@ -153,9 +126,8 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # broken files make transformers raise many kinds
         refuse_model(model, "no model there", error, "read that code, and allow it by --trust-remote-code")
-    names, silent = config.architectures or [], set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
-    silent |= set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
-    if config.is_encoder_decoder or (names and silent.issuperset(names)):
+    names = config.architectures or [""]
+    if config.is_encoder_decoder or all(name.endswith(("ForMaskedLM", "ForSequenceClassification")) for name in names):
         fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")
     if prompt_form == "chat" and not tokenizer.chat_template:
         fail("--prompt-form chat: the tokenizer of --model has no chat template; give --prompt-form completion")
@@ -175,10 +147,6 @@ def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) ->
             say(line)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Engine
-
-
 class Request(NamedTuple):
     id: str
     prompt_ids: list[int]
@@ -188,19 +156,19 @@ class Request(NamedTuple):
 class Engine:
     """vLLM's offline engine with requests under way, each with an id of ours; it counts the tokens that it computes.
 
-    signals: what vLLM raises after a signal to the whole job is no error of it.
+    signals: an error that vLLM raises after a signal to the whole job is not reported as one.
     """
 
     def __init__(
         self, model: str, max_model_len: int, signals: StopSignals, dtype: str = "auto", **engine_options: Any
-    ):
-        began = time.perf_counter()
+    ):  # fmt: skip
+        started = time.perf_counter()
         self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
         self.done: dict[str, Any] = {}
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
             self.llm = start_llm(model, max_model_len, dtype, **engine_options)
-        say(f"engine up in {time.perf_counter() - began:.1f} s, context {max_model_len:,} tokens")
+        say(f"engine up in {time.perf_counter() - started:.1f} s, context {max_model_len:,} tokens")
 
     @contextlib.contextmanager
     def errors(self, what: str) -> Iterator[None]:
@@ -208,7 +176,7 @@ class Engine:
             yield
         except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
             self.signals.stop_if_any()
-            more = "what was made is kept: run again to go on (VLLM_LOGGING_LEVEL=INFO tells more)"
+            more = "what is saved stays: run again to resume (VLLM_LOGGING_LEVEL=INFO tells more)"
             fail(f"--model {self.model}: vLLM {what}: {cause_of(error)}; {more}")
 
     def send(self, requests: Sequence[Request]) -> None:
@@ -216,9 +184,6 @@ class Engine:
             for identifier, ids, params in requests:
                 self.llm.llm_engine.add_request(identifier, {"prompt_token_ids": ids}, params)
                 self.sent.add(identifier)
-
-    def has(self, identifier: str) -> bool:
-        return identifier in self.sent
 
     def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
         """vLLM's outputs of these requests, in this order; those of others stay until they are asked for."""
@@ -252,7 +217,7 @@ class Engine:
 
 
 def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
-    """A vllm.LLM. Settings that only the CPU build needs are chosen here, and never over the user's own."""
+    """A vllm.LLM. Settings that only the CPU build needs are chosen here, and never over the user's environment."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
@@ -264,8 +229,7 @@ def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_opti
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        if dtype == "auto":
-            dtype = "float32"  # vLLM's own choice is bfloat16, where the text depends on the batch
+        dtype = "float32" if dtype == "auto" else dtype  # vLLM takes bfloat16, where a text depends on the batch
         engine_options |= {
             "enforce_eager": True,  # torch.compile takes 15 to 35 s at every start, and gains a tenth of the rest
             "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
@@ -275,15 +239,12 @@ def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_opti
         }
     from vllm import LLM
 
-    llm = LLM(
-        model=model, runner="generate", max_model_len=max_model_len, dtype=dtype, enable_prefix_caching=True, seed=0,
-        # "auto" lets the first request choose, and the dialect of regular expressions with it; the second kind then
-        # ends in errors
-        structured_outputs_config={"backend": "xgrammar"}, **engine_options,
-    )  # fmt: skip
+    engine_options |= {"runner": "generate", "enable_prefix_caching": True, "seed": 0}
+    # By default the first request chooses the backend, and a pattern in the dialect of another one ends in an error
+    engine_options |= {"structured_outputs_config": {"backend": "xgrammar"}}
+    llm = LLM(model=model, max_model_len=max_model_len, dtype=dtype, **engine_options)
+    # Garbage collection would take a tenth of all time: it looks through all modules and the requests under way
     gc.collect()
-    gc.freeze()  # what all the modules hold is not looked through again; vLLM does so in a process of its own
-    gc.set_threshold(
-        20_000, 10, 10
-    )  # thousands of requests under way, looked through time and again: a tenth of all time
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     return llm

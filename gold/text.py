@@ -1,4 +1,4 @@
-"""Texts as people read them, in any script: when two are the same, what their words are, where one stands in another.
+"""Texts as people read them, in any script: when two are duplicates, what their words are, whether one holds another.
 
     text_key("Hello,  World!")      "hello world"       equal keys = duplicates; what can change the meaning stays
     words("Great phone, 5 stars")   ["great", "phone", "5", "stars"]
@@ -10,19 +10,18 @@ Chinese, Japanese, Thai, Lao, Khmer, Burmese have no blanks between words: there
 
 import functools
 import re
-import string
 import unicodedata
 from typing import Any
 
 
 def apart(code: int) -> str:
-    """What keeps a raised, lowered or broken number apart from its neighbours under NFKC: 2\u00b3 is 2^3, not 23."""
+    """What keeps a raised, lowered or broken number separate from its neighbours under NFKC: 2\u00b3 is 2^3, not 23."""
     sign = {"<super>": "^", "<sub>": "_", "<fraction>": " "}.get(unicodedata.decomposition(chr(code)).split(" ")[0], "")
     return sign + unicodedata.normalize("NFKC", chr(code)).replace("\u2212", "-")
 
 
-# Before NFKC. Invisible: soft hyphen, zero-width blank, directions, variation selectors. The joiners U+200C and U+200D
-# stay: they spell words of Persian and of Indian languages.
+# Replaced before NFKC. Invisible: soft hyphen, zero-width blank, directions, variation selectors. The joiners U+200C and
+# U+200D stay: they spell words of Persian and of Indian languages.
 UNSEEN = (0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)
 RAISED = (0xB2, 0xB3, 0xB9, *range(0xBC, 0xBF), *range(0x2070, 0x209D), *range(0x2150, 0x2160), 0x2189)
 APART = dict.fromkeys((*UNSEEN, *range(0xFE00, 0xFE10)), "") | {code: apart(code) for code in RAISED}
@@ -42,14 +41,14 @@ EDGES = rf"""[{END}!{QUOTE}] (?:
 UNSPACED = r"[[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]&&[\p{L}\p{M}]]"
 PATTERNS = {
     "edges": EDGES,
-    "punctuation": r"[\p{P}--\p{ASCII}]",
+    "punctuation": r"[\p{P}[\p{S}&&\p{ASCII}]]",
     "unspaced": rf"{UNSPACED}\p{{M}}*",
     "inside": rf"(?<={UNSPACED})[\s\p{{Terminal_Punctuation}}{QUOTE}]+(?={UNSPACED})",
     "words": rf"{UNSPACED}\p{{M}}*|[\S--{UNSPACED}]+",
     "rouge": rf"{UNSPACED}\p{{M}}*|[[{LETTER}{NUMBER}\u200c\u200d]--{UNSPACED}]+|[\p{{S}}--\p{{ASCII}}]",
     "limit": rf"(?<!\w(?=\p{{M}}))(?<![\w--{UNSPACED}](?=[\w--{UNSPACED}]))",
 }
-FAR = re.compile("[\u0e00-\U0010ffff]")  # without such a letter a text has blanks: found sooner than a script
+MAY_LACK_BLANKS = re.compile("[\u0e00-\U0010ffff]")  # a quick test: the scripts below these have blanks
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def text_key(text: str) -> str:
     """What makes two texts duplicates. It folds case, white space, Unicode compatibility forms and quotes, and leaves
     out the punctuation at the ends of words. Operators, marks and symbols stay; "1,000" and "1000" are two texts."""
     text, before = pattern("edges").sub("", " ".join(folded(text).split())), None
-    while text != before and FAR.search(text):  # what goes may bring other punctuation to the end of a word
+    while text != before and MAY_LACK_BLANKS.search(text):  # what goes may bring other punctuation to the end of a word
         before, text = text, pattern("edges").sub("", pattern("inside").sub("", text))
     return text
 
@@ -83,7 +82,7 @@ def text_key(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a text's key, symbols that stand alone among them; no text that can be seen is without one."""
     key = text_key(text)
-    return pattern("words").findall(key) if FAR.search(key) else key.split()
+    return pattern("words").findall(key) if MAY_LACK_BLANKS.search(key) else key.split()
 
 
 def rouge_words(text: str) -> list[str]:
@@ -94,7 +93,7 @@ def rouge_words(text: str) -> list[str]:
 def squad_words(text: str) -> list[str]:
     """The words that SQuAD's script compares: lower-cased, without punctuation and English articles."""
     text = pattern("punctuation").sub("", unicodedata.normalize("NFC", text).lower())
-    text = pattern("unspaced").sub(r" \g<0> ", text.translate(dict.fromkeys(map(ord, string.punctuation))))
+    text = pattern("unspaced").sub(r" \g<0> ", text)
     return re.sub(r"\b(?:a|an|the)\b", " ", text).split()
 
 

@@ -1,7 +1,6 @@
 """What the tests share: two tiny tasks with data, tiny models with random weights, and two ways to run a stage.
 
 Everything is made here, in a temporary folder: no download, no file of the repository but the scripts themselves.
-Files run from the quick ones to the slow ones, so that a plain mistake is seen within seconds.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -22,18 +20,17 @@ from unittest import mock
 import pytest
 
 from bench.kill import environment
+from gold.command import run_command
+from gold.task import load_task
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name of the hub fails at once, wherever the tests run
 # Some virtual machines advertise AMX and then refuse its instructions: bfloat16 on such a CPU ends in SIGILL.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROOT = Path(__file__).parent.parent
-ORDER = (  # the longest file is begun early: one of the two workers is busy with it while the other does the rest
-    "records", "task", "tasks", "text", "reasoning", "interrupt",
-    "kill", "slurm", "edits", "loop", "word_problems", "metrics", "prepare",
-    "generate_units", "score", "train", "predictions", "kl", "evaluate_report", "commands", "shards", "fuzz", "torchrun",
-    "bench_training", "bench_scoring", "engine", "label", "chat_teacher",
-)  # fmt: skip
+# The slow files, and those that share a run of the loop: one of the two workers begins with these, the other in the middle of
+# the tests, and who ends first takes half of what the other has left
+FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
 
 PAIRS = """
 name = "pairs"
@@ -121,11 +118,8 @@ def pair(number: int) -> dict:
     warm = number % 2 == 0
     thing = (SUMMER if warm else WINTER)[number // 2 % 5]
     place = PLACES[number // 10 % 8]
-    return {
-        "first": f"the {place}",
-        "second": f"{'a big ' if number % 3 else ''}{thing}",
-        "label": "Warm" if warm else "not warm",
-    }
+    label = "Warm" if warm else "not warm"
+    return {"first": f"the {place}", "second": f"{'a big ' if number % 3 else ''}{thing}", "label": label}
 
 
 def flipped(number: int) -> dict:
@@ -151,22 +145,22 @@ def run(script: str, *args: object) -> subprocess.CompletedProcess:
 
 def call(script: str, *args: object) -> subprocess.CompletedProcess:
     """Run a script's command in this process, where torch is loaded already; an exception other than exit escapes."""
-    argv, out, err, code = [script, *map(str, args)], io.StringIO(), io.StringIO(), 0
+    argv, out, err, code = [str(ROOT / script), *map(str, args)], io.StringIO(), io.StringIO(), 0
     app = importlib.import_module(script.removesuffix(".py")).app
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", [str(ROOT / script), *argv[1:]]),
-        mock.patch.object(sys, "orig_argv", [sys.executable, str(ROOT / script), *argv[1:]]),
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "orig_argv", [sys.executable, *argv]),
     ):
         try:
-            app(argv[1:])
+            run_command(lambda: app(argv[1:]))
         except SystemExit as end:  # the interpreter would print a text and exit with 1
             code = 1 if isinstance(end.code, str) else end.code or 0
             if isinstance(end.code, str):
                 print(end.code, file=err)
-    for number, handler in handlers.items():  # generate.py sets its own, and this process goes on
+    for number, handler in handlers.items():  # the stages set their own, and this process goes on
         signal.signal(number, handler)
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
@@ -227,18 +221,13 @@ def still(model: Path, folder: Path) -> Path:
 def loop(folder: Path, models: Path, **env: str) -> subprocess.CompletedProcess:
     """loop.sh with the tiny knobs of bench/kill.py, as a user runs it; stdout and stderr together in stdout."""
     command = ["bash", "loop.sh", "prompts/reviews.toml", str(folder)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(models) | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        check=False,
-    )  # fmt: skip
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=ROOT, env=environment(models) | env, check=False, **how)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem.removeprefix("test_")
-        return ORDER.index(name) if name in ORDER else len(ORDER)
-
-    items.sort(key=place)  # stable: the order within a file stays
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))  # stable: the order within a file stays
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,20 +252,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(home: Path):
-    from gold.task import load_task
-
     return load_task(home / "pairs.toml")
 
 
 @pytest.fixture(scope="session")
 def flip(home: Path):
-    from gold.task import load_task
-
     return load_task(home / "flip.toml")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
+
+
+def task_texts() -> list[str]:
+    return [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
 
 
 def make_tokenizer(special: dict[str, str], template: str, newline: bool = False):
@@ -287,7 +276,7 @@ def make_tokenizer(special: dict[str, str], template: str, newline: bool = False
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
+    texts = task_texts()
     tokenizer = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if newline:
@@ -295,9 +284,8 @@ def make_tokenizer(special: dict[str, str], template: str, newline: bool = False
         words = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\n"), "removed", invert=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
         texts.append("\n")
-    tokenizer.train_from_iterator(
-        texts, trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
-    )
+    trainer = trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokens = [(token, tokenizer.token_to_id(token)) for token in special.values()]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
@@ -310,12 +298,8 @@ def make_bpe():
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = [" ".join(["pair:", "with", "flip:", *pair(n).values(), *flipped(n).values()]) for n in range(100)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    special = {"special_tokens": ["<|endoftext|>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    tokenizer.train_from_iterator(task_texts(), trainers.BpeTrainer(vocab_size=400, show_progress=False, **special))
     made = json.loads(tokenizer.to_str())["model"]
     return Qwen2Tokenizer(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]])
 
@@ -352,68 +336,38 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     qwen2 = make_bpe()
     shape = {"vocab_size": len(t5), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
     shape |= {"num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    gated = shape | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     marks = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    made = {
-        "t5": (hf.T5ForConditionalGeneration(hf.T5Config(**shape)), t5),
-        "t5v11": (
-            hf.T5ForConditionalGeneration(
-                hf.T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-            ),
-            t5,
-        ),
-        "bert": (hf.BertForMaskedLM(hf.BertConfig(vocab_size=len(bert), pad_token_id=0, **small)), bert),
-        "modernbert": (
-            hf.ModernBertForMaskedLM(hf.ModernBertConfig(vocab_size=len(bert), **marks, **small)),
-            bert,
-        ),
-        "llama": (
-            hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(t5), num_key_value_heads=4, **small)),
-            t5,
-        ),
-        "bos": (
-            hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(causal), num_key_value_heads=4, **small)),
-            causal,
-        ),
-        "qwen2": (
-            hf.Qwen2ForCausalLM(
-                hf.Qwen2Config(vocab_size=len(qwen2), num_key_value_heads=2, tie_word_embeddings=True, **small)
-            ),
-            qwen2,
-        ),
+    heads = {"num_key_value_heads": 4, **small}
+    tied = small | {"num_key_value_heads": 2, "tie_word_embeddings": True}
+    kinds = {  # name: (class, configuration, tokenizer)
+        "t5": (hf.T5ForConditionalGeneration, hf.T5Config(**shape), t5),
+        "t5v11": (hf.T5ForConditionalGeneration, hf.T5Config(**gated), t5),
+        "bert": (hf.BertForMaskedLM, hf.BertConfig(vocab_size=len(bert), pad_token_id=0, **small), bert),
+        "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(vocab_size=len(bert), **marks, **small), bert),
+        "llama": (hf.LlamaForCausalLM, hf.LlamaConfig(vocab_size=len(t5), **heads), t5),
+        "bos": (hf.LlamaForCausalLM, hf.LlamaConfig(vocab_size=len(causal), **heads), causal),
+        "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config(vocab_size=len(qwen2), **tied), qwen2),
     }
-    made["qwen2"][0].generation_config = hf.GenerationConfig(
-        do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=5.0, eos_token_id=[3, 4, 5], min_new_tokens=4
-    )
-    for name, (model, tokenizer) in made.items():
+    for name, (kind, config, tokenizer) in kinds.items():
+        model = kind(config)
+        if name == "qwen2":
+            model.generation_config = hf.GenerationConfig(
+                do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=5.0, eos_token_id=[3, 4, 5], min_new_tokens=4
+            )  # fmt: skip
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     untie(folder / "t5v11")
-    return {name: folder / name for name in made}
+    return {name: folder / name for name in kinds}
 
 
-STUDENTS = ("t5", "t5v11", "bert", "modernbert", "llama", "qwen2", "flip", "flip_bos")
 TRAINING = ("--num-train-epochs", "30", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
-
-
-@pytest.fixture(scope="session")
-def trained(home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Students trained by the command, t5 in a process of its own; flip and flip_bos of the flip task."""
-    folder = tmp_path_factory.mktemp("trained")
-    for name in STUDENTS:
-        task, data = ("flip", "flip_train.jsonl") if "flip" in name else ("pairs", "train.jsonl")
-        base = {"flip": "t5", "flip_bos": "bos"}.get(name, name)
-        done = (run if name == "t5" else call)(
-            "train_student.py", "--task-file", home / f"{task}.toml", "--model", models[base], "--output-dir",
-            folder / name, "--train-file", home / data, *TRAINING,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in STUDENTS}
 
 
 @contextlib.contextmanager
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """A folder that both workers see, locked: the first one in makes it, the other one finds it made."""
+    """A folder that both workers see, locked: the first worker makes it, the other one waits for it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with folder.with_suffix(".lock").open("w") as lock:
@@ -421,12 +375,37 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[P
         yield folder
 
 
+class Trained(dict):
+    """Students by the name of their model, trained when first asked for; flip and flip_bos learn the flip task."""
+
+    def __init__(self, home: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.home, self.models, self.factory = home, models, tmp_path_factory
+
+    def __missing__(self, name: str) -> Path:
+        task, data = ("flip", "flip_train.jsonl") if "flip" in name else ("pairs", "train.jsonl")
+        model = self.models[{"flip": "t5", "flip_bos": "bos"}.get(name, name)]
+        with made_once(self.factory, f"trained-{name}") as folder:
+            if not folder.exists():
+                done = call(
+                    "train_student.py", "--task-file", self.home / f"{task}.toml", "--model", model, "--output-dir", folder,
+                    "--train-file", self.home / data, *TRAINING,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+        self[name] = folder
+        return folder
+
+
+@pytest.fixture(scope="session")
+def trained(home, models, tmp_path_factory) -> Trained:
+    return Trained(home, models, tmp_path_factory)
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
-    """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded students."""
+    """The embedded teacher, trained for seconds (it keeps to the form, seldom to the label), and the embedded T5."""
     with made_once(tmp_path_factory, "embedded") as folder:
-        if not (folder / "bert.run.json").exists():
-            command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "bert", "--steps", "150"]
+        if not (folder / "t5.run.json").exists():
+            command = [sys.executable, "-m", "data.build_models", "reviews", "teacher", "t5", "--steps", "150"]
             subprocess.run([*command, "--output-dir", str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
 
@@ -443,15 +422,14 @@ def small_t5(embedded):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, embedded):
-    """A tiny run that nobody interrupted: (folder, what loop.sh printed, seconds). Both workers read it: run on copies."""
+    """A tiny run that nobody interrupted: (folder, what loop.sh printed). Both workers read it: run on copies."""
     with made_once(tmp_path_factory, "finished") as folder:
-        told = folder.with_suffix(".json")
-        if not told.exists():
-            began = time.monotonic()
+        printed = folder.with_suffix(".txt")
+        if not printed.exists():
             done = loop(folder, embedded)
             assert done.returncode == 0, done.stdout[-3000:]
-            told.write_text(json.dumps([done.stdout, time.monotonic() - began]))
-    return folder, *json.loads(told.read_text())
+            printed.write_text(done.stdout)
+    return folder, printed.read_text()
 
 
 def copy_of(finished, tmp_path: Path) -> Path:

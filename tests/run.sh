@@ -9,5 +9,5 @@ if [[ -z ${PYTHON:-} ]]; then bash setup.sh tests/requirements.txt; PYTHON=.venv
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # as loop.sh with tiny models
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-# Two files at a time: most of them start processes one after the other. -n 0 in the arguments runs them in this process.
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Two tests at a time: many start processes one after the other. -n 0 in the arguments runs them in this process.
+exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -1,14 +1,12 @@
 """bench/training.py at its tiniest, and bench/shapes.py."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, fitted
+from conftest import fitted
 
+from bench import training
 from bench.shapes import TASK_FILE, build, reviews
-from bench.training import accuracy, authors_way, main, padded
 from gold.task import load_task
 
 
@@ -17,11 +15,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("shapes")
 
 
-def test_command(folder, tmp_path):
-    command = [sys.executable, "-m", "bench.training", "--shape", "tiny-t5", "--num-examples", "48", "--epochs", "2"]
-    command += ["--repeats", "1", "--target-accuracy", "0", "--folder", folder, "--output-file", tmp_path / "out.json"]
-    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_command(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        training, "read_examples", lambda path, task: reviews(20, seed=2)
+    )  # for the thousand of the test set
+    how = {"num_examples": 48, "epochs": 2, "repeats": 1, "target_accuracy": 0}
+    training.main(["tiny-t5"], None, **how, folder=folder, output_file=tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())
     assert {"machine", "speed", "to_accuracy", "shares", "versions", "git_commit"} <= found.keys()
     (row,) = found["speed"]
@@ -34,9 +33,10 @@ def test_command(folder, tmp_path):
     for shares in found["shares"].values():
         assert sum(shares["shares"].values()) == pytest.approx(1, abs=2e-3)
         assert {"forward", "backward", "optimiser", "data", "evaluate", "save", "other"} <= shares["shares"].keys()
-    assert done.stdout.count("tiny-t5") == 2 and "to accuracy 0" in done.stdout
+    printed = capsys.readouterr().out
+    assert printed.count("tiny-t5") == 2 and "to accuracy 0" in printed
     with pytest.raises(SystemExit, match="--shape t6: no such shape; choose from t5-base"):
-        main(shape=["t6"])
+        training.main(["t6"])
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,15 @@ def test_command(folder, tmp_path):
 )
 def test_both_ways_measure_alike(shape, family, folder, tmp_path):
     """A student of ours has, padded to the fixed length, the accuracy that was measured without padding."""
-    task, rows, test = load_task(TASK_FILE), reviews(64, seed=1), reviews(40, seed=2)
+    task, rows, test = load_task(TASK_FILE), reviews(32, seed=1), reviews(24, seed=2)
     how = {"num_train_epochs": 3, "per_device_train_batch_size": 16}
     student, counts, _ = fitted(build(shape, folder), task, rows, test, tmp_path / "student", **how)
     assert student.family == counts["family"] == family
-    data = padded(test, student)
+    data = training.padded(test, student)
     wide = {"tiny-t5": (128, 32), "tiny-qwen": (160, 160)}.get(shape, (128,))
     assert (data["input_ids"].shape[1], *data["labels"].shape[1:]) == wide
-    assert accuracy(student.network, data, family, "cpu") == pytest.approx(counts["held_out_accuracy"], abs=1e-3)
-    times = authors_way(task, str(build(shape, folder)), rows, 2, 0, 1e-2, test)
+    assert training.accuracy(student.network, data, family, "cpu") == pytest.approx(
+        counts["held_out_accuracy"], abs=1e-3
+    )
+    times = training.authors_way(task, str(build(shape, folder)), rows, 2, 0, 1e-2, test)
     assert times[0][0] < times[1][0] and all(0 <= reached <= 1 for _, reached in times)

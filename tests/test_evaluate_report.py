@@ -1,94 +1,56 @@
-"""evaluate.py and report.py: intervals against exact binomial quantiles, the files of a measurement, the table of a run."""
+"""evaluate.py and report.py: the files of a measurement, the table of a run."""
 
-import collections
 import json
-import math
 
 import pytest
-from conftest import call, flipped, pair, read_lines, write_lines
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import call, fitted, flipped, pair, read_lines, write_lines
 
 from gold.examples import read_examples
-from gold.metrics import mean_interval
 from gold.predict import predict
 from gold.student import lengths_of, load_trained
-from report import distinct_n
+from report import distinct_2
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Intervals
+# evaluate.py
 
 
-def binomial_quantile(n: int, p: float, q: float) -> int:
-    total = 0.0
-    for k in range(n + 1):
-        total += math.comb(n, k) * p**k * (1 - p) ** (n - k)
-        if total >= q:
-            return k
-    raise AssertionError
-
-
-@pytest.mark.parametrize("n, hits", [(100, 80), (40, 39), (250, 125)])
-def test_interval_is_that_of_the_binomial(n, hits):
-    """A resample of n right-or-wrong outcomes is binomial(n, hits / n); its quantiles are known without resampling."""
-    found = mean_interval([i < hits for i in range(n)], seed=0, resamples=20_000)
-    assert found["value"] == pytest.approx(hits / n)
-    for name, q in (("low", 0.025), ("high", 0.975)):  # within one example: a quantile of a sample may be a neighbour
-        assert abs(found[name] * n - binomial_quantile(n, hits / n, q)) <= 1.01, name
-
-
-@settings(deadline=None, max_examples=40)
-@given(correct=st.lists(st.booleans(), min_size=1, max_size=80), seed=st.integers(0, 99))
-def test_interval_holds_the_mean_and_is_of_the_seed(correct, seed):
-    found = mean_interval(correct, seed, 500)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
-    assert found == mean_interval(correct, seed, 500)
-
-
-@pytest.mark.parametrize("value", [True, False])
-def test_interval_of_all_alike(value):
-    assert mean_interval([value] * 7, 0, 1000) == dict.fromkeys(("value", "low", "high"), float(value))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Measurements
-
-
-def evaluate(home, output, *args, test="test.jsonl"):
-    return call(
-        "evaluate.py", "--task-file", home / "pairs.toml", "--test-file", home / test, "--output-dir", output, *args
+def evaluate(home, output, *args, task="pairs", test="test.jsonl"):
+    how = (
+        "--task-file",
+        home / f"{task}.toml",
+        "--test-file",
+        home / test,
+        "--output-dir",
+        output,
+        "--num-resamples",
+        500,
     )
+    return call("evaluate.py", *how, *args)
+
+
+def metrics_in(folder):
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_stored_predictions(home, tmp_path):
-    """By hand: 12 records, 6 of each label; the teacher is right on 8, of which 3 are Warm; two answers are no label."""
-    answers = ["Warm", " WARM", "warm\n", "not warm", "hot", "Not warm"]  # of the six Warm ones: 3 right, 1 no label
-    others = ["not warm", "NOT WARM", "not warm", " not warm ", "Not Warm", 3]  # 5 right, 1 no label
+    """12 records, 6 of each label; the teacher is correct on 8, of which 3 are Warm; two answers are no label."""
+    answers = ["Warm", " WARM", "warm\n", "not warm", "hot", "Not warm"]  # of the six Warm ones: 3 correct, 1 no label
+    others = ["not warm", "NOT WARM", "not warm", " not warm ", "Not Warm", 3]  # 5 correct, 1 no label
     rows = [pair(2 * i) | {"teacher_label": a, "group": "head" if i < 3 else "tail"} for i, a in enumerate(answers)]
     rows += [pair(2 * i + 1) | {"teacher_label": a, "group": 7} for i, a in enumerate(others)]
     write_lines(tmp_path / "some.jsonl", rows)
-    done = evaluate(
-        home,
-        tmp_path / "out",
-        "--prediction-field",
-        "teacher_label",
-        "--group-by",
-        "group",
-        test=tmp_path / "some.jsonl",
-    )
+    how = ("--prediction-field", "teacher_label", "--group-by", "group")
+    done = evaluate(home, tmp_path / "out", *how, test=tmp_path / "some.jsonl")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "predictions.jsonl", "metrics.json", "predictions.jsonl.run.json",
-    }  # fmt: skip
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["metrics.json", "predictions.jsonl", "predictions.jsonl.run.json"]
+    metrics = metrics_in(tmp_path / "out")
     assert metrics["metric"] == "accuracy" and metrics["test_file"] == str(tmp_path / "some.jsonl")
     assert (metrics["overall"]["accuracy"]["value"], metrics["n"]) == (pytest.approx(8 / 12, abs=1e-4), 12)
-    assert {k: (m["recall"]["value"], m["n"]) for k, m in metrics["by_label"].items()} == {
-        "Warm": (0.5, 6), "not warm": (0.8333, 6),
-    }  # fmt: skip
-    assert {k: (m["accuracy"]["value"], m["n"]) for k, m in metrics["by_group"].items()} == {
-        "7": (0.8333, 6), "head": (1.0, 3), "tail": (0.0, 3),
-    }  # fmt: skip
+    by_label = {k: (m["recall"]["value"], m["n"]) for k, m in metrics["by_label"].items()}
+    assert by_label == {"Warm": (0.5, 6), "not warm": (0.8333, 6)}
+    by_group = {k: (m["accuracy"]["value"], m["n"]) for k, m in metrics["by_group"].items()}
+    assert by_group == {"7": (0.8333, 6), "head": (1.0, 3), "tail": (0.0, 3)}
     assert metrics["no_label"] == 2 and "2 predictions are no label" in done.stderr
     predictions = read_lines(tmp_path / "out" / "predictions.jsonl")
     assert list(predictions[0])[:6] == ["id", "first", "second", "label", "prediction", "correct"]
@@ -99,156 +61,161 @@ def test_stored_predictions(home, tmp_path):
     counts = json.loads((tmp_path / "out" / "predictions.jsonl.run.json").read_text())["counts"]
     assert counts == {"records": 12, "correct": 8}
     head, shown = (line.split() for line in done.stdout.splitlines()[:2])
-    accuracy, f1 = (metrics["overall"][name] for name in head)
-    assert head == ["accuracy", "macro_f1"] and shown == [
-        "all", "0.667", f"[{accuracy['low']:.3f},", f"{accuracy['high']:.3f}]",
-        f"{f1['value']:.3f}", f"[{f1['low']:.3f},", f"{f1['high']:.3f}]", "n=12",
-    ]  # fmt: skip
+    numbers = [f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in map(metrics["overall"].get, head)]
+    assert head == ["accuracy", "macro_f1"] and " ".join(shown) == f"all {' '.join(numbers)} n=12"
     assert any(line.split()[:3] == ["group", "tail", "0.000"] for line in done.stdout.splitlines())
     assert sum("label Warm" in line for line in done.stdout.splitlines()) == 1
 
 
 def test_group_by_the_label_itself_is_shown_once(home, tmp_path):
-    rows = [pair(n) | {"teacher_label": "Warm"} for n in range(4)]
-    write_lines(tmp_path / "some.jsonl", rows)
-    args = ("--prediction-field", "teacher_label", "--group-by", "label")
+    write_lines(tmp_path / "some.jsonl", [pair(n) | {"said": "Warm"} for n in range(4)])
+    args = ("--prediction-field", "said", "--group-by", "label")
     done = evaluate(home, tmp_path / "out", *args, test=tmp_path / "some.jsonl")
     assert done.returncode == 0 and sum("label Warm" in line for line in done.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["t5", "llama", "qwen2"])
-def test_a_student_is_measured_by_its_predictions(name, home, trained, pairs, tmp_path):
-
-    done = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group", "--per-device-eval-batch-size", 4)
+@pytest.mark.parametrize("kind", ["pairs", "flip"])
+def test_a_student_is_measured_by_its_predictions(kind, home, models, pairs, flip, tmp_path):
+    """An untrained encoder, or a T5 after a few steps: every other answer is what it predicts, when loaded before."""
+    task, file = {"pairs": (pairs, "test.jsonl"), "flip": (flip, "flip_train.jsonl")}[kind]
+    examples, model = read_examples(home / file, task)[:12], str(models["bert"])
+    if kind == "flip":
+        model = str(tmp_path / "student")
+        fitted(models["t5"], task, examples, [], tmp_path / "student", num_train_epochs=10)
+    predicted = predict(load_trained(model, task, lengths_of(model), "float32"), examples, 8)
+    other = {"warm": "not warm", "not warm": "Warm"}
+    answers = [other.get(p, "other") if i % 2 else p for i, p in enumerate(predicted)]
+    fields = [{name: e[name] for name in task.fields} for e in examples]
+    rows = [f | {task.answer_field: a, "group": i % 3} for i, (f, a) in enumerate(zip(fields, answers, strict=True))]
+    how = {"task": kind, "test": write_lines(tmp_path / "test.jsonl", rows)}
+    args = ("--model", model, "--group-by", "group")
+    done = evaluate(home, tmp_path / "a", *args, "--per-device-eval-batch-size", 4, **how)
     assert done.returncode == 0, done.stderr
-    predictions = read_lines(tmp_path / "predictions.jsonl")
-    student = load_trained(str(trained[name]), pairs, lengths_of(str(trained[name])), "float32")
-    expected = predict(student, read_examples(home / "test.jsonl", pairs), 8)
-    assert [p["prediction"] for p in predictions] == expected
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    hits = collections.Counter(p["group"] for p in predictions if p["correct"])
-    sizes = collections.Counter(p["group"] for p in predictions)
-    assert {g: m["accuracy"]["value"] for g, m in metrics["by_group"].items()} == {
-        g: pytest.approx(hits[g] / sizes[g], abs=1e-4) for g in sizes
-    }
-    assert metrics["overall"]["accuracy"]["value"] == pytest.approx(sum(hits.values()) / len(predictions), abs=1e-4)
-    again = evaluate(home, tmp_path, "--model", trained[name], "--group-by", "group")
+    predictions, metrics = read_lines(tmp_path / "a/predictions.jsonl"), metrics_in(tmp_path / "a")
+    assert [p["prediction"] for p in predictions] == predicted
+    assert [p["correct"] for p in predictions] == [True, False] * 6
+    assert [m[metrics["metric"]]["value"] for m in (metrics["overall"], *metrics["by_group"].values())] == [0.5] * 4
+    classes = {"no_label", "by_label", "confusion"} if task.labels else set()
+    assert set(metrics) == {"task", "metric", "test_file", "n", "overall", "by_group"} | classes
+    again = evaluate(home, tmp_path / "a", *args, **how)
     assert again.returncode == 0 and "up to date" in again.stderr
-    other = evaluate(home, tmp_path, "--model", trained["bert"], "--group-by", "group")
-    assert other.returncode == 1 and "--model has changed" in other.stderr
-
-
-def test_measuring_predictions_again_as_a_field(home, trained, tmp_path):
-    """The same numbers come from the model and from the predictions that it left."""
-    assert evaluate(home, tmp_path / "a", "--model", trained["bert"], "--group-by", "group").returncode == 0
+    other = evaluate(home, tmp_path / "a", "--model", models["llama"], "--group-by", "group", **how)
+    difference = "--model has changed" if kind == "pairs" else "was made with --max-source-length 64, now 512"
+    assert other.returncode == 1 and difference in other.stderr
+    # The same numbers come from the predictions that it left
+    how["test"] = tmp_path / "a/predictions.jsonl"
     args = ("--prediction-field", "prediction", "--group-by", "group")
-    assert evaluate(home, tmp_path / "b", *args, test=tmp_path / "a" / "predictions.jsonl").returncode == 0
-    a, b = (json.loads((tmp_path / x / "metrics.json").read_text()) for x in "ab")
-    assert {k: v for k, v in a.items() if k != "test_file"} == {k: v for k, v in b.items() if k != "test_file"}
+    assert evaluate(home, tmp_path / "b", *args, **how).returncode == 0
+    assert metrics_in(tmp_path / "b") == metrics | {"test_file": str(how["test"])}
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
-def test_untrained_student_is_measured_alike_twice(name, home, models, pairs):
-    """A new head has random weights: without a seed the row "untrained" of a table would be another each time."""
-
-    examples = read_examples(home / "test.jsonl", pairs)[:4]
-    found = [
-        predict(load_trained(str(models[name]), pairs, lengths_of(str(models[name])), "float32"), examples, 8)
-        for _ in range(2)
-    ]
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("name", ["flip", "flip_bos"])
-def test_text_to_text(name, home, trained, tmp_path):
-    done = call(
-        "evaluate.py", "--task-file", home / "flip.toml", "--model", trained[name], "--test-file",
-        home / "flip_train.jsonl", "--output-dir", tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    predictions = read_lines(tmp_path / "predictions.jsonl")
-    assert set(metrics) == {"task", "metric", "test_file", "n", "overall"}
-    assert (metrics["task"], metrics["metric"]) == ("flip", "exact_match")
-    hits = sum(p["prediction"] == p["answer"] for p in predictions)
-    assert metrics["overall"]["exact_match"]["value"] == pytest.approx(hits / 40, abs=1e-4) and hits > 10
+def test_each_further_test_file_has_a_folder(home, tmp_path):
+    rows = [pair(n) | {"said": "Warm"} for n in range(4)]
+    (tmp_path / "other").mkdir()
+    one, two, same = (tmp_path / name for name in ("one.jsonl", "two.jsonl", "other/two.jsonl"))
+    for path, count in ((one, 4), (two, 1), (same, 4)):
+        write_lines(path, rows[:count])
+    how = ("--prediction-field", "said", "--test-file", two)
+    done = evaluate(home, tmp_path / "out", *how, "--dry-run", test=one)
+    assert (
+        done.stdout.splitlines()[1] == f"would measure said on 1 records of {two}" and not (tmp_path / "out").exists()
+    )
+    assert evaluate(home, tmp_path / "out", *how, test=one).returncode == 0
+    assert [metrics_in(folder)["n"] for folder in (tmp_path / "out", tmp_path / "out/two")] == [4, 1]
+    again = evaluate(home, tmp_path / "out", *how, test=one)
+    assert again.returncode == 0 and again.stderr.count("up to date") == 2 and not again.stdout
+    done = evaluate(home, tmp_path / "out", *how, "--test-file", same, test=one)
+    assert done.returncode == 1 and "--test-file: two files have the same name" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "args, told",
-    [
-        (("--prediction-field", "teacher_label"), "has no field 'teacher_label'"),
-        (("--model", "{bert}", "--group-by", "area"), "has no field 'area'"),
-    ],
-)
-def test_missing_fields_are_refused(args, told, home, models, tmp_path):
-    done = evaluate(home, tmp_path / "out", *(str(a).format(**models) for a in args))
+@pytest.mark.parametrize("args, told", [
+    (("--prediction-field", "teacher_label"), "has no field 'teacher_label'"),
+    (("--model", "none", "--group-by", "area"), "has no field 'area'"),
+])  # fmt: skip
+def test_missing_fields_are_refused(args, told, home, tmp_path):
+    done = evaluate(home, tmp_path / "out", *args)
     assert done.returncode == 1 and told in done.stderr and done.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_metrics_of_the_user_are_not_touched(home, trained, tmp_path):
+def test_group_by_label_where_the_answer_is_another_field(home, tmp_path):
+    text = (home / "pairs.toml").read_text().replace("label", "season").replace("[seasons]", "[labels]")
+    text = text.replace("$seasons", "$labels").replace("$season (", "$label (").replace("seed.jsonl", "none.jsonl")
+    (tmp_path / "none.jsonl").write_text("")
+    (tmp_path / "pairs.toml").write_text(text)
+    row = {"first": "a", "second": "sun", "season": "Warm", "label": "x", "said": "warm"}
+    write_lines(tmp_path / "test.jsonl", [row])
+    done = evaluate(tmp_path, tmp_path / "out", "--prediction-field", "said", "--group-by", "label")
+    assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
+
+
+def test_metrics_of_the_user_are_not_touched(home, models, tmp_path):
     (tmp_path / "metrics.json").write_text("mine")
-    done = evaluate(home, tmp_path, "--model", trained["bert"])
+    done = evaluate(home, tmp_path, "--model", models["bert"])
     assert done.returncode == 1 and "metrics.json" in done.stderr
     assert (tmp_path / "metrics.json").read_text() == "mine"
 
 
+def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, tmp_path):
+    text = (home / "flip.toml").read_text().replace('target = "$answer"', 'target = "it is: $answer"')
+    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
+    rows = [flipped(n) for n in range(4)]
+    said = [rows[0]["answer"], rows[1]["answer"].upper(), "nothing", ""]
+    write_lines(tmp_path / "test.jsonl", [r | {"teacher_label": a} for r, a in zip(rows, said, strict=True)])
+    done = evaluate(tmp_path, tmp_path / "out", "--prediction-field", "teacher_label", task="flip")
+    assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "out/predictions.jsonl")
+    assert [r["correct"] for r in records] == [True, True, False, False]
+    assert records[0]["prediction"] == f"it is: {rows[0]['answer']}" and records[3]["prediction"] == ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Report
+# report.py
 
 
-@pytest.mark.parametrize(
-    "words, n, expected",
-    [
-        ("a b a b c", 2, 3 / 4),  # a b, b a, a b, b c
-        ("a b a b c", 1, 3 / 5),
-        ("a b a b c", 5, 1.0),
-        ("a b a b c", 6, 0.0),  # no n-gram at all
-        ("", 2, 0.0),
-        ("x x x x", 2, 1 / 3),
-        ("a b|b a|a b", 2, 2 / 3),  # within texts only: a b, b a, a b
-    ],
-)
-def test_distinct_n_by_hand(words, n, expected):
-    assert distinct_n([text.split() for text in words.split("|")], n) == pytest.approx(expected)
+@pytest.mark.parametrize("texts, budget, expected", [
+    ("a b a b c", 9, 3 / 4),  # a b, b a, a b, b c
+    ("a b a b c", 4, 2 / 3), ("a", 9, 0.0), ("", 9, 0.0),
+    ("a b|b a|a b", 9, 2 / 3),  # within texts only: a b, b a, a b
+    ("a b|b a|a b", 4, 1.0), ("a b|c d e", 4, 1.0), ("a b|a b c|a b", 5, 2 / 3),  # the last text may be cut
+])  # fmt: skip
+def test_distinct_2_by_hand(texts, budget, expected):
+    assert distinct_2([text.split() for text in texts.split("|")], budget) == pytest.approx(expected)
 
 
 @pytest.fixture
 def run_folder(tmp_path):
     """Two iterations and a final student, the first iteration complete, of numbers that are all different."""
 
-    def put(path, value):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-
     def interval(accuracy, low, high):
         return {"macro_f1": {"value": 0.111}, "accuracy": {"value": accuracy, "low": low, "high": high}}
 
-    run = tmp_path / "my run"
-    first, second = run / "iter-00", run / "iter-01"
-    put(first / "train.jsonl.run.json", {"counts": {"attempted": 1300, "accepted": 40}, "seconds": 11.25})
-    put(first / "validation.jsonl.run.json", {"counts": {"attempted": 31, "accepted": 20}, "seconds": 12.5})
-    put(first / "student.run.json", {"counts": {}, "seconds": 21.5})
-    scored = {"counts": {}, "options": {"score": "energy"}, "means": {"energy": -4.126, "nll": 9.0}, "seconds": 3.5}
-    put(first / "scored.jsonl.run.json", scored)
-    put(first / "predictions.jsonl.run.json", {"counts": {}, "seconds": 4.5})
-    metrics = {
-        "metric": "accuracy",
-        "n": 50,
-        "overall": interval(0.7126, 0.61, 0.803),
-        "by_label": {"Warm": interval(0.9, 0, 1)},
-    }
+    metrics = {"metric": "accuracy", "n": 50, "overall": interval(0.7126, 0.61, 0.803)}
+    metrics["by_label"] = {"Warm": interval(0.9, 0, 1)}
     metrics["by_group"] = {"head": interval(0.951, 0.9, 1.0), "tail": interval(0.453, 0.4, 0.5)}
-    put(first / "metrics.json", metrics)
-    write_lines(first / "train.jsonl", [{"source": "A b a B"}, {"source": "c d"}])  # first four: ab ba ab = 2 of 3
-    put(second / "train.jsonl.run.json", {"counts": {"attempted": 77, "accepted": 60}, "seconds": 5.76})
-    write_lines(second / "train.jsonl", [{"source": "a b"}, {"source": "c d"}])  # ab bc cd = 3 of 3
-    put(run / "final" / "metrics.json", metrics | {"overall": interval(0.812, 0.7, 0.9)})
-    put(run / "final" / "student.run.json", {"counts": {}, "seconds": 31.5})
-    put(run / "final" / "test_zipf" / "metrics.json", metrics | {"overall": interval(0.512, 0.4, 0.6)})
-    put(run / "untrained" / "metrics.json", {"metric": "accuracy", "n": 50, "overall": interval(0.25, 0.2, 0.3)})
-    return run
+    counts = [{"attempted": 1300, "accepted": 40, "computed_tokens": 1800}]
+    counts += [{"attempted": 31, "accepted": 20, "computed_tokens": 1200}]
+    files = {
+        "iter-00/train.jsonl.run.json": {"counts": counts[0], "seconds": 11.25},
+        "iter-00/validation.jsonl.run.json": {"counts": counts[1], "seconds": 12.5},
+        "iter-00/student.run.json": {"counts": {}, "seconds": 21.5},
+        "iter-00/scored.jsonl.run.json": {"options": {"score": "energy"}, "means": {"energy": -4.126}, "seconds": 3.5},
+        "iter-00/predictions.jsonl.run.json": {"counts": {}, "seconds": 4.5},
+        "iter-00/metrics.json": metrics,
+        "iter-01/train.jsonl.run.json": {"counts": {"attempted": 77, "accepted": 60}, "seconds": 5.76},  # of an earlier build
+        "final/metrics.json": metrics | {"overall": interval(0.812, 0.7, 0.9)},
+        "final/student.run.json": {"counts": {}, "seconds": 31.5},
+        "final/test_zipf/metrics.json": metrics | {"overall": interval(0.512, 0.4, 0.6)},
+        "untrained/metrics.json": {"metric": "accuracy", "n": 50, "overall": interval(0.25, 0.2, 0.3)},
+    }  # fmt: skip
+    for name, value in files.items():
+        path = tmp_path / "my run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    # The first four words: ab ba ab = 2 of 3; ab bc cd = 3 of 3
+    write_lines(tmp_path / "my run/iter-00/train.jsonl", [{"source": "A b a B"}, {"source": "c d"}])
+    write_lines(tmp_path / "my run/iter-01/train.jsonl", [{"source": "a b"}, {"source": "c d"}])
+    return tmp_path / "my run"
 
 
 def cells(line: str) -> list[str]:
@@ -261,9 +228,9 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     lines = {cells(line)[0]: cells(line)[1:] for line in done.stdout.splitlines() if line.strip()}
     assert str(run_folder) in done.stdout
     assert cells(done.stdout.splitlines()[1])[4:6] == ["energy", "accuracy [95 % interval]"]
-    # attempted, accepted, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
+    # attempted, accepted, tokens, distinct-2, energy, accuracy, head, tail, generate s (the longer: one start), train s, ...
     assert lines["iter-00"] == [
-        "1,331", "60", "-", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
+        "1,331", "60", "50", "0.667", "-4.13", "0.713 [0.610, 0.803]", "0.951", "0.453", "12.5", "21.5", "3.5", "4.5",
     ]  # fmt: skip
     assert lines["iter-01"] == ["77", "60", "-", "1.000", "-", "-", "-", "-", "5.8", "-", "-", "-"]
     assert lines["final"] == ["-", "-", "-", "-", "-", "0.812 [0.700, 0.900]", "0.951", "0.453", "-", "31.5", "-", "-"]
@@ -271,85 +238,53 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     assert lines["untrained"] == ["-", "-", "-", "-", "-", "0.250 [0.200, 0.300]", *"------"]
     # 12.5 + 21.5 + 3.5 + 4.5 + 5.76 + 31.5 = 79.26
     assert "all stages: 79 s" in done.stdout
-
-
-def test_the_same_rows_are_written(run_folder):
-    call("report.py", run_folder)
+    # The same rows are written
     rows = read_lines(run_folder / "metrics.jsonl")
     assert [r["iteration"] for r in rows] == ["iter-00", "iter-01", "final", "final/test_zipf", "untrained"]
-    first = rows[0]
-    assert (first["attempted"], first["accepted"], first["mean_score"]) == (1331, 60, -4.126)
-    assert first["distinct_2"] == pytest.approx(2 / 3, abs=1e-4) and rows[1]["distinct_2"] == 1.0
-    assert (first["accuracy"], first["low"], first["high"]) == (0.7126, 0.61, 0.803)
-    assert (first["accuracy_head"], first["accuracy_tail"]) == (0.951, 0.453) and "accuracy_Warm" not in first
-    assert first["seconds"] == {"generate": 12.5, "train": 21.5, "score": 3.5, "evaluate": 4.5}
-    assert "accuracy" not in rows[1] and rows[4]["accuracy"] == 0.25
+    seconds = {"generate": 12.5, "train": 21.5, "score": 3.5, "evaluate": 4.5}
+    assert rows[0] == {
+        "iteration": "iter-00", "attempted": 1331, "accepted": 60, "tokens": 50.0, "distinct_2": 0.6667, "score": "energy",
+        "mean_score": -4.126, "metric": "accuracy", "accuracy": 0.7126, "low": 0.61, "high": 0.803, "n": 50,
+        "accuracy_head": 0.951, "accuracy_tail": 0.453, "seconds": seconds,
+    }  # fmt: skip
+    assert "accuracy" not in rows[1] and rows[1]["distinct_2"] == 1.0 and rows[4]["accuracy"] == 0.25
     before = (run_folder / "metrics.jsonl").read_bytes()
     assert call("report.py", run_folder).returncode == 0
     assert (run_folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_two_runs_are_two_tables(run_folder):
-    other = run_folder.with_name("other")
+def test_each_run_is_a_table(run_folder, tmp_path):
+    other = tmp_path / "other"
+    done = call("report.py", run_folder, other)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {other}: no iter-00 in it")
     (other / "iter-00").mkdir(parents=True)
     done = call("report.py", run_folder, other)
     assert done.returncode == 0 and done.stdout.count("iter-00") == 2 and f"\n{other}\n" in done.stdout
     assert len(read_lines(other / "metrics.jsonl")) == 1
 
 
-@pytest.mark.parametrize("name", ["empty", "none", "file"])
-def test_no_run_folder(name, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    done = call("report.py", tmp_path / name)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / name}: no iter-00 in it")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_the_title_names_the_metric(run_folder):
-    for path in run_folder.rglob("metrics.json"):
+def test_one_metric_is_the_title(run_folder):
+    paths = sorted(run_folder.rglob("metrics.json"))
+    for path in paths:
         path.write_text(path.read_text().replace("accuracy", "rouge_l"))
     done = call("report.py", run_folder)
-    assert done.returncode == 0 and cells(done.stdout.splitlines()[1])[5:8] == [
-        "rouge_l [95 % interval]",
-        "head",
-        "tail",
-    ]
+    assert done.returncode == 0
+    assert cells(done.stdout.splitlines()[1])[5:8] == ["rouge_l [95 % interval]", "head", "tail"]
     assert read_lines(run_folder / "metrics.jsonl")[0]["rouge_l_head"] == 0.951
-
-
-def test_two_metrics_are_no_column(run_folder):
-    path = run_folder / "final" / "metrics.json"
-    path.write_text(path.read_text().replace("accuracy", "f1"))
+    paths[0].write_text(paths[0].read_text().replace("rouge_l", "f1"))
     done = call("report.py", run_folder)
-    assert done.returncode == 1 and f"{run_folder}: measured by accuracy and by f1; " in done.stderr
+    assert done.returncode == 1 and f"{run_folder}: measured by f1 and by rouge_l; " in done.stderr
 
 
-# The last one is what evaluate.py wrote before it knew more than one number
+# The last one is of earlier builds, which had one number
 OLD = '{"metric": "accuracy", "test_file": "x", "overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}'
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', OLD])
-def test_files_that_were_broken_by_hand(content, run_folder):
-    (run_folder / "iter-00" / "metrics.json").write_text(content)
+@pytest.mark.parametrize("name, content, told", [
+    *(("metrics.json", content, "iter-00/metrics.json: ") for content in ("{", "[1]", '{"a": 1}', OLD)),
+    ("train.jsonl.run.json", '{"counts": [], "seconds": 1}', ": a run record or metrics.json in it is not what"),
+])  # fmt: skip
+def test_files_that_were_broken_by_hand(name, content, told, run_folder):
+    (run_folder / "iter-00" / name).write_text(content)
     done = call("report.py", run_folder)
-    path = run_folder / "iter-00" / "metrics.json"
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: {path}: ")
-
-
-def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, tmp_path):
-    text = (home / "flip.toml").read_text().replace('target = "$answer"', 'target = "it is: $answer"')
-    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
-    rows = [flipped(n) for n in range(4)]
-    said = [rows[0]["answer"], rows[1]["answer"].upper(), "nothing", ""]
-    write_lines(
-        tmp_path / "test.jsonl", [row | {"teacher_label": answer} for row, answer in zip(rows, said, strict=True)]
-    )
-    done = call(
-        "evaluate.py", "--task-file", tmp_path / "flip.toml", "--prediction-field", "teacher_label", "--test-file",
-        tmp_path / "test.jsonl", "--output-dir", tmp_path / "teacher",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    records = read_lines(tmp_path / "teacher" / "predictions.jsonl")
-    assert [r["correct"] for r in records] == [True, True, False, False]
-    assert records[0]["prediction"] == f"it is: {rows[0]['answer']}" and records[3]["prediction"] == ""
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {run_folder}") and told in done.stderr

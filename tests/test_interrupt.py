@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from bench.kill import environment, is_inside, is_locked, living
+from bench.kill import is_locked, living
 
 SOON = 1.5  # seconds on an idle machine: one for a stage that does not end by itself
 CTRL_C = b"\x03"
@@ -82,14 +82,6 @@ def terminal():
         one.end()
 
 
-def hang_up(terminal: Terminal) -> None:
-    """Close the window: the other side of the terminal is replaced by something that can still be read."""
-    read, write = os.pipe()
-    os.close(write)
-    os.dup2(read, terminal.fd)
-    os.close(read)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # loop.sh with stand-ins for the stage
 
@@ -114,8 +106,10 @@ def test_a_stage_that_does_not_listen_is_ended_within_a_second(way, status, term
     loop.until(lambda: "at work" in loop.printed)
     if way == "ctrl-c":
         os.write(loop.fd, CTRL_C)
-    elif way == "closed":
-        hang_up(loop)
+    elif way == "closed":  # its window: the other side of the terminal is replaced by something that can still be read
+        read, write = os.pipe()
+        os.dup2(read, loop.fd)
+        os.close(read), os.close(write)
     else:
         os.kill(loop.shell(), getattr(signal, f"SIG{way}"))
     loop.assert_all_gone()
@@ -166,90 +160,51 @@ def test_ctrl_c_ends_a_loop_of_the_shell_around_it_too(terminal, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# loop.sh with real stages
-
-
-def real_loop(embedded: Path, tmp_path: Path) -> tuple[list[object], dict[str, str]]:
-    few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
-    (tmp_path / "test.jsonl").write_text("".join(few))
-    env = environment(embedded) | {"TEST_FILE": f"{tmp_path}/test.jsonl", "NUM_EXAMPLES": "4000"}
-    return ["bash", "loop.sh", "prompts/reviews.toml", tmp_path / "run"], env
-
-
-def at_work(terminal: Terminal, tmp_path: Path, stage: str, folder: str) -> Callable[[], bool]:
-    log = tmp_path / "run/loop.log"
-    return lambda: log.exists() and is_inside(tmp_path / "run", log, stage, folder)
-
-
-@pytest.mark.engine
-def test_sigterm_ends_a_real_stage_of_the_loop_that_keeps_no_chunks(embedded, terminal, tmp_path):
-    loop = terminal(*real_loop(embedded, tmp_path))
-    loop.until(at_work(loop, tmp_path, "evaluate", "untrained"))
-    os.kill(loop.shell(), signal.SIGTERM)
-    loop.assert_all_gone()
-    assert "Traceback" not in loop.printed + (tmp_path / "run/loop.log").read_text()
-    assert "status 143" in loop.printed
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("way", ["ctrl-c", "TERM"])
-def test_sampling_in_the_loop_ends_at_once_or_after_the_chunk(way, embedded, terminal, tmp_path):
-    loop = terminal(*real_loop(embedded, tmp_path))
-    loop.until(at_work(loop, tmp_path, "generate train", "iter-00"))
-    if way == "ctrl-c":
-        os.write(loop.fd, CTRL_C)
-        loop.assert_all_gone()
-        assert SAID in loop.printed and "status 130" in loop.printed
-    else:
-        os.kill(loop.shell(), signal.SIGTERM)
-        loop.until(lambda: "status 143" in loop.printed)
-        loop.assert_all_gone()
-        log = (tmp_path / "run/loop.log").read_text()
-        assert log.count("SIGTERM: ends after this chunk") == 1 and "stopped by SIGTERM, what is done is saved" in log
-        kept = (tmp_path / "run/iter-00/train.jsonl.partial").read_text().splitlines()
-        rejected = (tmp_path / "run/iter-00/train.rejected.jsonl.partial").read_text().splitlines()
-        assert (len(kept) + len(rejected)) % 512 == 0  # whole chunks
-    assert "Traceback" not in loop.printed
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # One stage by hand
 
 
-def stage(name: str, home: Path, models: dict[str, Path], teacher: Path, out: Path) -> tuple[list[object], Path]:
-    """A command that is at work for long, and its output."""
-    task = ("--task-file", home / "pairs.toml", "--seed", "0")
-    many = out / "many.jsonl"
-    line = (home / "test.jsonl").read_text()
-    many.write_text(line * 400)
-    if name == "generate.py":
-        reviews = ("--task-file", ROOT / "prompts/reviews.toml", "--model", teacher)
-        return [name, *reviews, "--num-examples", 4000, "--output-dir", out], out / "train.jsonl"
-    if name == "train_student.py":
-        options = ("--model", models["t5"], "--train-file", home / "train.jsonl", "--num-train-epochs", 900)
-        return [name, *task, *options, "--output-dir", out / "student"], out / "student"
-    if name == "score_ood.py":
-        options = ("--input-file", many, "--output-file", out / "scored.jsonl")
-        return [name, *task, "--model", models["t5"], *options], out / "scored.jsonl"
-    options = ("--test-file", many, "--output-dir", out)
-    return [name, *task, "--model", models["t5"], *options], out / "predictions.jsonl"
+@pytest.fixture
+def stage(home, models, request, terminal, tmp_path):
+    """A stage that is at work for long, once it has its lock or has drawn its bar."""
+
+    def start(name: str, moment: str) -> Terminal:
+        data = ("--task-file", home / "pairs.toml", "--model", models["t5"])
+        if name == "generate.py":
+            data = ("--task-file", "prompts/reviews.toml", "--model", request.getfixturevalue("embedded") / "teacher")
+            how, output = ("--num-examples", 4000, "--output-dir", tmp_path), "train.jsonl"
+        elif name == "train_student.py":
+            how, output = ("--train-file", home / "train.jsonl", "--num-train-epochs", 900), "student"
+            how += ("--output-dir", tmp_path / "student")
+        else:
+            (tmp_path / "many.jsonl").write_text((home / "test.jsonl").read_text() * 400)
+            how, output = ("--test-file", tmp_path / "many.jsonl", "--output-dir", tmp_path), "predictions.jsonl"
+        ran = terminal([sys.executable, name, *data, *how], {})
+        ran.until(lambda: is_locked(tmp_path / f"{output}.lock") and (moment != "at work" or "%|" in ran.printed))
+        return ran
+
+    return start
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
     "name, moment",
-    [
-        ("generate.py", "importing"),
-        *((f"{n}.py", "at work") for n in ("generate", "train_student", "score_ood", "evaluate")),
-    ],
+    [("generate.py", "importing"), *((f"{name}.py", "at work") for name in ("generate", "train_student", "evaluate"))],
 )
-def test_ctrl_c_ends_a_stage_with_one_line(name, moment, home, models, embedded, terminal, tmp_path):
-    command, output = stage(name, home, models, embedded / "teacher", tmp_path)
-    ran = terminal([sys.executable, *command], {})
-    ran.until(lambda: is_locked(Path(f"{output}.lock")))
-    if moment == "at work":
-        ran.until(lambda: "%|" in ran.printed)  # its bar
+def test_ctrl_c_ends_a_stage_with_one_line(name, moment, stage):
+    ran = stage(name, moment)
     os.write(ran.fd, CTRL_C)
     ran.assert_all_gone()
     assert "status 130" in ran.printed and ran.printed.count(SAID) == 1, ran.printed[-3000:]
     assert "Traceback" not in ran.printed and "Aborted" not in ran.printed
+
+
+@pytest.mark.engine
+def test_sigterm_ends_sampling_after_the_chunk(stage, tmp_path):
+    ran = stage("generate.py", "at work")
+    os.kill(ran.shell(), signal.SIGTERM)
+    ran.until(lambda: "status 75" in ran.printed)
+    ran.assert_all_gone()
+    assert ran.printed.count("SIGTERM: ends after this chunk") == 1 and "Traceback" not in ran.printed
+    assert "stopped by SIGTERM, what is done is saved" in ran.printed
+    lines = [(tmp_path / f"train{rest}.jsonl.partial").read_text().splitlines() for rest in ("", ".rejected")]
+    assert sum(map(len, lines)) in range(512, 4000, 512)  # whole chunks

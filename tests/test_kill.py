@@ -6,20 +6,16 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_of, loop, one_error, run
+from conftest import ROOT, call, copy_of, loop, one_error, run
 
 from bench.kill import (
-    OUTPUT,
     differences,
     is_inside,
     kill_on_the_way,
     kill_session,
-    living,
     signal_session,
     start_loop,
     wait_for,
@@ -34,14 +30,33 @@ TEST = ROOT / "data" / "reviews" / "test.jsonl"
 # Killed and run again
 
 
-def test_killed_in_every_stage(finished, embedded, tmp_path):
-    """Once inside each, at a moment of chance; bench/kill.py does so outside of them too; KILL_SEED=... repeats the moments."""
-    whole, _, seconds = finished
+def test_killed_and_run_twice_at_once(finished, embedded, tmp_path):
+    """A run that has all of this behind it is the same as one that nobody interrupted. bench/kill.py kills everywhere."""
+    (whole, _), copy, log = finished, copy_of(finished, tmp_path), tmp_path / "log"
+    for name in ("iter-01", "final"):
+        shutil.rmtree(copy / name)
+    (copy / "metrics.jsonl").unlink()
+    # Killed where examples are kept by chunk
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
-    print(f"KILL_SEED={seed}")
-    hits = kill_on_the_way(tmp_path / "killed", embedded, seconds, random.Random(seed), kills=7)
-    assert hits == dict.fromkeys([*OUTPUT, "report"], 1)
-    assert differences(tmp_path / "killed", whole) == []
+    print(f"KILL_SEED={seed} repeats the moment")
+    hits = kill_on_the_way(copy, embedded, log, [("generate train", "iter-01")], random.Random(seed))
+    assert hits == {"generate train": 1}
+    # A second loop while a stage of the first one works, which stands still meanwhile; then that is killed in its training
+    first = start_loop(copy, embedded, log)
+    try:
+        assert wait_for(first, lambda: is_inside(copy, log, "train", "final")), log.read_text()[-3000:]
+        signal_session(first, signal.SIGSTOP)
+        second = loop(copy, embedded)
+        assert second.returncode == 1
+        cure = f"end it: fuser {copy / 'final/student.lock'}"
+        one_error(second.stdout, "final/student: another process is writing it", cure)
+    finally:
+        kill_session(first)
+    again = loop(copy, embedded)
+    assert again.returncode == 0, again.stdout[-3000:]
+    # two splits, student, scores and metrics twice; untrained, the teacher's labels and metrics
+    assert again.stdout.count("up to date") == 2 * 5 + 3
+    assert differences(copy, whole) == []
 
 
 def test_the_comparison_sees_what_differs(finished, tmp_path):
@@ -55,64 +70,17 @@ def test_the_comparison_sees_what_differs(finished, tmp_path):
     assert differences(copy, finished[0]) == changed
 
 
-def test_a_stage_that_outlives_its_shell_stops_the_rerun(embedded, tmp_path):
-    """Only the shell is killed. Its stage is made to stand still, so that it is at work for as long as this takes."""
-    folder, log = tmp_path / "run", tmp_path / "log"
-    process = start_loop(folder, embedded, log)
-    try:
-        assert wait_for(process, lambda: is_inside(folder, log, "evaluate", "untrained"))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        orphans = living(process.pid)
-        assert orphans
-        for pid in orphans:
-            os.kill(pid, signal.SIGSTOP)
-        lock = folder / "untrained" / "predictions.jsonl.lock"
-        for _ in range(2):
-            again = loop(folder, embedded)
-            assert again.returncode == 1
-            one_error(again.stdout, "predictions.jsonl: another process is writing it", f"end it: fuser {lock}")
-        for pid in orphans:
-            os.kill(pid, signal.SIGCONT)
-        while living(process.pid):  # the orphan does its work to the end
-            time.sleep(0.05)
-        metrics = folder / "untrained" / "metrics.json"
-        assert metrics.exists() and not lock.exists()
-    finally:
-        kill_session(process)
-
-
-def test_two_loops_in_one_run_folder(finished, embedded, tmp_path):
-    """The second one is told so; the first, which stands still meanwhile, goes on as if nothing had been."""
-    copy, log = copy_of(finished, tmp_path), tmp_path / "log"
-    shutil.rmtree(copy / "final")
-    first = start_loop(copy, embedded, log)
-    try:
-        assert wait_for(first, lambda: is_inside(copy, log, "train", "final"))
-        signal_session(first, signal.SIGSTOP)
-        second = loop(copy, embedded)
-        assert second.returncode == 1
-        one_error(second.stdout, "final/student: another process is writing it")
-        signal_session(first, signal.SIGCONT)
-        assert first.wait() == 0, log.read_text()[-3000:]
-    finally:
-        kill_session(first)
-    assert differences(copy, finished[0]) == []
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A disk that is full, or may not be written
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 64 KiB; disk.grow() makes room on it, disk.lock() makes it read-only."""
+    """A disk of 64 KiB; `remount` makes it larger or read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder]
+    if (done := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -122,29 +90,30 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", "none", disk], check=True)
 
 
-def stages(finished, models: Path, out: Path) -> dict[str, tuple]:
-    """Every script, once, with the inputs of a finished run and its output in `out`."""
-    here = finished[0] / "iter-00"
-    return {
-        "generate.py": ("generate.py", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
-            "--num-examples", 80, "--num-validation", 60),
-        "train_student.py": ("train_student.py", *TASK, "--model", models / "t5", "--train-file", here / "train.jsonl",
-            "--output-dir", out / "student", "--num-train-epochs", 2),
-        "score_ood.py": ("score_ood.py", *TASK, "--model", here / "student", "--input-file", here / "validation.jsonl",
-            "--output-file", out / "scored.jsonl", "--feedback-file", out / "feedback.jsonl"),
-        "evaluate.py": ("evaluate.py", *TASK, "--model", here / "student", "--test-file", TEST, "--output-dir", out),
-        "evaluate.py --prediction-field": ("evaluate.py", *TASK, "--prediction-field", "topic", "--test-file", TEST,
-            "--output-dir", out),
-        "report.py": ("report.py", out),
-    }  # fmt: skip
-
-
 def fill(disk: Path, room: int) -> Path:
     """Take all but `room` bytes of a disk."""
     free = os.statvfs(disk)
     filler = disk / "filler"
     filler.write_bytes(b"x" * (free.f_bavail * free.f_bsize - room))
     return filler
+
+
+def stages(finished, models: Path, out: Path) -> dict[str, tuple]:
+    """Every script, once, with the inputs of a finished run and its output in `out`."""
+    here = finished[0] / "iter-00"
+    return {
+        "generate.py": ("generate.py", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
+            "--num-examples", 80, "--num-validation", 0),
+        "train_student.py": ("train_student.py", *TASK, "--model", models / "t5", "--train-file", here / "train.jsonl",
+            "--output-dir", out / "student", "--num-train-epochs", 2),
+        "score_ood.py": ("score_ood.py", *TASK, "--model", here / "student", "--input-file", here / "validation.jsonl",
+            "--output-file", out / "scored.jsonl", "--feedback-file", out / "feedback.jsonl"),
+        "evaluate.py": ("evaluate.py", *TASK, "--model", here / "student", "--test-file", TEST, "--output-dir", out,
+            "--num-resamples", 100),
+        "evaluate.py --prediction-field": ("evaluate.py", *TASK, "--prediction-field", "topic", "--test-file", TEST,
+            "--output-dir", out),
+        "report.py": ("report.py", out),
+    }  # fmt: skip
 
 
 ROOM = {  # bytes left, of which a state takes 4,096
@@ -159,55 +128,38 @@ def test_a_full_disk_ends_every_stage_with_one_line_and_the_rerun_completes(stag
         shutil.copytree(finished[0] / "iter-00", disk / "iter-00", ignore=shutil.ignore_patterns("student", "*jsonl"))
     filler = fill(disk, ROOM[stage])
     command = stages(finished, embedded, disk)[stage]
-    done = run(*command)
+    start = run if stage == "generate.py" else call  # the engine ends with its process
+    done = start(*command)
     assert done.returncode == 1, done.stderr
-    one_error(
-        done.stderr,
-        f"error: {disk}",
-        ": No space left on device; free some space and run again: what was written stays",
-    )
-    kept = disk / "iter-00" / "train.jsonl.partial"
+    cure = ": No space left on device; free some space and run again: what was written stays"
+    one_error(done.stderr, f"error: {disk}", cure)
     if stage == "generate.py":  # the first chunk is there
-        assert len(kept.read_bytes().splitlines()) > 40
+        assert len((disk / "iter-00/train.jsonl.partial").read_bytes().splitlines()) > 40
     filler.unlink()
     remount(disk, "size=64m")
-    done = run(*command)
+    done = start(*command)
     assert done.returncode == 0, done.stderr
     assert not list(disk.rglob("*.partial*"))
-    if stage == "generate.py":
-        assert "going on after" in done.stderr
-    for path in disk.rglob("*.jsonl"):  # the same as where there was room from the beginning
-        if path.name in ("train.jsonl", "validation.jsonl", "scored.jsonl"):
-            assert path.read_bytes() == (finished[0] / "iter-00" / path.name).read_bytes()
+    assert ("going on after" in done.stderr) is (stage == "generate.py")
+    for name in ("iter-00/train.jsonl", "scored.jsonl"):  # the same as where there was room from the beginning
+        if (disk / name).exists():
+            assert (disk / name).read_bytes() == (finished[0] / "iter-00" / Path(name).name).read_bytes()
 
 
 @pytest.mark.parametrize("stage", ["train_student.py", "evaluate.py --prediction-field"])
 def test_a_limit_of_the_size_of_files_does_so_too(stage, finished, embedded, tmp_path):
     """`ulimit -f`, which needs no rights: what this tells of a full disk is tested on every machine."""
-    command = [str(word) for word in stages(finished, embedded, tmp_path)[stage]]
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:]], capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )  # fmt: skip
+    command = stages(finished, embedded, tmp_path)[stage]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        done = call(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert done.returncode == 1
     one_error(done.stderr, f"error: {tmp_path}", "File too large", "raise the limit", "what was written stays")
-    done = run(*command)
+    done = call(*command)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_full_disk_stops_the_loop_and_with_room_it_goes_on(finished, embedded, disk):
-    """Everything but the end is there: the loop finds no room for the final student, nor `tee` for its log."""
-    remount(disk, "size=64m")
-    copy = Path(shutil.copytree(finished[0], disk / "run"))
-    shutil.rmtree(copy / "final")
-    filler = fill(disk, 100 * 1024)
-    stopped = loop(copy, embedded)
-    assert stopped.returncode == 1
-    one_error(stopped.stdout, f"error: {copy}/final/", "No space left on device; free some space")
-    filler.unlink()
-    done = loop(copy, embedded)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert differences(copy, finished[0]) == []
 
 
 def test_a_read_only_folder(finished, embedded, disk):
@@ -216,10 +168,9 @@ def test_a_read_only_folder(finished, embedded, disk):
     shutil.copytree(finished[0] / "iter-00", disk / "iter-00", ignore=shutil.ignore_patterns("student", "*jsonl"))
     remount(disk, "ro")
     for stage, command in stages(finished, embedded, disk).items():
-        done = run(*command)
+        done = call(*command)
         assert done.returncode == 1 and ("iter-00" in done.stdout) is (stage == "report.py"), stage
-        told = "choose another folder or change its rights"
-        one_error(done.stderr, f"error: {disk}", "Read-only file system", told)
+        one_error(done.stderr, f"error: {disk}", "Read-only file system", "choose another folder or change its rights")
     stopped = loop(disk / "run", embedded)
     assert stopped.returncode == 1 and "Read-only file system" in stopped.stdout
     assert len(stopped.stdout.splitlines()) == 1

@@ -1,45 +1,24 @@
-"""label.py and --verify: tries, shots and votes by hand, then one real engine against transformers in float32."""
+"""label.py without vLLM: shots, votes, answers, ends of turns by hand; the stage on an engine of a few lines."""
 
 import json
-import math
-import random
-import shutil
+import re
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import call, flipped, pair, read_lines, write_lines
+from conftest import ROOT, call, flipped, pair, read_lines, write_lines
 
-import generate
 import label
-from gold.examples import agrees, read_examples
-from gold.labels import (
-    Row,
-    chat_answer,
-    draw_label_shots,
-    label_records,
-    label_rows,
-    log_probs,
-    running_labels,
-    vote_of,
-)
+from gold.examples import agrees
+from gold.labels import Row, chat_answer, draw_label_shots, label_records, log_probs, vote_of
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, Engine, load_encoder
+from gold.teacher import Encoder, Engine
 
-TASK = load_task(Path("prompts/reviews.toml"))
-SUMS = load_task(Path("prompts/word_problems.toml"))
-SEEDS = read_examples(TASK.seed_examples, TASK)
-
-
-def with_labels(labels):
-    """The task of the reviews with other labels."""
-    return TASK.model_copy(update={"labels": labels})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Without an engine
+SUMS = load_task(ROOT / "prompts/word_problems.toml")
+TASK = load_task(ROOT / "prompts/reviews.toml")
+LABEL_PROMPT = "[prompt]\nlabel = '''\n$shots\n\n$start'''\n"
+LABEL_EXAMPLE = {"pairs": "label_example = '''\nFirst: $first\nSecond: $second\nKind: $label'''", "flip": ""}
 
 
 def test_shots_take_the_labels_in_turn(pairs):
@@ -58,7 +37,7 @@ def test_votes_are_counted_by_meaning(flip):
     span = flip.model_copy(update={"metric": "squad"})
     assert vote_of(span, "C++.") != vote_of(span, "C#") and vote_of(span, "“Paris”") == vote_of(span, "paris")
     assert vote_of(SUMS, "12 - 5") == vote_of(SUMS, "(3.5 * 2)") and vote_of(SUMS, "many") is None
-    programmes = load_task(Path("prompts/nl4opt.toml"))
+    programmes = load_task(ROOT / "prompts/nl4opt.toml")
     a, b = "maximize 3 x - 2 y; x at most 4", "maximize 3 x + 2 y; x + y at most 4"
     assert vote_of(programmes, a) == vote_of(programmes, b) == 12 and vote_of(programmes, "I do not know") is None
     assert vote_of(programmes, b) != vote_of(programmes, "maximize 3 x + 2 y; x + y at most 5")
@@ -77,19 +56,20 @@ def encoder_of(tokenizer) -> Encoder:
     return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", {}, None)
 
 
-class FakeEngine:
-    """Answers label requests and samples without a model: for what happens around them."""
+class FakeEngine(Engine):
+    """Answers without a model: labels by the numbers of the tokens, else the texts that are given."""
 
-    max_model_len = 10_000
-
-    def __init__(self, texts=(), finish_reason="stop"):
+    def __init__(self, texts=(), finish_reason="stop", room=10_000):
         self.texts, self.finish_reason, self.sent = texts, finish_reason, []
+        self.model, self.signals, self.max_model_len, self.tokens = "fake", StopSignals(), room, Counter()
 
     def complete(self, requests):
         self.sent.append(requests)
         outputs = []
-        for request in requests:
-            logprobs = [dict.fromkeys(request.params.logprob_token_ids or [], SimpleNamespace(logprob=-1.0))]
+        for _, ids, params in requests:
+            self.tokens["prompt_tokens"] += len(ids)
+            tokens = params.logprob_token_ids or []
+            logprobs = [{t: SimpleNamespace(logprob=-((sum(ids) + t) % 7 + 1)) for t in tokens}]
             ones = [SimpleNamespace(text=t, finish_reason=self.finish_reason) for t in self.texts]
             outputs.append(SimpleNamespace(outputs=ones or [SimpleNamespace(logprobs=logprobs)]))
         return outputs
@@ -97,7 +77,9 @@ class FakeEngine:
 
 def test_more_children_than_vllm_takes_are_asked_in_turn():
     engine = FakeEngine()
-    assert log_probs(engine, [Row([1, 2], [[100 + i, 9] for i in range(300)])]) == [[-2.0] * 300]
+    first = [-((3 + 7 * i) % 7 + 1) for i in range(300)]
+    [sums] = log_probs(engine, [Row([1, 2], [[7 * i, 9] for i in range(300)])])
+    assert sums == [a - ((3 + 7 * i + 9) % 7 + 1) for i, a in enumerate(first)]
     assert [len(sent) for sent in engine.sent] == [3, 300]  # 128 + 128 + 44 at the root, first of all
 
 
@@ -108,6 +90,7 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
         (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
         (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
         (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
+        (["**Equation:** 4", "It is:\n\nProblem: x\nEquation: 2 * 2", "1"], "4", {"4": 2 / 3, "1": 1 / 3}),
         (["none", "at all", "!"], "", {}),
     ],
 )
@@ -132,272 +115,129 @@ def test_an_answer_that_is_cut_off_is_none(text, answer, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "after, end",
-    [("<end_of_turn>\n", "<end_of_turn>"), (" </s>", "</s>"), ("", "</s>"), ("{{ raise_exception('no') }}", "</s>")],
-)
-def test_a_turn_ends_as_the_template_ends_it(after, end):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<unk>": 0, "</s>": 1, "<end_of_turn>": 2, "red": 3, "green": 4}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "eos_token": "</s>", "extra_special_tokens": ["<end_of_turn>"]}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
-    tokenizer.chat_template = "{% for m in messages %}" + "{{ m['content'] }}" + after + "{% endfor %}"
-    encoder = encoder_of(tokenizer)
-    gap, written = chat_answer(encoder)
-    [row] = running_labels(encoder, ["green "], ["red", "green"], written)
-    assert gap == "" and row == Row([4], [[3, vocabulary[end]], [4, vocabulary[end]]])
-
-
-@pytest.mark.parametrize(
-    "user, assistant, end, gap",
+    "user, assistant, gap, end",
     [
-        ("]", " ", "</s>", " "),  # Llama 2
-        ("]\n", "", "</s>", ""),
-        ("]", "<think></think>", "]", ""),  # what is no blank is left to it
+        ("[{{ m.content }}]", " {{ m.content }}</s>", " ", "</s>"),  # Llama 2
+        ("[{{ m.content }}]\n", "{{ m.content }}<end_of_turn>\n", "", "<end_of_turn>"),
+        ("[{{ m.content }}]", "<think></think>{{ m.content }} ]", "", "]"),  # the gap is blanks alone
+        ("{{ m.content }}", "{{ m.content }}", "", "<|endoftext|>"),
+        ("{{ m.content }}", "{{ raise_exception('no') }}", "", "<|endoftext|>"),
     ],
 )
-def test_a_chat_template_may_put_blanks_before_an_answer(user, assistant, end, gap, tokenizer):
-    turn = f"{{{{ '[' + m.content + '{user}' if m.role == 'user' else '{assistant}' + m.content + '{end}' }}}}"
-    tokenizer.chat_template = "{% for m in messages %}" + turn + "{% endfor %}"
-    assert chat_answer(encoder_of(tokenizer))[0] == gap
-
-
-REVIEWS = ("--task-file", "prompts/reviews.toml", "--input-file")
-
-
-@pytest.mark.parametrize(
-    "args, told",
-    [
-        (("--task-file", "{home}/pairs.toml", "--input-file", "{home}/test.jsonl"), "prompt.label: missing"),
-        ((*REVIEWS, "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
-        ((*REVIEWS, "{home}/test.jsonl"), "no field 'review'"),
-        ((*REVIEWS, "data/reviews/test.jsonl", "--num-samples", 3), "leave it out"),
-        ((*REVIEWS, "data/reviews/test.jsonl"), "no model there"),
-        ((*REVIEWS, "data/reviews/test.jsonl", "--limit", 1, "--shard", "1/2"), "no record for this shard"),
-    ],
-)
-def test_bad_input_is_one_line_before_any_model(args, told, home, tmp_path):
-    args = [str(a).format(home=home) for a in args]
-    done = call("label.py", *args, "--model", "no/model", "--output-file", tmp_path / "out.jsonl")
-    assert done.returncode in (1, 2) and told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_verify_needs_a_label_prompt(home, tmp_path):
-    how = ("--task-file", home / "pairs.toml", "--model", "no/model", "--output-dir", tmp_path, "--verify")
-    done = call("generate.py", *how)
-    assert done.returncode == 1 and "prompt.label: missing" in done.stderr
+def test_blanks_before_an_answer_and_the_end_of_its_turn_are_the_templates(user, assistant, gap, end, tokenizer):
+    turn = f"{{% if m.role == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}"
+    tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+    assert chat_answer(encoder_of(tokenizer)) == (gap, end)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# With one
-
-
-@pytest.fixture(scope="module")
-def engine(small_teacher):
-    return Engine(str(small_teacher), 1024, StopSignals())
-
-
-@pytest.fixture(scope="module")
-def encoder(small_teacher):
-    return load_encoder(str(small_teacher), "auto", {}, False)
+# The stage
 
 
 @pytest.fixture
-def command(engine, small_teacher, monkeypatch):
-    """label.py in this process, on the engine that is up."""
-    monkeypatch.setattr(label, "Engine", lambda *args, **how: engine)
+def command(models, home, tmp_path, monkeypatch):
+    """label.py in this process for a task of the tests, on a FakeEngine."""
 
-    def command(*args):
-        return call("label.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, *args)
+    def command(task, *args, texts=(), name="out", code=0):
+        text = (home / f"{task}.toml").read_text().replace("[prompt]", LABEL_PROMPT + LABEL_EXAMPLE[task])
+        text = text.replace('seed_examples = "', f'seed_examples = "{home}/')
+        (tmp_path / f"{task}.toml").write_text(text)
+        monkeypatch.setattr(label, "Engine", lambda model, room, *of, **how: FakeEngine(texts, room=room))
+        monkeypatch.setattr(label, "chunk_size", lambda engine: 7)
+        done = call(
+            "label.py", "--task-file", tmp_path / f"{task}.toml", "--model", models["qwen2"], "--output-file",
+            tmp_path / f"{name}.jsonl", *args,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done.stderr if done.returncode else (done, *(tmp_path / f"{name}{r}.jsonl" for r in ("", ".rejected")))
 
     return command
 
 
-def direct_log_probs(folder, rows):
-    """The same sums by transformers in float32, one whole pass for each prompt and label."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    sums = []
-    with torch.inference_mode():
-        for root, rests in rows:
-            row = []
-            for rest in rests:
-                log_p = model(torch.tensor([[*root, *rest]])).logits[0].log_softmax(-1)
-                row.append(sum(log_p[len(root) - 1 + i, token].item() for i, token in enumerate(rest)))
-            sums.append(row)
-    return sums
-
-
-def names_of_intents(number: int) -> dict[str, str]:
-    """Names such as card_lost_again, many of which share their first words."""
-    things, faults = ("card", "cash", "transfer", "refund"), ("lost", "late", "wrong", "fee", "pending")
-    names = [f"{a}_{b}{c}" for a in things for b in faults for c in ("", "_abroad", "_again", "_today")]
-    return {name: f"the customer asks about {name.replace('_', ' ')}" for name in names[:number]}
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("labels", [TASK.labels, names_of_intents(12)], ids=["two", "twelve"])
-def test_probabilities_are_those_of_transformers(labels, engine, encoder, small_teacher):
-    """Labels of one token and of several that share prefixes."""
-    task = with_labels(labels)
-    records = read_examples(Path("data/reviews/test.jsonl"), TASK)[::160]
-    shots = draw_label_shots(TASK, SEEDS, 4, 0)
-    got = label_records(engine, encoder, task, records, shots)
-    rows = label_rows(task, encoder, records, shots)
-    assert len({len(rest) for row in rows for rest in row.rests}) > 1 or len(labels) == 2
-    direct = direct_log_probs(small_teacher, rows)
-    for answer, sums in zip(got, direct, strict=True):
-        total = sum(math.exp(s) for s in sums)
-        expected = [math.exp(s) / total for s in sums]
-        assert list(answer["label_probs"]) == list(labels)
-        assert list(answer["label_probs"].values()) == pytest.approx(expected, abs=1e-4)
-        assert answer["teacher_label"] == list(labels)[expected.index(max(expected))]
-    for row, sums in zip(log_probs(engine, rows), direct, strict=True):
-        assert row == pytest.approx(sums, abs=1e-3)
-
-
-@pytest.mark.engine
-def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine, encoder):
-    rng, words = random.Random(0), " ".join(s["review"] for s in SEEDS).split()
-    texts = [" ".join(rng.choices(words, k=700)) for _ in range(4)]  # nothing in common: no help from each other
-    [row] = label_rows(with_labels(names_of_intents(77)), encoder, SEEDS[:1], [])
-    rows = [Row(encoder.tokenizer(text)["input_ids"][:600], row.rests) for text in texts]
-    assert len(row.rests) == 77
-    engine.llm.reset_prefix_cache()
-    engine.taken_tokens()
-    log_probs(engine, rows)
-    whole = sum(600 + len(rest) - 1 for row in rows for rest in row.rests)  # one prompt a label
-    assert whole / engine.taken_tokens()["computed_tokens"] >= 5
-
-
-@pytest.mark.engine
-def test_command_labels_and_goes_on(command, tmp_path, monkeypatch):
-    source = [{k: v for k, v in r.items() if k != "label"} for r in read_lines(Path("data/reviews/test.jsonl"))[::40]]
-    source[3]["label"], source[4]["label"] = "positive", None
-    source[5] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}}  # of another teacher
-    write_lines(tmp_path / "in.jsonl", source)
-    args = ("--input-file", tmp_path / "in.jsonl", "--output-file")
-    monkeypatch.setattr(label, "chunk_size", lambda *_: 7)
-    done = command(*args, tmp_path / "whole.jsonl")
-    assert done.returncode == 0, done.stderr
-    whole = read_lines(tmp_path / "whole.jsonl")
-    assert [r["review"] for r in whole] == [r["review"] for r in source] and len(whole) == 24
+def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_path, monkeypatch):
+    """24 records in chunks of 7; each fifth does not fit; one is labelled by another teacher; one spells a control token."""
+    source = [pair(n) | {"id": f"r{n}", "mine": n} for n in range(24)]
+    for n in range(0, 24, 5):
+        source[n]["first"] = "the lake " * 150
+    del source[1]["label"]
+    source[2] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}, "first": "the <|endoftext|>"}
+    args = ("--input-file", write_lines(tmp_path / "in.jsonl", source), "--max-model-len", 300)
+    done, path, left_out = command("pairs", *args, name="whole")
+    whole, rejected = read_lines(path), read_lines(left_out)
+    assert [r["mine"] for r in whole] == [n for n in range(24) if n % 5]
     for r in whole:
-        assert list(r)[:2] == ["id", "review"] and sum(r["label_probs"].values()) == pytest.approx(1, abs=1e-5)
+        assert list(r)[:3] == ["id", "first", "second"] and list(r["label_probs"]) == ["Warm", "not warm"]
+        assert sum(r["label_probs"].values()) == pytest.approx(1, abs=1e-5)
         assert r["teacher_label"] == max(r["label_probs"], key=r["label_probs"].get)
+    assert [(r["id"], r["reason"], r["mine"]) for r in rejected] == [
+        (f"r{n}", "prompt_too_long", n) for n in range(0, 24, 5)
+    ]
     counts = json.loads((tmp_path / "whole.jsonl.run.json").read_text())["counts"]
-    assert counts["labelled"] == 24 and counts["with_answer"] == 1
-    assert 0 < counts["computed_tokens"] < counts["prompt_tokens"]
-    assert f"{counts['computed_tokens']:,} tokens computed for {counts['prompt_tokens']:,}" in done.stderr
+    assert (counts["records"], counts["labelled"], counts["rejected"]) == (24, 19, {"prompt_too_long": 5})
+    assert (
+        counts["agreeing"] == sum(r["teacher_label"] == r.get("label") for r in whole) and counts["with_answer"] == 18
+    )
+    assert "5 of 24 records are too long (prompt_too_long)" in done.stderr and "or raise --max-model-len" in done.stderr
+    assert "19 labelled + 5 rejected (prompt_too_long) = 24 read" in done.stderr
+    assert "1 of 28 records spell out a control token of the teacher, such as '<|endoftext|>'" in done.stderr
 
     real, calls = label.label_records, []
 
     def breaks(engine, *of, **how):
-        calls.append(1)
-        if len(calls) == 3:
-            with engine.errors("stopped"):
+        calls.append(of)
+        with engine.errors("stopped"):
+            if len(calls) == 3:
                 raise RuntimeError("the engine is gone\nand more")
         return real(engine, *of, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(label, "label_records", breaks)
-        done = command(*args, tmp_path / "cut.jsonl")
-    assert done.returncode == 1 and "vLLM stopped: the engine is gone; what was made is kept" in done.stderr
+        told = command("pairs", *args, name="cut", code=1)
+    assert "vLLM stopped: the engine is gone; what was made is kept" in told
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
-    done = command(*args, tmp_path / "cut.jsonl")
-    assert done.returncode == 0 and "going on after 14 records" in done.stderr
-    assert read_lines(tmp_path / "cut.jsonl") == whole
-    assert "up to date" in command(*args, tmp_path / "cut.jsonl").stderr
-    done = command(*args, tmp_path / "cut.jsonl", "--num-fewshot", 2)
-    assert done.returncode == 1 and "was made with --num-fewshot 6, now 2" in done.stderr
-    # The teacher's row: its own labels, measured as a student's
-    shutil.copy(tmp_path / "whole.jsonl", tmp_path / "teacher.jsonl")
-    write_lines(tmp_path / "teacher.jsonl", [r | {"label": "positive", "target": "positive"} for r in whole])
-    done = call(
-        "evaluate.py", "--task-file", "prompts/reviews.toml", "--prediction-field", "teacher_label", "--test-file",
-        tmp_path / "teacher.jsonl", "--output-dir", tmp_path / "measured",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    hits = [r["correct"] for r in read_lines(tmp_path / "measured" / "predictions.jsonl")]
-    assert hits == [r["teacher_label"] == "positive" for r in whole]
+    done, *files = command("pairs", *args, name="cut")
+    assert "going on after 14 records" in done.stderr
+    assert [path.read_text() for path in files] == [path.read_text() for path in (tmp_path / "whole.jsonl", left_out)]
+    assert "up to date" in command("pairs", *args, name="cut")[0].stderr
+    assert "was made with --num-fewshot 6, now 2" in command("pairs", *args, "--num-fewshot", 2, name="cut", code=1)
+    told = command("pairs", *args[:-1], 20, name="none", code=1)
+    assert "24 of 24 records are too long" in told and "the context holds 20; lower --num-fewshot" in told
 
 
-@pytest.mark.engine
-def test_shards_are_the_whole(command, tmp_path):
-    args = ("--input-file", "data/reviews/test.jsonl", "--limit", 10, "--output-file", tmp_path / "a.jsonl")
-    assert command(*args).returncode == 0
+def test_shards_are_the_whole(command, home, tmp_path):
+    args = ("pairs", "--input-file", home / "test.jsonl", "--limit", 10)
+    whole = read_lines(command(*args)[1])
     for i in (0, 1):
-        assert command(*args, "--shard", f"{i}/2").returncode == 0
-    parts = [read_lines(tmp_path / f"a-{i:05d}-of-00002.jsonl") for i in (0, 1)]
-    together = [record for two in zip(*parts, strict=True) for record in two]
-    for whole, part in zip(read_lines(tmp_path / "a.jsonl"), together, strict=True):
-        probs = part.pop("label_probs"), whole.pop("label_probs")
-        assert part == whole and probs[0] == pytest.approx(probs[1], abs=1e-5)
+        command(*args, "--shard", f"{i}/2")
+    parts = [read_lines(tmp_path / f"out-{i:05d}-of-00002.jsonl") for i in (0, 1)]
+    assert [record for two in zip(*parts, strict=True) for record in two] == whole
+    assert "no record for this shard" in " ".join(command(*args, "--limit", 1, "--shard", "1/2", code=2).split())
 
 
-@pytest.mark.engine
-def test_dry_run_shows_prompts_and_tokens(small_teacher, tmp_path):
-    how = (*REVIEWS, "data/reviews/test.jsonl", "--model", small_teacher, "--output-file", tmp_path / "a.jsonl")
-    done = call("label.py", *how, "--dry-run")
-    assert done.returncode == 0 and not list(tmp_path.iterdir())
-    assert "--- label test-0001: " in done.stdout and "Review: The loaf toasted evenly" in done.stdout
-    assert r"--- positive: ' positive' | '\n'" in done.stdout and "=== would label 960 records" in done.stdout
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_text2text_task_is_answered(samples, command, tmp_path):
+    source = write_lines(
+        tmp_path / "in.jsonl", [{k: v for k, v in flipped(n).items() if k == "text"} for n in range(3)]
+    )
+    how, texts = ("--input-file", source, "--num-samples", samples), ["sun beach", "Sun beach\n\nText: a", ""][:samples]
+    expected = {"teacher_label": "sun beach"} | ({"label_probs": {"sun beach": 1.0}} if samples > 1 else {})
+    for record in read_lines(command("flip", *how, texts=texts)[1]):
+        assert {k: v for k, v in record.items() if k in ("teacher_label", "label_probs")} == expected
+    done, *_ = command("flip", *how, texts=["", "", ""][:samples], name="none")
+    assert "warning: " in done.stderr and "3 of 3 have no answer that ends; raise --max-tokens" in done.stderr
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("kind", ["real", "fake"])
-def test_verify_rejects_what_the_teacher_labels_otherwise(kind, engine, small_teacher, tmp_path, monkeypatch):
-    """real: the small teacher, which gives most texts one label. fake: one that agrees where a text's length is even, and
-    for which a text with a "z" is too long."""
-    monkeypatch.setattr(generate, "Engine", lambda *args, **how: engine)
-
-    def fake(llm, encoder, task, records, *of, **how):
-        other = {"positive": "negative", "negative": "positive"}
-        labels = [r["label"] if len(r["review"]) % 2 == 0 else other[r["label"]] for r in records]
-        answers = [{"teacher_label": name, "label_probs": {name: 1.0}} for name in labels]
-        return [None if "z" in r["review"] else a for r, a in zip(records, answers, strict=True)]
-
-    if kind == "fake":
-        monkeypatch.setattr(generate, "label_records", fake)
-    done = call(
-        "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir",
-        tmp_path / "iter-00", "--num-examples", 8, "--num-validation", 0, "--max-tokens", 64, "--verify", "--max-attempts", 80,
-    )  # fmt: skip
-    end = "" if done.returncode == 0 else ".partial"
-    accepted, rejected = (read_lines(tmp_path / "iter-00" / f"train{name}.jsonl{end}") for name in ("", ".rejected"))
-    denied = [r for r in rejected if r["reason"] == "label_disagrees"]
-    assert accepted and denied and "label_disagrees" in done.stderr
-    assert all(r["teacher_label"] == r["label"] and r["label_probs"] for r in accepted)
-    assert all(r["teacher_label"] != r["label"] and r["label_probs"] for r in denied)
-    assert all("teacher_label" not in r for r in rejected if r["reason"] in ("no_match", "too_short", "truncated"))
-    if kind == "fake":
-        assert done.returncode == 0 and len(accepted) == 8 and not any(len(r["review"]) % 2 for r in accepted)
-        unread = {"z" in r["review"] for r in rejected if r["reason"] == "prompt_too_long"}
-        assert unread <= {True} and not any("z" in r["review"] for r in accepted)
-        record = json.loads((tmp_path / "iter-00" / "train.jsonl.run.json").read_text())
-        assert record["options"]["verify"] is True
-        assert record["counts"]["attempted"] == 8 + sum(record["counts"]["rejected"].values())
+def test_dry_run_shows_prompts_and_tokens(command, home):
+    done, path, _ = command("pairs", "--input-file", home / "test.jsonl", "--dry-run")
+    assert not path.exists() and "=== would label 22 records" in done.stdout
+    assert f"First: {read_lines(home / 'test.jsonl')[0]['first']}\nSecond: " in done.stdout
+    assert re.search(r"(?m)^--- Warm: '.*' \| '\\n'$", done.stdout)
 
 
-@pytest.mark.engine
-def test_a_text2text_task_is_answered(command, home, tmp_path):
-    text = (home / "flip.toml").read_text().replace("[prompt]", "[prompt]\nlabel = '''\n$shots\n\n$start'''")
-    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
-    write_lines(tmp_path / "in.jsonl", [{k: v for k, v in flipped(n).items() if k == "text"} for n in range(6)])
-    args = ("--task-file", tmp_path / "flip.toml", "--input-file", tmp_path / "in.jsonl", "--max-tokens", 12)
-    assert command(*args, "--output-file", tmp_path / "greedy.jsonl").returncode == 0
-    greedy = read_lines(tmp_path / "greedy.jsonl")
-    assert all(isinstance(r["teacher_label"], str) and "label_probs" not in r for r in greedy)
-    several = (*args, "--num-samples", 4, "--temperature", 1.0)
-    assert command(*several, "--output-file", tmp_path / "votes.jsonl").returncode == 0
-    votes = read_lines(tmp_path / "votes.jsonl")
-    assert all(sum(r["label_probs"].values()) <= 1 + 1e-9 for r in votes)
-    best = [(r["label_probs"][r["teacher_label"]], max(r["label_probs"].values())) for r in votes if r["label_probs"]]
-    assert all(one == most for one, most in best)
+@pytest.mark.parametrize("script, args", [("label.py", ["--input-file", "test.jsonl"]), ("generate.py", ["--verify"])])
+def test_a_task_without_a_label_prompt_is_refused(script, args, home, tmp_path):
+    args = [home / a if a.endswith("jsonl") else a for a in args]
+    output = ("--output-file", tmp_path / "a.jsonl") if script == "label.py" else ("--output-dir", tmp_path / "a")
+    done = call(script, "--task-file", home / "pairs.toml", "--model", "no/model", *output, *args)
+    assert done.returncode == 1 and "pairs.toml: prompt.label: missing" in done.stderr and not list(tmp_path.iterdir())

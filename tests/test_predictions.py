@@ -4,29 +4,37 @@ import json
 import shutil
 
 import pytest
-from conftest import TRAINING, call, flipped, loaded, pair, read_lines, scores_of, write_lines
+from conftest import call, flipped, pair, read_lines, scores_of, write_lines
 
-from gold.decoding import greedy_texts, texts_of
+from gold.decoding import greedy_texts
 from gold.examples import read_examples
 
 
 def train(task, model, data, output, *args):
-    return call(
-        "train_student.py", "--task-file", task, "--model", model, "--train-file", data, "--output-dir", output, *args
-    )
+    files = ("--model", model, "--train-file", data, "--output-dir", output)
+    return call("train_student.py", "--task-file", task, *files, *args)
+
+
+def trains(*args) -> dict:
+    """The counts of a training that has to end well."""
+    done, output = train(*args), args[3]
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.with_name(f"{output.name}.run.json").read_text())["counts"]
 
 
 def evaluate(task, model, data, output, *args):
     """(the process, its metrics)"""
-    done = call(
-        "evaluate.py", "--task-file", task, "--model", model, "--test-file", data, "--output-dir", output, *args
-    )
+    files = ("--model", model, "--test-file", data, "--output-dir", output)
+    done = call("evaluate.py", "--task-file", task, *files, *args)
     assert done.returncode == 0, done.stderr
     return done, json.loads((output / "metrics.json").read_text())
 
 
-def counts_of(folder):
-    return json.loads(folder.with_name(f"{folder.name}.run.json").read_text())["counts"]
+def edited(home, tmp_path, name, old, new):
+    """A copy of a task file with another text in it."""
+    text = (home / f"{name}.toml").read_text().replace(old, new)
+    (tmp_path / "task.toml").write_text(text.replace('seed_examples = "', f'seed_examples = "{home}/'))
+    return tmp_path / "task.toml"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -37,47 +45,19 @@ def counts_of(folder):
 def test_answers_that_the_student_cannot_write_are_wrong(name, home, models, tmp_path):
     """Every target is one unknown token, which the student soon finds the likeliest, and which is no text."""
     rows = [{"id": f"z{n}", "text": flipped(n)["text"], "answer": f"zebra{n}"} for n in range(80)]
-    data, forty = write_lines(tmp_path / "train.jsonl", rows), write_lines(tmp_path / "test.jsonl", rows[:40])
-    student = tmp_path / "student"
-    done = train(home / "flip.toml", models[name], data, student, "--num-train-epochs", 6, "--learning-rate", 1e-2)
-    assert done.returncode == 0, done.stderr
-    assert counts_of(student)["held_out_accuracy"] == 0
-    log = read_lines(student / "training_log.jsonl")
-    measured = [r for r in log if "eval_loss" in r]
-    assert max(r["eval_accuracy"] for r in measured) == 0 and measured[-1]["eval_loss"] < 0.5
-    _, metrics = evaluate(home / "flip.toml", student, forty, tmp_path / "out")
-    assert metrics["n"] == 40 and metrics["overall"]["exact_match"]["value"] == 0
-    assert {(r["prediction"], r["correct"]) for r in read_lines(tmp_path / "out" / "predictions.jsonl")} == {
-        ("", False)
-    }
-    done = call(
-        "score_ood.py", "--task-file", home / "flip.toml", "--model", student, "--input-file", forty, "--output-file",
-        tmp_path / "scored.jsonl",
-    )  # fmt: skip
+    data, some = write_lines(tmp_path / "train.jsonl", rows), write_lines(tmp_path / "test.jsonl", rows[:20])
+    task, student = home / "flip.toml", tmp_path / "student"
+    counts = trains(task, models[name], data, student, "--num-train-epochs", 6, "--learning-rate", 1e-2)
+    measured = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
+    assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in measured) == 0
+    _, metrics = evaluate(task, student, some, tmp_path / "out")
+    assert metrics["n"] == 20 and metrics["overall"]["exact_match"]["value"] == 0
+    files = ("--input-file", some, "--output-file", tmp_path / "scored.jsonl")
+    assert call("score_ood.py", "--task-file", task, "--model", student, *files).returncode == 0
     scored = read_lines(tmp_path / "scored.jsonl")
-    assert {(r["prediction"], r["correct"], r["error"]) for r in scored} == {("", False, 1.0)}
+    for records in (read_lines(tmp_path / "out" / "predictions.jsonl"), scored):
+        assert {(r["prediction"], r["correct"]) for r in records} == {("", False)}
     assert max(r["nll"] for r in scored) < 0.6  # the student is sure of it
-
-
-@pytest.mark.parametrize("name", ["flip", "flip_bos", "t5", "qwen2"])
-@pytest.mark.parametrize("length", [1, 2, 8])
-def test_known_tokens_are_what_is_decoded(name, length, home, trained, pairs, flip):
-    """Texts of teacher-forced tokens against those of generate alone, with targets that are cut, and half of them right."""
-    task, data = (flip, "flip_train.jsonl") if "flip" in name else (pairs, "train.jsonl")
-    examples = read_examples(home / data, task)[:30]
-    if not task.labels:
-        for e in examples[::2]:
-            e["target"] = "tent sun"
-    student = loaded(trained[name], task, target=length)
-    features = student.encode(examples)
-    free = task.model_copy(update={"kind": "text2text", "metric": "exact_match", "labels": {}})
-    scores = scores_of(trained[name], free, examples, target=length)
-    nothing = [[False] * len(f["labels"]) for f in features]
-    texts = greedy_texts(student.network, student.tokenizer, features, nothing, length, 7)
-    assert [s["prediction"] for s in scores] == [text.strip() for text in texts]
-    right = [text.strip().lower() == e["target"].lower() for text, e in zip(texts, examples, strict=True)]
-    assert [s["correct"] for s in scores] == right
-    assert length < 8 or (True in right and (task.labels or False in right))
 
 
 def test_blanks_of_a_text_stay_as_they_are(models):
@@ -88,7 +68,8 @@ def test_blanks_of_a_text_stay_as_they_are(models):
     tokenizer.add_tokens([","])
     ids = tokenizer("sun , melon")["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "sun, melon"
-    assert texts_of([ids], tokenizer) == ["sun , melon"]
+    texts = greedy_texts(None, tokenizer, [{"labels": ids}], [[True] * len(ids)], len(ids), 1, ())
+    assert texts == ["sun , melon"]
 
 
 SETTINGS = {
@@ -99,18 +80,15 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("taught", [True, False])
-def test_generation_settings_of_a_base_change_no_prediction(taught, home, models, trained, pairs, flip, tmp_path):
-    folder = (trained if taught else models)["flip" if taught else "t5"]
+def test_generation_settings_of_a_base_change_no_prediction(taught, home, models, trained, flip, tmp_path):
+    folder = trained["flip"] if taught else models["t5"]
     shutil.copytree(folder, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(SETTINGS))
-    examples = read_examples(home / "flip_train.jsonl", flip)
-    for e in examples:  # none of them is written, so that all are decoded
-        e["target"] = "tent sun"
+    examples = [e | {"target": "tent sun"} for e in read_examples(home / "flip_train.jsonl", flip)]  # all are decoded
     found, expected = (scores_of(f, flip, examples, target=6) for f in (tmp_path / "model", folder))
     assert [s["prediction"] for s in found] == [s["prediction"] for s in expected]
     if not taught:
-        done = train(home / "flip.toml", tmp_path / "model", home / "flip_train.jsonl", tmp_path / "s", "--limit", 9)
-        assert done.returncode == 0, done.stderr
+        trains(home / "flip.toml", tmp_path / "model", home / "flip_train.jsonl", tmp_path / "s", "--limit", 9)
         kept = json.loads((tmp_path / "s" / "generation_config.json").read_text())
         kept.pop("transformers_version")
         assert kept == {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -126,29 +104,24 @@ def test_held_out_accuracy_is_what_evaluate_prints(name, dtype, home, models, tm
     rows = [{"id": f"n{n}", **pair(n), "labels": ["Warm", "not warm"][: 1 + n % 3 // 2]} for n in range(240)]
     for row in rows[::5]:
         row["label"] = "Warm"
-    data, student = write_lines(tmp_path / "train.jsonl", rows), tmp_path / "student"
+    task, student = home / "pairs.toml", tmp_path / "student"
     how = ("--num-train-epochs", 2, "--learning-rate", 5e-3, "--dtype", dtype)
-    done = train(home / "pairs.toml", models[name], data, student, *how)
-    assert done.returncode == 0, done.stderr
-    _, metrics = evaluate(home / "pairs.toml", student, student / "held_out.jsonl", tmp_path / "out")
+    counts = trains(task, models[name], write_lines(tmp_path / "train.jsonl", rows), student, *how)
+    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
     assert metrics["n"] > 15
-    assert metrics["overall"]["accuracy"]["value"] == counts_of(student)["held_out_accuracy"] > 0
+    assert metrics["overall"]["accuracy"]["value"] == counts["held_out_accuracy"] > 0
 
 
-def test_held_out_accuracy_is_that_of_the_metric(home, models, tmp_path):
+def test_held_out_accuracy_is_that_of_the_metric(home, trained, tmp_path):
     """By SQuAD's rules and by a list of right answers more is right than the very tokens of the target."""
-    text = (home / "flip.toml").read_text().replace("exact_match", "squad").replace("flip_seed", f"{home}/flip_seed")
-    (tmp_path / "flip.toml").write_text(text)
+    task, student = edited(home, tmp_path, "flip", "exact_match", "squad"), tmp_path / "student"
     rows = [{"id": f"n{n}", **flipped(n)} for n in range(160)]
     rows = [row | {"answers": [row["answer"], row["answer"].split()[0]]} for row in rows]
-    data, student = write_lines(tmp_path / "train.jsonl", rows), tmp_path / "student"
     # Cut at one token, the student writes the first word, which is right; no target can be written whole
-    how = ("--num-train-epochs", 30, "--learning-rate", 1e-2, "--max-target-length", 1)
-    done = train(tmp_path / "flip.toml", models["t5"], data, student, *how)
-    assert done.returncode == 0, done.stderr
-    done, metrics = evaluate(tmp_path / "flip.toml", student, student / "held_out.jsonl", tmp_path / "out")
-    accuracy = counts_of(student)["held_out_accuracy"]
-    assert metrics["overall"]["exact_match"]["value"] == accuracy > 0.5
+    how = ("--num-train-epochs", 1, "--max-target-length", 1)
+    counts = trains(task, trained["flip"], write_lines(tmp_path / "train.jsonl", rows), student, *how)
+    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
+    assert metrics["overall"]["exact_match"]["value"] == counts["held_out_accuracy"] > 0.5
     assert all(" " not in r["prediction"] for r in read_lines(tmp_path / "out" / "predictions.jsonl"))
 
 
@@ -156,43 +129,31 @@ def test_held_out_accuracy_is_that_of_the_metric(home, models, tmp_path):
 # Labels
 
 
-def test_labels_that_cannot_be_written_are_refused_before_training(home, models, tmp_path):
-    def attempt(old, new, *args, model="t5"):
-        task, rows = tmp_path / "task.toml", [pair(n) for n in range(40)]
-        text = (home / "pairs.toml").read_text().replace('"seed.jsonl"', f'"{home}/seed.jsonl"')
-        task.write_text(text.replace(f'"{old}" =' if " " in old else f"{old} =", f'"{new}" ='))
-        data = write_lines(
-            tmp_path / "d.jsonl", [r | {"label": new if r["label"] == old else r["label"]} for r in rows]
-        )
-        done = train(task, models[model], data, tmp_path / "s", "--num-train-epochs", 1, *args)
-        assert (done.returncode == 1) is not (tmp_path / "s").exists()
-        return done.stderr.splitlines()[-1]
-
-    for model in ("t5", "bos"):
-        told = attempt("Warm", "zebra", model=model)
-        assert told.startswith(
-            f"error: --model {models[model]}: its tokens write '' for 'zebra', the label 'zebra'; rename"
-        )
-    told = attempt("Warm", "not \u00e9 warm")
-    assert "its tokens write 'not warm' for 'not \u00e9 warm', the label 'not \u00e9 warm'; rename" in told
-    told = attempt("Warm", "Warm", "--max-target-length", 2)
-    assert told.startswith(
-        "error: --max-target-length 2: the label 'not warm' takes 3 tokens, its end included; give 3"
-    )
-    assert "held-out accuracy" in attempt("Warm", "zebra", model="bert")  # a class needs no tokens
+@pytest.mark.parametrize("model, old, new, args, told", [
+    ("t5", "Warm", "zebra", (), "--model {}: its tokens write '' for 'zebra', the label 'zebra'; rename"),
+    ("bos", "Warm", "zebra", (), "--model {}: its tokens write '' for 'zebra', the label 'zebra'; rename"),
+    ("t5", "Warm", "not \u00e9 warm", (), "--model {}: its tokens write 'not warm' for 'not \u00e9 warm', the label"),
+    ("t5", "Warm", "Warm", ("--max-target-length", 2),
+     "--max-target-length 2: the label 'not warm' takes 3 tokens, its end included; give 3"),
+    ("bert", "Warm", "zebra", (), ""),  # a class needs no tokens
+])  # fmt: skip
+def test_labels_that_cannot_be_written(model, old, new, args, told, home, models, tmp_path):
+    """They are refused before the training."""
+    task = edited(home, tmp_path, "pairs", f"{old} =", f'"{new}" =')
+    rows = [pair(n) for n in range(40)]
+    data = write_lines(tmp_path / "d.jsonl", [r | {"label": new if r["label"] == old else r["label"]} for r in rows])
+    done = train(task, models[model], data, tmp_path / "s", "--num-train-epochs", 1, *args)
+    assert (done.returncode == 1) is bool(told) is not (tmp_path / "s").exists()
+    assert not told or done.stderr.splitlines()[-1].startswith(f"error: {told.format(models[model])}")
 
 
-def test_a_label_s_name_is_no_prediction_of_a_student(home, models, tmp_path):
-    """The target is "it is: Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere."""
-    text = (home / "pairs.toml").read_text().replace('target = "$label"', 'target = "a $label"')
-    (tmp_path / "pairs.toml").write_text(text.replace('"seed.jsonl"', f'"{home}/seed.jsonl"'))
+def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
+    """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere."""
+    task = edited(home, tmp_path, "pairs", 'target = "$label"', 'target = "a $label"')
     rows = [pair(n) | {"prediction": pair(n)["label"], "teacher_label": pair(n)["label"]} for n in range(6)]
-    data = write_lines(tmp_path / "test.jsonl", rows)
+    files = ("--test-file", write_lines(tmp_path / "test.jsonl", rows), "--output-dir")
     for field, right in (("teacher_label", 1.0), ("prediction", 0.0)):
-        done = call(
-            "evaluate.py", "--task-file", tmp_path / "pairs.toml", "--prediction-field", field, "--test-file", data,
-            "--output-dir", tmp_path / field,
-        )  # fmt: skip
+        done = call("evaluate.py", "--task-file", task, "--prediction-field", field, *files, tmp_path / field)
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / field / "metrics.json").read_text())["overall"]["accuracy"]["value"] == right
 
@@ -202,63 +163,40 @@ def test_a_label_s_name_is_no_prediction_of_a_student(home, models, tmp_path):
 
 
 def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tmp_path):
+    """And with the prompt of its training, or it is said."""
     student, data, task = tmp_path / "student", home / "flip_train.jsonl", home / "flip.toml"
-    lengths = ("--max-source-length", 4, "--max-target-length", 2)
-    assert train(task, models["t5"], data, student, *TRAINING, *lengths).returncode == 0
-    assert json.loads((student / "gold.json").read_text()) == {
-        "max_source_length": 4, "max_target_length": 2, "dtype": "float32", "source": "flip: $text", "target": "$answer",
-    }  # fmt: skip
-
-    def options(output):
-        return {k: v for k, v in json.loads(output.read_text())["options"].items() if "length" in k}
-
-    done, _ = evaluate(task, student, data, tmp_path / "a")
-    assert "was trained with" not in done.stderr
-    assert options(tmp_path / "a" / "predictions.jsonl.run.json") == {"max_source_length": 4, "max_target_length": 2}
-    done, _ = evaluate(task, student, data, tmp_path / "b", *lengths)  # the same as options: nothing to say
-    assert "was trained with" not in done.stderr
+    lengths = {"max_source_length": 4, "max_target_length": 2}
+    options = ("--max-source-length", 4, "--max-target-length", 2)
+    trains(task, models["t5"], data, student, "--num-train-epochs", 1, *options)
+    told = {**lengths, "dtype": "float32", "source": "flip: $text", "target": "$answer"}
+    assert json.loads((student / "gold.json").read_text()) == told
+    for name, model, given, expected, said in (
+        ("a", student, (), lengths, ""),
+        ("b", student, options, lengths, ""),  # the same as options: nothing to say
+        ("c", student, ("--max-source-length", 512), lengths | {"max_source_length": 512},
+         f"--max-source-length 512: {student} was trained with 4"),
+        ("d", models["t5"], (), {"max_source_length": 512, "max_target_length": 128}, ""),  # a base model
+    ):  # fmt: skip
+        done, _ = evaluate(task, model, data, tmp_path / name, *given)
+        assert done.stderr.startswith(said) and bool(said) is ("was trained with" in done.stderr)
+        kept = json.loads((tmp_path / name / "predictions.jsonl.run.json").read_text())["options"]
+        assert expected.items() <= kept.items()
     assert read_lines(tmp_path / "a" / "predictions.jsonl") == read_lines(tmp_path / "b" / "predictions.jsonl")
-    done, _ = evaluate(task, student, data, tmp_path / "c", "--max-source-length", 512)
-    assert done.stderr.splitlines()[0] == f"--max-source-length 512: {student} was trained with 4"
-    assert options(tmp_path / "c" / "predictions.jsonl.run.json") == {"max_source_length": 512, "max_target_length": 2}
-    done, _ = evaluate(task, models["t5"], data, tmp_path / "d")  # a base model
-    assert options(tmp_path / "d" / "predictions.jsonl.run.json") == {
-        "max_source_length": 512,
-        "max_target_length": 128,
-    }
-    done = call(
-        "score_ood.py", "--task-file", task, "--model", student, "--input-file", data, "--output-file", tmp_path / "s.jsonl",
-        "--score", "energy_padded", "--max-target-length", 3,
-    )  # fmt: skip
+    other = edited(home, tmp_path, "flip", "flip: $text", "turn: $text")
+    done, _ = evaluate(other, student, data, tmp_path / "e")
+    said = f"student.source is 'turn: $text': {student} was trained with 'flip: $text'"
+    assert done.stderr.splitlines()[0] == f"{other}: {said}"
+    files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
+    done = call("score_ood.py", "--task-file", task, "--model", student, *files)
     assert done.stderr.splitlines()[0] == f"--max-target-length 3: {student} was trained with 2"
-    assert options(tmp_path / "s.jsonl.run.json") == {"max_source_length": 4, "max_target_length": 3}
 
 
-def test_another_prompt_than_that_of_the_training_is_said(home, trained, tmp_path):
-    text = (
-        (home / "flip.toml")
-        .read_text()
-        .replace("flip: $text", "turn: $text")
-        .replace('"flip_seed', f'"{home}/flip_seed')
-    )
-    (tmp_path / "flip.toml").write_text(text)
-    data = write_lines(tmp_path / "test.jsonl", [flipped(n) for n in range(4)])
-    done, _ = evaluate(tmp_path / "flip.toml", trained["flip"], data, tmp_path / "out")
-    told = f"student.source is 'turn: $text': {trained['flip']} was trained with 'flip: $text'"
-    assert done.stderr.splitlines()[0] == f"{tmp_path / 'flip.toml'}: {told}"
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"max_source_length": 9}', '{"max_source_length": 9, "max_target_length": "9"}']
-)
-def test_what_it_was_trained_with_must_be_readable(content, home, trained, tmp_path):
-    shutil.copytree(trained["flip"], tmp_path / "student")
+@pytest.mark.parametrize("content", ["{", "[]", '{"max_source_length": 9, "max_target_length": "9"}'])
+def test_what_it_was_trained_with_must_be_readable(content, home, tmp_path):
+    (tmp_path / "student").mkdir()
     (tmp_path / "student" / "gold.json").write_text(content)
-    done = call(
-        "evaluate.py", "--task-file", home / "flip.toml", "--model", tmp_path / "student", "--test-file",
-        home / "flip_train.jsonl", "--output-dir", tmp_path / "out",
-    )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith(
-        f"error: {tmp_path / 'student' / 'gold.json'}: must hold the lengths"
-    )
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+    files = ("--test-file", home / "flip_train.jsonl", "--output-dir", tmp_path / "out")
+    done = call("evaluate.py", "--task-file", home / "flip.toml", "--model", tmp_path / "student", *files)
+    told = f"error: {tmp_path / 'student' / 'gold.json'}: must hold the lengths"
+    assert done.returncode == 1 and done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

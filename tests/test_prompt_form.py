@@ -1,24 +1,25 @@
-"""Base models whose tokenizer ships a chat template, and where texts end: by a model that follows a table of words."""
+"""The chat and the completion form, where texts end, thoughts, --verify: by a model that follows a table of words."""
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, call, read_lines
 
 import generate
+from gold.labels import label_records
 from gold.parsing import another_begins
 from gold.prompts import Prompt
+from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine
 
-pytestmark = pytest.mark.engine
-TASK = load_task(Path("prompts/reviews.toml"))
-SYSTEM = TASK.prompt.system
+TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
-TURNS = "{% for m in messages %}<turn> {{ m.role }} {{ m.content }}{% endfor %}<turn> "  # and the kind: its word begins a chain
+TURNS = "{% for m in messages %}<turn> {{ m.role }} {{ m.content }}{% endfor %}<turn> "
+SWITCH = TURNS + "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+TEMPLATES = {kind: TURNS + kind for kind in KINDS} | {"thoughts": TURNS + "<think>", "switch": SWITCH}
 
 
 def reviews_of(kind):
@@ -30,12 +31,13 @@ def word_table():
     """Word -> the words that may follow, all alike.
 
     base never ends, one example after the other; rambling neither, and is no list of examples; chat ends its turn; blank
-    begins with blank lines and ends its turn.
+    begins with blank lines and ends its turn. A thought is "hm". Every text is negative.
     """
     table = {"base": reviews_of("base")[0], "Review:": reviews_of("base")[0], "\n": ["Review:"]}
     table |= {"\n\nSentiment:": ["positive", "negative"], "positive": ["\n"], "negative": ["\n"]}
-    table |= {"rambling": reviews_of("rambling")[0], "chat": reviews_of("chat")[0]}
+    table |= {"Sentiment:": ["negative"], "rambling": reviews_of("rambling")[0], "chat": reviews_of("chat")[0]}
     table |= {"blank": ["\n\n\n\n"], "\n\n\n\n": reviews_of("blank")[0]}
+    table |= {"<think>": ["hm"], "hm": ["</think>"], "</think>": reviews_of("chat")[0]}
     after = {"base": ["\n\nSentiment:"], "rambling": reviews_of("rambling")[0], "chat": ["</s>"], "blank": ["</s>"]}
     for kind in KINDS:
         places = [*reviews_of(kind), after[kind]]
@@ -68,9 +70,10 @@ def teachers(tmp_path_factory):
         model.model.embed_tokens.weight.copy_(torch.eye(len(words), 128))
         model.lm_head.weight.copy_(torch.nn.functional.pad(follows.T, (0, 128 - len(words))))
     folder = tmp_path_factory.mktemp("chains")
-    for kind in KINDS:
-        template = {"unk_token": "<unk>", "eos_token": "</s>", "chat_template": TURNS + kind}
-        PreTrainedTokenizerFast(tokenizer_object=raw, **template).save_pretrained(folder / kind)
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "extra_special_tokens": ["<think>", "</think>"]}
+    for kind, template in TEMPLATES.items():
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=template, **special)
+        tokenizer.save_pretrained(folder / kind)
         model.save_pretrained(folder / kind)
     return folder
 
@@ -84,17 +87,17 @@ def engine(teachers):
 def sample(engine, teachers, tmp_path, monkeypatch):
     """generate.py with the teacher of this kind: (what it printed, accepted, rejected, its sampling parameters)."""
 
-    def sample(kind, *args, number=20):
+    def sample(kind, *args, number=4, folder="out"):
         sent, send = [], engine.send
         with monkeypatch.context() as patch:
             patch.setattr(generate, "Engine", lambda *of, **how: engine)
             patch.setattr(engine, "send", lambda requests: sent.extend(r.params for r in requests) or send(requests))
             done = call(
-                "generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--model", teachers / kind,
-                "--output-dir", tmp_path / "out", "--num-examples", number, "--num-validation", 0, "--max-tokens", 40, *args,
+                "generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--model", teachers / kind, "--output-dir",
+                tmp_path / folder, "--num-examples", number, "--num-validation", 0, "--max-tokens", 40, *args,
             )  # fmt: skip
-        end = "" if (tmp_path / "out/train.jsonl").exists() else ".partial"
-        files = [tmp_path / f"out/train{rest}.jsonl{end}" for rest in ("", ".rejected")]
+        end = "" if (tmp_path / folder / "train.jsonl").exists() else ".partial"
+        files = [tmp_path / folder / f"train{rest}.jsonl{end}" for rest in ("", ".rejected")]
         return done, *(read_lines(path) if path.exists() else [] for path in files), sent
 
     return sample
@@ -105,66 +108,126 @@ def is_review(text):
     return [word[-2] for word in text.split()] == ["a", "b", "c", "d"]
 
 
-def test_a_base_model_with_a_chat_template_in_the_completion_form(sample, tmp_path):
-    done, accepted, rejected, sent = sample("base", "--prompt-form", "completion")
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "kind, form, stop, finish_reason",
+    [
+        # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
+        ("base", "completion", ["\n\n"], "stop"),
+        # In the chat form it runs into --max-tokens; where its next example begins the first one is whole
+        ("base", "auto", None, "length"),
+        ("chat", "chat", None, "stop"),
+        ("blank", "auto", None, "stop"),  # blank lines before its example: as a stop string they would leave nothing
+    ],
+)
+def test_texts_of_base_and_chat_models_in_both_forms(kind, form, stop, finish_reason, sample, tmp_path):
+    done, accepted, rejected, sent = sample(kind, "--prompt-form", form)
     assert done.returncode == 0, done.stderr
-    assert len(accepted) == 20 and all(is_review(r["review"]) for r in accepted)
-    assert {r["reason"] for r in rejected} <= {"duplicate", "surplus"}
-    assert {r["finish_reason"] for r in accepted} == {"stop"} and all(p.stop == ["\n\n"] for p in sent)
-    # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
-    assert all(is_review(r["completion"]) for r in accepted)
-    record = json.loads((tmp_path / "out/train.jsonl.run.json").read_text())
-    assert record["options"]["prompt_form"] == "completion" == record["prompt_form"]
-    again = sample("base")[0]
-    assert again.returncode == 1 and "was made with --prompt-form completion, now auto" in again.stderr
+    assert len(accepted) == 4 and all(is_review(r["review"]) and r["finish_reason"] == finish_reason for r in accepted)
+    assert all((p.stop or None) == stop for p in sent) and {r["reason"] for r in rejected} <= {"duplicate", "surplus"}
+    if form == "completion":
+        assert all(is_review(r["completion"]) for r in accepted)
+        record = json.loads((tmp_path / "out/train.jsonl.run.json").read_text())
+        assert record["options"]["prompt_form"] == "completion" == record["prompt_form"]
+        assert "was made with --prompt-form completion, now auto" in sample("base")[0].stderr
 
 
-@pytest.mark.parametrize("form", ["auto", "chat"])
-def test_a_base_model_in_the_chat_form_is_read_up_to_its_next_example(sample, form):
-    """It runs into --max-tokens; where its next example begins the first one is whole, as a stop string would have left it."""
-    done, accepted, rejected, sent = sample("base", "--prompt-form", form)
-    assert done.returncode == 0, done.stderr
-    assert len(accepted) == 20 and all(is_review(r["review"]) for r in accepted)
-    assert {r["finish_reason"] for r in accepted} == {"length"} and not any(p.stop for p in sent)
-    assert {r["reason"] for r in rejected} <= {"duplicate", "surplus"}
-
-
+@pytest.mark.engine
 def test_what_never_ends_is_truncated_and_the_cure_is_named(sample):
-    done, accepted, rejected, _ = sample("rambling", number=4)
+    done, accepted, rejected, _ = sample("rambling")
     assert done.returncode == 1 and not accepted and {r["reason"] for r in rejected} == {"truncated"}
     told = done.stderr.splitlines()[-1]
     assert "gave 0 of 4; rejected: 20 truncated" in told
     assert "--prompt-form completion" in told and "--max-tokens" in told
 
 
-def test_stop_strings_do_no_harm_in_the_chat_form(sample):
-    """This one puts blank lines before its example; as a stop string they would leave nothing."""
-    done, accepted, rejected, _ = sample("blank", number=4)
-    assert done.returncode == 0, done.stderr
-    assert len(accepted) == 4 and all(is_review(r["review"]) and r["finish_reason"] == "stop" for r in accepted)
-    assert {r["reason"] for r in rejected} <= {"surplus", "duplicate"}
+@pytest.mark.engine
+def test_vllms_parser_takes_the_thought_off_whose_special_tokens_would_be_gone(sample):
+    """vLLM leaves special tokens out of a text, so that thought and answer run into each other."""
+    _, accepted, _, _ = sample("thoughts")
+    assert len(accepted) == 4 and all(r["review"].startswith("hm chata") for r in accepted)
+    _, accepted, _, _ = sample("thoughts", "--reasoning-parser", "deepseek_r1", folder="parsed")
+    assert len(accepted) == 4 and all(is_review(r["review"]) for r in accepted)
+    assert all(r["completion"].replace(" ", "").startswith("hm</think>chata") for r in accepted)
 
 
-def test_a_chat_model_ends_its_turn_without_stop_strings(sample):
-    done, accepted, _, sent = sample("chat", number=4)
-    assert done.returncode == 0 and len(accepted) == 4 and not any(p.stop for p in sent)
-    assert {r["finish_reason"] for r in accepted} == {"stop"} and all(is_review(r["review"]) for r in accepted)
+@pytest.mark.engine
+def test_verify_rejects_what_the_teacher_labels_otherwise(sample, monkeypatch):
+    """The teacher takes every text for negative; one that ends in 0 is too long to be asked for."""
+
+    def answers(engine, encoder, task, records, *of, **how):
+        real = label_records(engine, encoder, task, records, *of, **how)
+        return [None if r["review"].endswith("0") else answer for r, answer in zip(records, real, strict=True)]
+
+    monkeypatch.setattr(generate, "label_records", answers)
+    done, accepted, rejected, _ = sample("base", "--prompt-form", "completion", "--verify", number=20)
+    assert done.returncode == 1 and "label_disagrees" in done.stderr
+    denied, too_long = ([r for r in rejected if r["reason"] == name] for name in ("label_disagrees", "prompt_too_long"))
+    assert {r["label"] for r in accepted} == {"negative"} and {r["label"] for r in denied} == {"positive"} and too_long
+    for r in [*accepted, *denied]:
+        assert r["teacher_label"] == "negative" and r["label_probs"]["negative"] == pytest.approx(1, abs=1e-5)
+        assert not r["review"].endswith("0")
+    assert all(r["review"].endswith("0") and "teacher_label" not in r for r in too_long)
 
 
-def test_the_completion_form_takes_no_options_of_the_template(sample):
-    done = sample("base", "--prompt-form", "completion", "--chat-template-kwargs", '{"enable_thinking": false}')[0]
+# ---------------------------------------------------------------------------------------------------------------------
+# Without an engine
+
+
+def test_options_of_the_template(teachers, tmp_path):
+    how = ("generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--output-dir", tmp_path, "--model")
+    how, thinking = (*how, teachers / "switch"), ({"enable_thinking": switch} for switch in (False, True))
+    off, on = (call(*how, "--dry-run", "--chat-template-kwargs", json.dumps(kwargs)).stdout for kwargs in thinking)
+    assert "</think>" in off and "<turn>" in on and "</think>" not in on
+    done = call(*how, "--prompt-form", "completion", "--chat-template-kwargs", '{"enable_thinking": false}')
     assert done.returncode == 2 and "is for the chat form" in done.stderr
+    done = call(*how, "--structured", "--reasoning-parser", "qwen3")
+    assert done.returncode == 2 and "--reasoning-parser" in done.stderr  # a forced completion has no thought
 
 
-def test_a_persona_of_the_template_gives_way_to_the_system_text(teachers):
-    """SmolLM2's template, for one, writes a system turn of its own where there is none."""
+def test_parsers_of_vllm_by_name(teachers):
+    """The tokenizer has <think> and </think>: which parsers take it, and how a text of each kind is read."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teachers / "thoughts")
+    for name in ("deepseek_r1", "qwen3"):
+        parser = reasoning_parser(name, tokenizer, {})
+        for text in ("<think>Hm.</think>It is quiet.", "Hm.</think>It is quiet."):
+            assert final_of(parser, text) == ("It is quiet.", None)
+        assert final_of(parser, "<think>Hm. It is quiet.")[1] == "reasoning"
+    switched_off = reasoning_parser("qwen3", tokenizer, {"enable_thinking": False})
+    assert final_of(switched_off, "It is quiet.") == ("It is quiet.", None)
+    refused = {"mistral": "does not fit", "openai_gptoss": "does not fit", "mystery": "has none of this name"}
+    for name, told in refused.items():
+        with pytest.raises(SystemExit, match=rf"^error: --reasoning-parser {name}: .*{told}"):
+            reasoning_parser(name, tokenizer, {})
+
+
+@pytest.mark.parametrize(
+    "template, shown",
+    [
+        # A persona, as SmolLM2's template has one, gives way to the system text
+        (
+            "{% if messages[0].role != 'system' %}<turn> You are Smol. {% endif %}" + TURNS,
+            "<turn> system SYSTEM<turn> user Go.",
+        ),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TURNS,
+            "<turn> user SYSTEM\n\nGo.",
+        ),
+        (
+            TURNS.replace("in messages", "in messages if m.role == 'user'"),
+            "<turn> user SYSTEM\n\nGo.",
+        ),  # it drops the turn
+    ],
+)
+def test_the_system_text_is_shown_whatever_the_template_has(template, shown, teachers):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(teachers / "chat")
-    tokenizer.chat_template = "{% if messages[0].role != 'system' %}<turn> You are Smol. {% endif %}" + TURNS
-    encoder = Encoder(tokenizer, "chat", {}, None)
-    without, shown = encoder.frame([Prompt("", "Go."), Prompt(SYSTEM, "Go.")])
-    assert "Smol" in without and "Smol" not in shown and shown.startswith(f"<turn> system {SYSTEM}")
+    tokenizer.chat_template = template
+    [text] = Encoder(tokenizer, "chat", {}, None).frame([Prompt(TASK.prompt.system, "Go.")])
+    assert text.startswith(shown.replace("SYSTEM", TASK.prompt.system)) and "Smol" not in text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gold.labels import read_answer
-from gold.parsing import REASONS, parse_completion
+from gold.parsing import parse_completion
 from gold.reasoning import strip_reasoning
 from gold.task import load_task
 
@@ -44,20 +44,19 @@ UNCERTAIN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_the_final_part_is_read(name):
-    completion = FORMS[name].format(hm="Hm, let me see." if "answer" in name else HM, x=REVIEW)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_final_part_is_read(form):
+    completion = form.format(hm="Hm, let me see." if "answer" in form else HM, x=REVIEW)
     assert parse_completion(TASK, completion, "positive") == ({"review": REVIEW}, None)
-    again = FORMS[name].format(hm="Hm.", x=f"Sentiment: positive\nReview: {REVIEW}")
+    again = form.format(hm="Hm.", x=f"Sentiment: positive\nReview: {REVIEW}")
     assert parse_completion(TASK, again, "positive") == ({"review": REVIEW}, None)
 
 
-@pytest.mark.parametrize("name", UNCERTAIN)
-def test_where_the_final_part_is_not_certain_it_is_a_reject(name):
-    completion = UNCERTAIN[name].format(x=REVIEW)
+@pytest.mark.parametrize("form", UNCERTAIN.values(), ids=UNCERTAIN)
+def test_where_the_final_part_is_not_certain_it_is_a_reject(form):
+    completion = form.format(x=REVIEW)
     assert strip_reasoning(completion) == (completion, "reasoning")
     assert parse_completion(TASK, completion, "positive") == ({}, "reasoning")
-    assert "reasoning" in REASONS
 
 
 WORDS = (
@@ -66,13 +65,11 @@ WORDS = (
     "x > y", "<3", "<-", "->", "</b>", "[1]", "**bold**", "here is", "Here is my answer:", "\n", "\n\n", "<i>think</i>",
     "<think about it>", "<thoughtful>", "commentary on", "finally", "analysis of",
 )  # fmt: skip
-
-
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "[THINK]", "[/THINK]", "assistantfinal")
 
 
-@settings(deadline=None, max_examples=400)
-@given(parts=st.lists(st.sampled_from(WORDS) | st.text(max_size=12), max_size=12))
+@settings(deadline=None, max_examples=200)
+@given(parts=st.lists(st.sampled_from(WORDS) | st.text("abcABCé日<>[]/|*: \n", max_size=12), max_size=12))
 def test_ordinary_texts_are_never_changed_nor_rejected(parts):
     """Whatever the words: without one of the marks, whole, the very text comes back."""
     text = " ".join(parts)
@@ -101,13 +98,10 @@ def test_tags_of_the_task_itself_are_no_reasoning():
         "Here is one:\n\n**Sentiment:** positive\n\n**Review:** {x}\n\nI hope that this helps!",
     ],
 )  # fmt: skip
-def test_a_mark_in_bold_is_the_fields_mark(said):
+def test_a_mark_in_bold_is_the_fields_mark(said, pairs):
     assert parse_completion(TASK, said.format(x=REVIEW), "positive") == ({"review": REVIEW}, None)
-
-
-def test_bold_words_of_a_text_stay(pairs):
-    said = "a **very** big lake\n**Second:** the **sun**"
-    assert parse_completion(pairs, said, "Warm")[0] == {"first": "a **very** big lake", "second": "the **sun**"}
+    bold = "a **very** big lake\n**Second:** the **sun**"  # of the text itself
+    assert parse_completion(pairs, bold, "Warm")[0] == {"first": "a **very** big lake", "second": "the **sun**"}
 
 
 def test_an_answer_is_read_the_same_way():

@@ -2,31 +2,29 @@
 
 import json
 import math
-from pathlib import Path
+import random
 
 import pytest
-from conftest import ROOT, call, read_lines, write_lines
+from conftest import ROOT, call, make_bpe, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import label as stage
 from gold.examples import read_examples
-from gold.labels import TAIL, draw_label_shots, label_records, running_labels
+from gold.labels import TAIL, Row, label_records, log_probs, running_labels
 from gold.prompts import Prompt, render_label_prompt
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine
 
-TASK = load_task(Path("prompts/reviews.toml"))
+NAMES = ("positive", "negative", "positive_again", "pos")  # several tokens, and one label begins as another does
+TASK = load_task(ROOT / "prompts/reviews.toml").model_copy(update={"labels": dict.fromkeys(NAMES, "one")})
 SEEDS = read_examples(TASK.seed_examples, TASK)
-TEXTS = [seed["review"] for seed in SEEDS] + [
-    "positive negative Sentiment: Review: ### Response: [ (positive)[negative]"
-] * 9
-VOCABULARY = 600
-NEWLINE = "### Review:\n$review\n### Response:\n$label"  # of the issue: 44 of 100 were right
+TEXTS = [s["review"] for s in SEEDS] + ["positive negative Sentiment: Review: ### Response: [ (positive)[negative]"] * 9
+KINDS = ("byte-level", "dummy prefix", "no prefix")
 PLACES = {  # template of a shot -> blanks before the label
-    "line end": (NEWLINE, ""), "blank": ("Review: $review\nSentiment: $label", " "), "bracket": ("$review [$label", ""),
-    "nothing": ("Review: $review\nSentiment:$label", ""),
+    "line end": ("### Review:\n$review\n### Response:\n$label", ""), "blank": ("Review: $review\nSentiment: $label", " "),
+    "bracket": ("$review [$label", ""), "nothing": ("Review: $review\nSentiment:$label", ""),
 }  # fmt: skip
 TURN = "{% for m in messages %}<s>{{ m.role + ':BEFORE' + m.content }}</s>{% endfor %}"
 TURN += "{% if add_generation_prompt %}<s>{{ 'assistant:ASKED' }}{% endif %}"
@@ -35,50 +33,30 @@ CHATS = {  # what a turn has before its text, what the prompt ends with, blanks 
 }  # fmt: skip
 
 
-def byte_level():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special, alphabet = ["<unk>", "<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    raw.train_from_iterator(TEXTS, trainer)
-    return raw
-
-
 def sentence_piece(dummy_prefix: bool):
-    """As Llama 2 has it: a blank is "▁", bytes for what is no piece; dummy_prefix: a text begins with a "▁" too."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    """As Llama 2 has it: a blank is "▁", bytes for what is no piece, a BOS; dummy_prefix: a text begins with a "▁" too."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words = [mark + word for text in TEXTS for word in text.split() for mark in ("▁", "")]  # no piece of two words
     learnt = Tokenizer(models.BPE(unk_token="<unk>"))
-    learnt.train_from_iterator(
-        words, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    learnt.train_from_iterator(words, trainer)
     made = json.loads(learnt.to_str())["model"]
     merges = [tuple(pair) for pair in made["merges"]]
     raw = Tokenizer(models.BPE(made["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    raw.add_special_tokens(["<unk>", "<s>", "</s>"])
-    first = [normalizers.Prepend("▁")] if dummy_prefix else []
-    raw.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+    raw.add_special_tokens(special[:3])
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁")] * dummy_prefix + [normalizers.Replace(" ", "▁")])
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return raw
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    """By name; all of one vocabulary size, so that one model serves them."""
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
-    made = {"byte-level": byte_level(), "dummy prefix": sentence_piece(True), "no prefix": sentence_piece(False)}
-    for raw in made.values():
-        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    marks = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return {name: PreTrainedTokenizerFast(tokenizer_object=raw, **marks) for name, raw in made.items()}
+    """By kind; one model serves them."""
+    return dict(zip(KINDS, (make_bpe(), sentence_piece(True), sentence_piece(False)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +87,7 @@ def encoder_of(tokenizer) -> Encoder:
 
 
 def direct(model, tokenizer, texts, end):
-    """Probabilities of the texts, which differ in their labels, by transformers: all of each text but what they share."""
+    """Log-probabilities of the texts, which differ in their labels, by transformers: all of each text but what they share."""
     import torch
 
     special = not tokenizer.chat_template
@@ -126,45 +104,31 @@ def direct(model, tokenizer, texts, end):
     return [s - max(sums) - math.log(total) for s in sums]
 
 
-def of_place(place):
-    prompt = TASK.prompt.model_copy(update={"label_example": PLACES[place][0]})
-    return TASK.model_copy(update={"prompt": prompt})
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    text=st.text(st.sampled_from("a positive\n [(:#日é"), max_size=60), copies=st.integers(1, 12),
-    gap=st.sampled_from(["", " "]), name=st.sampled_from(["byte-level", "dummy prefix", "no prefix"]),
+    text=st.text(st.sampled_from("a positive\n [(:#日é"), max_size=60), copies=st.integers(0, 12),
+    gap=st.sampled_from(["", " "]), kind=st.sampled_from(KINDS),
 )  # fmt: skip
-def test_label_tokens_are_those_of_the_whole_text(tokenizers, text, copies, gap, name):
-    """Prompts shorter and longer than the tail that is tokenised again; "pos" begins as "positive" does."""
-    tokenizer, prompt, end = tokenizers[name], f"{'Review: good, ' * copies * 2}{text}", "\n\nReview: "
+def test_label_tokens_are_those_of_the_whole_text(tokenizers, text, copies, gap, kind):
+    """Prompts shorter and longer than the tail that is tokenised again, which may begin within a word."""
+    tokenizer, end = tokenizers[kind], "\n\nReview: "
+    prompts = ["Review: good, " * copies * 2 + text, "negativepositive" * copies * 3 + text, "日é" * TAIL]
     labels = [gap + label for label in ("positive", "negative", "pos", "日")]
-    [(root, rests)] = running_labels(encoder_of(tokenizer), [prompt], labels, end)
-    for label, rest in zip(labels, rests, strict=True):
-        alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", end))
-        assert root + rest == whole[: len(alone) + 1] and rest
-    assert len({rest[0] for rest in rests}) > 1
-
-
-def test_what_a_tail_does_not_show_is_tokenised_whole(tokenizers):
-    """A text without blanks, longer than the tail: where the tail begins, no word does."""
-    for tokenizer in tokenizers.values():
-        for prompt in ("negativepositive" * 40, "日é" * TAIL, ""):
-            [(root, rests)] = running_labels(encoder_of(tokenizer), [prompt], ["positive", "negative"], "\n\n")
-            for label, rest in zip(("positive", "negative"), rests, strict=True):
-                alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", "\n\n"))
-                assert root + rest == whole[: len(alone) + 1]
+    for prompt, (root, rests) in zip(prompts, running_labels(encoder_of(tokenizer), prompts, labels, end), strict=True):
+        for label, rest in zip(labels, rests, strict=True):
+            alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", end))
+            assert root + rest == whole[: len(alone) + 1] and rest
+        assert len({rest[0] for rest in rests}) > 1
 
 
 def test_labels_that_are_the_same_tokens_are_refused(models):
     from transformers import AutoTokenizer
 
-    with pytest.raises(SystemExit, match="cannot tell the labels apart: sledgehammer, crowbar"):
+    with pytest.raises(SystemExit, match="cannot tell the labels or their ends apart: sledgehammer, crowbar"):
         encoder = encoder_of(AutoTokenizer.from_pretrained(models["bos"]))
         running_labels(encoder, ["the"], ["sledgehammer", "crowbar"], "\n\n")
 
@@ -179,139 +143,97 @@ def test_a_prompt_does_not_end_with_an_end_token(models):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Probabilities
+# On an engine
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["byte-level", "dummy prefix", "no prefix"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", [*PLACES, *(f"chat, {end}" for end in CHATS)])
-def test_probabilities_are_those_of_transformers_on_running_text(place, name, engine, model, tokenizers):
+def test_probabilities_are_those_of_transformers_on_running_text(place, kind, engine, model, tokenizers, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    tokenizer, task, gap = tokenizers[name], TASK, ""
-    chat = place.removeprefix("chat, ") if place.startswith("chat") else None
-    tokenizer.chat_template = None
-    if chat:
-        before, asked, gap = CHATS[chat]
-        tokenizer.chat_template = TURN.replace("BEFORE", before).replace("ASKED", asked)
+    tokenizer, task, template = tokenizers[kind], TASK, None
+    if chat := place.startswith("chat"):
+        before, asked, gap = CHATS[place.removeprefix("chat, ")]
+        template = TURN.replace("BEFORE", before).replace("ASKED", asked).replace("</s>", tokenizer.eos_token)
     else:
-        task, gap = of_place(place), PLACES[place][1]
-    records = read_examples(Path("data/reviews/test.jsonl"), TASK)[::320]
-    shots = draw_label_shots(task, SEEDS, 2, 0)
-    try:
-        got = label_records(engine, encoder_of(tokenizer), task, records, shots)
-        reference = AutoModelForCausalLM.from_pretrained(model).eval()
-        end = "</s>" if chat else "\n\n" + task.label_template.split("$")[0]
-        for record, answer in zip(records, got, strict=True):
-            prompt = render_label_prompt(task, record, shots).user
-            if chat:
-                turn = [{"role": "user", "content": prompt}]
-                prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            expected = direct(reference, tokenizer, [prompt + gap + label for label in task.labels], end)
-            found = [math.log(p) for p in answer["label_probs"].values()]
-            assert found == pytest.approx(expected, abs=1e-3)
-            assert answer["teacher_label"] == list(task.labels)[expected.index(max(expected))]
-    finally:
-        tokenizer.chat_template = None
-
-
-@pytest.fixture
-def label(engine, model, monkeypatch, tmp_path):
-    """label.py in this process, on the engine that is up, with a task file of this template."""
-
-    def engine_up(model, max_model_len, *args, **how):
-        engine.max_model_len = max_model_len
-        return engine
-
-    monkeypatch.setattr(stage, "Engine", engine_up)
-    text = (ROOT / "prompts/reviews.toml").read_text().replace("../data", str(ROOT / "data"))
-    old = "Review: $review\nSentiment: $label"
-    assert old in text
-    (tmp_path / "task.toml").write_text(text.replace(old, NEWLINE))
-
-    def label(*args):
-        return call("label.py", "--task-file", tmp_path / "task.toml", "--model", model, *args)
-
-    return label
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A record that is too long
+        example, gap = PLACES[place]
+        task = TASK.model_copy(update={"prompt": TASK.prompt.model_copy(update={"label_example": example})})
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    records, shots = read_examples(ROOT / "data/reviews/test.jsonl", TASK)[::320], SEEDS[:2]
+    got = label_records(engine, encoder_of(tokenizer), task, records, shots)
+    reference = AutoModelForCausalLM.from_pretrained(model).eval()
+    end = tokenizer.eos_token if chat else "\n\n" + task.label_template.split("$")[0]
+    for record, answer in zip(records, got, strict=True):
+        prompt = render_label_prompt(task, record, shots).user
+        if chat:
+            turn = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        expected = direct(reference, tokenizer, [prompt + gap + label for label in NAMES], end)
+        assert list(answer["label_probs"]) == list(NAMES)
+        assert [math.log(p) for p in answer["label_probs"].values()] == pytest.approx(expected, abs=1e-3)
+        assert answer["teacher_label"] == NAMES[expected.index(max(expected))]
 
 
 @pytest.mark.engine
-def test_a_record_that_is_too_long_is_left_out_and_counted(label, tokenizers, tmp_path):
-    """Of 9 records one takes just the context, one a token more, one has 800 words."""
-    import random
+def test_77_labels_and_long_prompts_cost_a_fifth_at_most(engine):
+    """Of four tokens each, such as card _lost _abroad and the end, after prompts without a prefix in common."""
+    rests = [[100 + a, 110 + b, 120 + c, 9] for a in range(4) for b in range(5) for c in range(4)][:77]
+    rows = [Row(random.Random(n).choices(range(130, 500), k=600), rests) for n in range(4)]
+    engine.taken_tokens()
+    log_probs(engine, rows)
+    whole = len(rows) * len(rests) * 603  # one prompt a label
+    assert whole / engine.taken_tokens()["computed_tokens"] >= 5
 
-    source = [{"id": f"r{n}", "review": s["review"], "label": s["label"]} for n, s in enumerate(SEEDS[:6])]
-    task = load_task(tmp_path / "task.toml")
-    words = random.Random(0).choices(" ".join(TEXTS).split(), k=800)
+
+@pytest.mark.engine
+def test_a_record_that_is_too_long_is_left_out_and_counted(engine, model, tokenizers, tmp_path, monkeypatch):
+    """label.py: of 9 records one takes just the context, one a token more, one has 800 words. And the teacher's row."""
+    task, words = load_task(ROOT / "prompts/reviews.toml"), random.Random(0).choices(" ".join(TEXTS).split(), k=800)
 
     def needed(number):
         """Tokens of the prompt with so many words and of the longest label with its end."""
         prompt = render_label_prompt(task, {"review": " ".join(words[:number])}, []).user
-        return max(len(tokenizers["dummy prefix"](prompt + name)["input_ids"]) + 1 for name in task.labels)
+        return max(len(tokenizers["dummy prefix"](f"{prompt} {name}")["input_ids"]) + 1 for name in task.labels)
+
+    def engine_up(model, room, *args, **how):
+        engine.max_model_len = room
+        return engine
 
     limit = needed(40)
     longer = next(n for n in range(41, 60) if needed(n) > limit)
+    source = [{"id": f"r{n}", "review": s["review"], "label": s["label"]} for n, s in enumerate(SEEDS[:6])]
     for name, number in (("just", 40), ("over", longer), ("long", 800)):
         source.insert(3, {"id": name, "review": " ".join(words[:number]), "label": "positive"})
     write_lines(tmp_path / "in.jsonl", source)
-    args = ("--input-file", tmp_path / "in.jsonl", "--num-fewshot", 0, "--max-model-len", limit)
-    done = label(*args, "--output-file", tmp_path / "out.jsonl")
+    monkeypatch.setattr(stage, "Engine", engine_up)
+    how = (
+        "--task-file",
+        ROOT / "prompts/reviews.toml",
+        "--output-file",
+        tmp_path / "out.jsonl",
+        "--max-model-len",
+        limit,
+    )
+    how = (*how, "--input-file", tmp_path / "in.jsonl", "--num-fewshot", 0, "--model", model)
+    done = call("label.py", *how)
     assert done.returncode == 0, done.stderr
     labelled, rejected = (read_lines(tmp_path / f"out{name}.jsonl") for name in ("", ".rejected"))
     assert [r["id"] for r in labelled] == ["r0", "r1", "r2", "just", "r3", "r4", "r5"]
-    assert [(r["id"], r["reason"], r["label"]) for r in rejected] == [
-        ("long", "prompt_too_long", "positive"), ("over", "prompt_too_long", "positive"),
-    ]  # fmt: skip
-    assert "2 of 9 records are left out (prompt_too_long), such as long: " in done.stderr
-    assert "lower --num-fewshot or raise --max-model-len" in done.stderr
-    assert "7 labelled + 2 rejected (prompt_too_long) = 9 read" in done.stderr
+    assert [(r["id"], r["reason"]) for r in rejected] == [("long", "prompt_too_long"), ("over", "prompt_too_long")]
     record = json.loads((tmp_path / "out.jsonl.run.json").read_text())
     assert record["options"]["prompt_form"] == "auto" and record["prompt_form"] == "completion"
     counts = record["counts"]
-    assert (counts["records"], counts["labelled"], counts["rejected"]) == (9, 7, {"prompt_too_long": 2})
+    assert 0 < counts["computed_tokens"] < counts["prompt_tokens"]
+    assert f"{counts['computed_tokens']:,} tokens computed for {counts['prompt_tokens']:,}" in done.stderr
+    changed = call("label.py", *how, "--prompt-form", "completion")
+    assert changed.returncode == 1 and "was made with --prompt-form auto, now completion" in changed.stderr
+    none = call("label.py", *how, "--prompt-form", "chat", "--overwrite")
+    assert none.returncode == 1 and "the tokenizer of --model has no chat template" in none.stderr
     measured = call(
-        "evaluate.py", "--task-file", tmp_path / "task.toml", "--prediction-field", "teacher_label", "--test-file",
+        "evaluate.py", "--task-file", ROOT / "prompts/reviews.toml", "--prediction-field", "teacher_label", "--test-file",
         tmp_path / "out.jsonl", "--output-dir", tmp_path / "measured",
     )  # fmt: skip
     assert measured.returncode == 0, measured.stderr
-    changed = label(*args, "--output-file", tmp_path / "out.jsonl", "--prompt-form", "completion")
-    assert changed.returncode == 1 and "was made with --prompt-form auto, now completion" in changed.stderr
-    none = label(*args[:-1], 20, "--output-file", tmp_path / "none.jsonl")
-    assert none.returncode == 1 and "the shortest prompt and its answer have" in none.stderr
-
-
-@pytest.mark.engine
-def test_labelling_goes_on_after_records_that_were_left_out(label, tmp_path, monkeypatch):
-    texts = [s["review"] if n % 3 else "good " * 700 for n, s in enumerate(SEEDS)]
-    write_lines(tmp_path / "in.jsonl", [{"review": text} for text in texts])
-    args = ("--input-file", tmp_path / "in.jsonl", "--num-fewshot", 0, "--output-file")
-    monkeypatch.setattr(stage, "chunk_size", lambda *_: 2)
-    assert label(*args, tmp_path / "whole.jsonl").returncode == 0
-    real, calls = stage.label_records, []
-
-    def breaks(engine, *of, **how):
-        calls.append(1)
-        if len(calls) == 3:
-            with engine.errors("stopped"):
-                raise RuntimeError("the engine is gone")
-        return real(engine, *of, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "label_records", breaks)
-        assert label(*args, tmp_path / "cut.jsonl").returncode == 1
-    done = label(*args, tmp_path / "cut.jsonl")
-    assert done.returncode == 0 and "going on after 4 records" in done.stderr, done.stderr
-    for name in ("", ".rejected"):
-        assert read_lines(tmp_path / f"cut{name}.jsonl") == read_lines(tmp_path / f"whole{name}.jsonl")
-    assert len(read_lines(tmp_path / "cut.rejected.jsonl")) == len(SEEDS) / 3
-
-
-@pytest.mark.engine
-def test_a_form_that_the_tokenizer_has_not(label, tmp_path):
-    args = ("--input-file", "data/reviews/test.jsonl", "--output-file", tmp_path / "out.jsonl", "--prompt-form", "chat")
-    done = label(*args)
-    assert done.returncode == 1 and "the tokenizer of --model has no chat template" in done.stderr
+    right = [r["correct"] for r in read_lines(tmp_path / "measured/predictions.jsonl")]
+    assert right == [r["teacher_label"] == r["label"] for r in labelled]

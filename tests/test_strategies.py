@@ -24,12 +24,10 @@ def test_the_table_in_the_readme_is_made_of_the_first_lines_of_the_files():
     assert sorted(table) == sorted((name, lines[0].removeprefix("# ")) for name, lines in FILES.items())
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_strategy_says_what_it_selects_and_what_it_costs(name):
-    first, second, third, *rest = FILES[name]
-    assert first.startswith("# ") and second.startswith("# Selects: ") and third.startswith("# Costs: ")
-    assert len(rest) <= 10 and any(line.startswith("export POOL=") or " POOL=" in line for line in rest)
-    assert len((ROOT / "loop.sh").read_text().splitlines()) <= 110  # what belongs to one strategy stays in its file
+def test_a_strategy_says_what_it_selects_and_what_it_costs():
+    for first, second, third, *rest in FILES.values():
+        assert first.startswith("# ") and second.startswith("# Selects: ") and third.startswith("# Costs: ")
+        assert len(rest) <= 10 and any(line.startswith("export POOL=") or " POOL=" in line for line in rest)
 
 
 @pytest.mark.parametrize("arm", strategies.ARMS)
@@ -100,9 +98,8 @@ def test_label_noise_of_a_teacher(name):
     made = [build_models.make_noisy(rng, grammar, topics[i % len(topics)], 0.25) for i in range(2000)]
     assert truth.noise_of(made, task, grammar)["wrong"] == pytest.approx(0.25, abs=0.03)  # 3 standard errors
     plain, clean = random.Random(3), random.Random(3)
-    assert [build_models.make_noisy(plain, grammar, t, 0.0) for t in topics] == [
-        grammar.make_example(clean, t) for t in topics
-    ]
+    for topic in topics:
+        assert build_models.make_noisy(plain, grammar, topic, 0.0) == grammar.make_example(clean, topic)
 
 
 def test_paired_differences_by_hand():
@@ -128,7 +125,5 @@ def test_names_are_checked_before_anything_is_built():
 
 def test_a_line_of_results_is_reported():
     """The file that is committed makes the tables that are committed."""
-    if not strategies.RESULTS.exists():
-        pytest.skip("no results yet")
     lines = [json.loads(line) for line in strategies.RESULTS.read_text().splitlines()]
     assert strategies_report.RESULTS.with_suffix(".md").read_text() == strategies_report.report(lines)

@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
-from conftest import FED_PAIRS, FLIP, PAIRS, ROOT, flipped, pair
+from conftest import FED_PAIRS, FLIP, PAIRS, ROOT, flipped, pair, refusal
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -35,18 +35,12 @@ def changed(text: str, old: str, new: str) -> str:
 
 
 def test_both_files_load(pairs, flip, home):
-    assert pairs.labels == {"Warm": "both belong to summer", "not warm": "one or both belong to winter"}
-    assert list(pairs.labels) == ["Warm", "not warm"]  # the order fixes the class ids
+    labels = [("Warm", "both belong to summer"), ("not warm", "one or both belong to winter")]
+    assert list(pairs.labels.items()) == labels  # the order fixes the class ids
     assert pairs.seed_examples == home / "seed.jsonl"  # relative to the task file
     assert (pairs.written_fields, flip.written_fields) == (["first", "second"], ["text", "answer"])
     assert flip.labels == {} and flip.prompt.system == "" and flip.parse.stop == []
     assert pairs.prompt.example == "Kind: $label\nFirst: $first\nSecond: $second"  # no line end at either side
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "prompts").glob("*.toml")), ids=lambda path: path.stem)
-def test_task_files_of_the_repository_load(path):
-    task = load_task(path)
-    assert task.name == path.stem and task.seed_examples.exists()
 
 
 LABELLED = PAIRS.replace(
@@ -63,30 +57,30 @@ Second: $second
 Kind: $label'''
 [parse]""",
 )
-REQUIRED = (
-    'name = "pairs"', "version = 1", 'description = "Do both things belong to summer?"', 'kind = "classification"',
-    'metric = "accuracy"', 'fields = ["first", "second"]', 'answer_field = "label"', 'seed_examples = "seed.jsonl"',
-)  # fmt: skip
-MUTATIONS = [(PAIRS, line, "", f"{line.split(' =')[0]}: missing; add it") for line in REQUIRED] + [
-    (PAIRS, what, by, told) for what, by, told in [  # what, by what, key and problem that are named
-        ('name = "pairs"', 'name = "pairs"\nmodel = "t5"', "model: unknown key; the keys here are name, version"),
+ANSWER_LAST = "Second: $second\nKind: $label'''\n[parse]"
+MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem that are named
+    *((PAIRS, what, by, told) for what, by, told in [
+        ("version = 1", "", "version: missing; add it; docs/tasks.md lists the keys"),
+        ('target = "$label"', "", "student.target: missing; add it"),
+        ('name = "pairs"', 'name = "pairs"\nmodel = "t5"', "model: unknown key; docs/tasks.md lists"),
         ('name = "pairs"', 'name = "pairs"\npath = "t5"', "path: unknown key"),
-        ("[prompt]\n", '[prompt]\nshots = "x"\n', "prompt.shots: unknown key; the keys here are system, train"),
-        ("[parse]\n", "[parse]\nregex = 'x'\n", "parse.regex: unknown key"),
-        ('name = "pairs"', 'name = "Two Pairs"', "name: string should match pattern '^[a-z0-9_]+$'; found 'Two Pairs'"),
+        ("[prompt]\n", '[prompt]\nshots = "x"\n', "prompt.shots: unknown key"),
+        ("train = '''\n$labels", "trian = '''\n$labels", "prompt.trian: unknown key"),  # and not: train is missing
+        ('name = "pairs"', 'name = "Two Pairs"', "name: String should match pattern '^[a-z0-9_]+$'; found 'Two Pairs'"),
         ('"Do both things belong to summer?"', '" "', "description: "),
-        ("version = 1", "version = true", "version: input should be a valid integer"),
-        ('"classification"', '"regression"', "kind: input should be 'classification' or 'text2text'"),
+        ("version = 1", "version = true", "version: Input should be a valid integer; found True"),
+        ('"classification"', '"regression"', "kind: Input should be 'classification' or 'text2text'"),
         ('"classification"', '"text2text"', "metric: must be one of exact_match, equation_value, squad, rouge_l, "
          "optimum, chrf for text2text"),
         ('"accuracy"', '"f1"', "metric: must be one of accuracy"),
-        ('["first", "second"]', "[]", "fields: list should have at least 1 item"),
-        ('["first", "second"]', '["first", "my second"]', "fields.1: string should match pattern"),
-        ('["first", "second"]', '["first", "second", "first"]', "answer_field: must be a name of its own"),
-        ('answer_field = "label"', 'answer_field = "second"', "answer_field: must be a name of its own"),
-        ('answer_field = "label"', 'answer_field = "the label"', "answer_field: string should match pattern"),
+        ('["first", "second"]', "[]", "fields: List should have at least 1 item"),
+        ('["first", "second"]', '["first", "my second"]', "fields.1: String should match pattern"),
+        ('["first", "second"]', '["first", "second", "first"]', "fields: ['first', 'second', 'first'] and 'label' must d"),
+        ('["first", "second"]', '["first", "second", "labels"]', "fields: "),
+        ('answer_field = "label"', 'answer_field = "second"', "fields: ['first', 'second'] and 'second' must differ"),
+        ('answer_field = "label"', 'answer_field = "the label"', "answer_field: String should match pattern"),
         ('"seed.jsonl"', "3", "seed_examples: "),
-        ('"not warm" = "one or both belong to winter"\n', "", "labels: a classification task needs two"),
+        ('"not warm" = "one or both belong to winter"\n', "", "labels: a classification task has two or more"),
         ('"one or both belong to winter"', '" "', "labels.not warm: "),
         ('"not warm" =', '"" =', "labels: names must differ"),  # a label that no student could write
         ('"not warm" =', '"warm" =', "labels: names must differ"),  # answers are compared in lower case
@@ -96,66 +90,46 @@ MUTATIONS = [(PAIRS, line, "", f"{line.split(' =')[0]}: missing; add it") for li
         ("($definition):\n$start", "($definition):", "prompt.train: the variable $start is missing"),
         ("$shots\n\nAnother, sig", "Another, sig", "prompt.validation: the variable $shots is missing"),
         ("[parse]\n", "feedback = '$shots $start'\n[parse]\n", "prompt.feedback: the variable $feedback is missing"),
-        ("[parse]\n", "feedback = '$shots $feedback $first $start'\n[parse]\n", "prompt.feedback: unknown variable $f"),
         ("Second: $second'''", "Second:'''", "prompt.example: the variable $second is missing"),
         ("Second: $second'''", "Second: $second, $first'''", "prompt.example: $first must occur once"),
         ("pair: $first with $second", "pair: $label", "student.source: unknown variable $label"),
         ("pair: $first with $second", "pair", "student.source: shows the student nothing"),
-        ('target = "$label"', "", "student.target: missing; add it"),
         ('target = "$label"', 'target = "yes"', "student.target: the variable $label is missing"),
-        ('"You write pairs of things."', '["You write"]', "prompt.system: input should be a valid string"),
-        ('stop = ["\\n\\n"]', 'stop = [""]', "parse.stop.0: string should have at least 1 character"),
-        ("{first = 2}", "{first = 0}", "parse.min_words.first: input should be greater than 0"),
+        ('stop = ["\\n\\n"]', 'stop = [""]', "parse.stop.0: String should have at least 1 character"),
+        ("{first = 2}", "{first = 0}", "parse.min_words.first: Input should be greater than 0"),
         ("{second = 6}", "{third = 6}", "parse.max_words: no field that the teacher writes: third"),
-        ("{second = 6}", "{first = 1}", "parse.max_words: first may have at most 1"),  # no example could ever pass
         ("[parse]\n", '[parse]\nevaluates = ["label"]\n', "parse.evaluates: no field that the teacher writes: label"),
-        ("[prompt]\n", "[[prompt]]\n", "prompt: input should be a valid dictionary"),
+        ("[prompt]\n", "[[prompt]]\n", "prompt: Input should be a valid dictionary"),
         ("version = 1", "version = ", "not a readable TOML file"),
         ("version = 1", "version = " + "[" * 5000, "not a readable TOML file"),
-    ]
-] + [  # a field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
-    (PAIRS, '["first", "second"]', f'["first", "second", "{name}"]', f"fields: the name '{name}' is one")
-    for name in ("id", "source", "feedback", "completion", "energy", "energy_sum")
-] + [
-    (FLIP, what, by, told) for what, by, told in [
-        ("[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a text2text task has none"),
-        ('train = "$shots', 'train = "$labels $shots', "prompt.train: unknown variable $labels"),
-        ("[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
-        ("[student]", '[parse]\nspan_of = {answer = "answer"}\n[student]', "parse.span_of: a field is compared with"),
-        ("[student]", "[parse]\nmax_overlap = 0\n[student]", "parse.max_overlap: input should be greater than 0"),
-    ]
-] + [
-    (LABELLED, what, by, told) for what, by, told in [
-        ("Kind: $label'''\n[parse]", "Kind: $label.'''\n[parse]", "prompt.label_example: must show a field and end"),
-        ("Second: $second\nKind: $label'''\n[parse]", "Second: $second'''\n[parse]",
-         "prompt.label_example: the variable $label is missing"),
-        ("First: $first\nSecond: $second\nKind: $label'''\n[parse]", "Kind: $label'''\n[parse]",
-         "prompt.label_example: must show a field"),
-        ("\nlabel_example = '''\nFirst: $first\nSecond: $second\nKind: $label'''", "",
-         "prompt.example: must show a field and end with $label, once, for prompt.label; add a label_example"),
-        ("$shots\n\n$start'''\nlabel_example", "$start'''\nlabel_example", "prompt.label: the variable $shots is missing"),
-        ("label = '''\n$labels", "label = '''\n$label", "prompt.label: unknown variable $label"),
-        ("\n\n$start'''\nlabel_example", "\n\n$start now'''\nlabel_example", "prompt.label: must end with $start"),
-        ("label = '''\n$labels\n\n$shots\n\n$start'''\n", "", "prompt.label_example: shows examples to a prompt"),
-    ]
+        # A field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
+        *(('["first", "second"]', f'["first", "second", "{name}"]', f"fields: the name '{name}' is one")
+          for name in ("id", "feedback", "energy_sum")),
+    ]),
+    (FLIP, "[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a classification task has two or more, a text2t"),
+    (FLIP, 'train = "$shots', 'train = "$labels $shots', "prompt.train: unknown variable $labels"),
+    (FLIP, "[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
+    (FLIP, "[student]", "[parse]\nmax_overlap = 0\n[student]", "parse.max_overlap: Input should be greater than 0"),
+    (LABELLED, ANSWER_LAST, ANSWER_LAST.replace("l'", "l.'"), "prompt.label_example: must end with $label"),
+    (LABELLED, ANSWER_LAST, "Second: $second'''\n[parse]", "prompt.label_example: the variable $label is missing"),
+    (LABELLED, "\nlabel_example = '''\nFirst: $first\nSecond: $second\nKind: $label'''", "",
+     "prompt.label_example: must end with $label"),
+    (LABELLED, "$shots\n\n$start'''\nlabel_e", "$start'''\nlabel_e", "prompt.label: the variable $shots is missing"),
+    (LABELLED, "label = '''\n$labels", "label = '''\n$label", "prompt.label: unknown variable $label"),
+    (LABELLED, "\n\n$start'''\nlabel_example", "\n\n$start now'''\nlabel_example", "prompt.label: must end with $start"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text, old, new, told", MUTATIONS, ids=lambda value: value[-40:].replace("\n", " ").strip())
 def test_mutated_file_is_refused(text, old, new, told, tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        load(changed(text, old, new), tmp_path)
-    message = caught.value.code
-    assert message.startswith(f"error: {tmp_path / 'mutated.toml'}: {told}") and "\n" not in message, message
+    message = refusal(load, changed(text, old, new), tmp_path)
+    assert message.startswith(f"error: {tmp_path / 'mutated.toml'}: {told}"), message
 
 
-@pytest.mark.parametrize("name, told", [("none.toml", "no such task file"), (".", "not a readable TOML file")])
-def test_unreadable_task_file(name, told, tmp_path):
-    with pytest.raises(SystemExit, match=f"error: .*: {told}"):
-        load_task(tmp_path / name)
+def test_unreadable_task_file(tmp_path):
     (tmp_path / "latin.toml").write_bytes('name = "größe"'.encode("latin-1"))
-    with pytest.raises(SystemExit, match="not a readable TOML file"):
-        load_task(tmp_path / "latin.toml")
+    for name, told in (("none.toml", "no such task file"), ("", "not a readable"), ("latin.toml", "not a readable")):
+        assert f": {told}" in refusal(load_task, tmp_path / name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,16 +234,12 @@ GOOD = {"first": "the sea", "second": "a boat"}
         (" the sea\nSecond: a boat", GOOD, None),
         ("the sea  \n Second:a boat\n\n", GOOD, None),
         ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
-        ("First: the sea\nSecond: a boat", GOOD, None),  # or its last line
         ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
-        ("\n\nthe sea\nSecond:\n\na boat\n\n", GOOD, None),
         # A chat model is not stopped: what follows a stop string is cut off
         ("the sea\n\nSecond: a boat\n\nI hope that this helps!", GOOD, None),
         (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
         ("First: the sea\n\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
-        (" the sea\nSecond: a boat\n\nKind: Warm\nFirst: the ro", GOOD, None),
         ("I cannot do that.", {}, "no_match"),
-        ("", {}, "no_match"),
         (" the sea\nThird: a boat", {}, "no_match"),
         ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
         (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
@@ -278,7 +248,6 @@ GOOD = {"first": "the sea", "second": "a boat"}
         (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
         # Words of any script: min_words of first is 2, max_words of second 6
         (" 京\nSecond: a boat", GOOD | {"first": "京"}, "too_short"),
-        (" 北京\nSecond: 屏幕很好。", {"first": "北京", "second": "屏幕很好。"}, None),
         (" 北京\nSecond: 屏幕非常非常好", {"first": "北京", "second": "屏幕非常非常好"}, "too_long"),
         (" नमस्ते\nSecond: a boat", GOOD | {"first": "नमस्ते"}, "too_short"),
     ],
@@ -295,11 +264,8 @@ FLIPPED = {"text": "sun lake", "answer": "lake sun"}
     [
         (" sun lake\nAnswer: lake sun", FLIPPED, None),
         ("Text: sun lake\nAnswer: lake sun", FLIPPED, None),
-        (" sun lake\nAnswer: lake sun\n\nText: a b\nAnswer: b a", FLIPPED, None),
         (" sun lake\nAnswer: lake sun\nText: a b\nAns", FLIPPED, None),
         ("<think>\nText: no\nAnswer: no\n</think>\n\nsun lake\nAnswer: lake sun", FLIPPED, None),
-        (" sun lake", {}, "no_match"),
-        (" sun lake\nAnswer:", {"text": "sun lake", "answer": ""}, "empty_field"),
     ],
 )
 def test_parse_text2text(completion, fields, reason, flip):
@@ -354,7 +320,7 @@ def test_rendered_example_is_read_back(template, first, second, label, chat, tai
 PIECES = ["Kind: Warm", "First:", "Second:", "\n", "\n\n", "Text:", "Answer:", " a b", "$first"]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(parts=st.lists(st.text(max_size=12) | st.sampled_from(PIECES), max_size=10))
 def test_any_text_is_parsed_or_rejected_with_a_known_reason(parts, pairs, flip):
     for task, label in ((pairs, "Warm"), (flip, None)):
@@ -365,26 +331,20 @@ def test_any_text_is_parsed_or_rejected_with_a_known_reason(parts, pairs, flip):
 
 
 def test_the_structured_pattern_fits_what_the_example_renders(pairs, flip):
-    for number in range(20):
+    for number in range(6):
         pattern = structured_pattern(pairs, pair(number)["label"])
         completion = render(pairs.prompt.example, pair(number)).split("First:")[1]
         assert re.fullmatch(pattern, completion) and re.fullmatch(pattern, completion + "\n\n")
         assert parse_completion(pairs, completion, pair(number)["label"])[1] is None
-    for completion in (
-        "sea\nSecond: sun",
-        "the sea\nFirst: sun",
-        "the sea\nSecond: a b c d e f g",
-        "the  sea\nSecond: b",
-    ):
-        assert not re.fullmatch(structured_pattern(pairs, "Warm"), f" {completion}")
+    for wrong in ("sea\nSecond: sun", "the sea\nFirst: sun", "the sea\nSecond: a b c d e f g", "the  sea\nSecond: b"):
+        assert not re.fullmatch(structured_pattern(pairs, "Warm"), f" {wrong}")
     assert re.fullmatch(structured_pattern(flip, None), " lake sun\nAnswer: sun lake")
 
 
 def test_the_structured_pattern_of_special_characters_and_of_an_equation(tmp_path):
     odd = FLIP.replace("Text: $text\nAnswer: $answer", "Q (easy?) $text [A] $answer.")
-    pattern = structured_pattern(
-        load(odd.replace("[student]", '[parse]\nstop = ["##", "|"]\n[student]'), tmp_path), None
-    )
+    task = load(odd.replace("[student]", '[parse]\nstop = ["##", "|"]\n[student]'), tmp_path)
+    pattern = structured_pattern(task, None)
     assert re.fullmatch(pattern, " a b [A] c.|") and not re.fullmatch(pattern, " a b A c.")
     pattern = structured_pattern(load_task(ROOT / "prompts/word_problems.toml"), None)
     begin = " There were 12 loaves. One basket of 4 went. How many?\nEquation: "
@@ -440,11 +400,8 @@ def test_a_stated_answer_may_be_rounded(said, told):
     assert states_value(said, "10 / 3") is told
     assert states_value("\u22127 degrees", "3 - 10") and not states_value("1001", "1000")
     assert states_value("12 m\u00b2", "12") and states_value("1,200", "1200")
-
-
-@pytest.mark.parametrize("said", ["\u0663", "\uff13 apples", "\u0967", "3 or \u0663", "", "three"])
-def test_a_stated_answer_is_in_ascii_digits(said):
-    assert not states_value(said, "1 + 2") and evaluate_equation(said) is None
+    for other in ("\u0663", "\uff13 apples", "3 or \u0663", "", "three"):  # digits of ASCII alone
+        assert not states_value(other, "1 + 2") and evaluate_equation(other) is None
 
 
 def test_overlap_in_any_script():

@@ -47,7 +47,7 @@ ODD = st.text(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(ODD | st.text(max_size=20) | st.text(st.characters(max_codepoint=127)))
 def test_a_key_is_its_own_key_and_its_words_are_all_of_it(text):
     key = text_key(text)
@@ -65,7 +65,7 @@ def test_every_character_has_a_key_of_its_own_key():
             assert text_key(key) == key, hex(ord(char))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(ODD | st.text(max_size=8), min_size=1, max_size=4))
 def test_case_blanks_and_forms_do_not_count(pieces):
     text = " ".join(pieces)
@@ -77,24 +77,13 @@ def test_case_blanks_and_forms_do_not_count(pieces):
         assert text_key(unicodedata.normalize("NFD", text).casefold()) == text_key(text)
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("Great phone, 5 stars!", "great phone 5 stars"),
-        ("( 12 - 5.5 ) * 3", "( 12 - 5.5 ) * 3"),  # as many as between blanks
-        ("don't :)", "don't :)"),
-        ("我喜欢iPhone手机，很好。", "我 喜 欢 iphone 手 机 很 好"),
-        ("カーテン", "カ ー テ ン"),
-        ("สวัสดี", "ส วั ส ดี"),
-        ("ສະບາຍ", "ສ ະ ບ າ ຍ"),
-        ("ខ្មែរ", "ខ្ មែ រ"),
-        ("မြန်မာ", "မြ န် မာ"),
-        ("नमस्ते दुनिया।", "नमस्ते दुनिया"),
-        ("안녕하세요 여러분", "안녕하세요 여러분"),
-        ("👍 !!", "👍 !!"),
-        (" \n", ""),
-    ],
-)
+@pytest.mark.parametrize("text, expected", [
+    ("Great phone, 5 stars!", "great phone 5 stars"), ("don't :)", "don't :)"), ("👍 !!", "👍 !!"), (" \n", ""),
+    ("( 12 - 5.5 ) * 3", "( 12 - 5.5 ) * 3"),  # as many as between blanks
+    ("我喜欢iPhone手机，很好。", "我 喜 欢 iphone 手 机 很 好"), ("カーテン", "カ ー テ ン"), ("สวัสดี", "ส วั ส ดี"),
+    ("ສະບາຍ", "ສ ະ ບ າ ຍ"), ("ខ្មែរ", "ខ្ មែ រ"), ("မြန်မာ", "မြ န် မာ"), ("नमस्ते दुनिया।", "नमस्ते दुनिया"),
+    ("안녕하세요 여러분", "안녕하세요 여러분"),
+])  # fmt: skip
 def test_words_by_hand(text, expected):
     assert words(text) == unicodedata.normalize("NFKC", expected).split()
 
@@ -114,22 +103,12 @@ def test_exact_form():
     assert exact_form(" Cafe\u0301\n") == exact_form("CAFÉ") == "café"
 
 
-@pytest.mark.parametrize(
-    "text, span, there",
-    [
-        ("it is the weight", "weight", True),
-        ("it is the weight", "eight", False),
-        ("it is the weight", "Weight", False),
-        ("the weight", "the weight", True),
-        ("in C++ (new)", "C++", True),
-        ("कम है", "कम", True),
-        ("कमी है", "कम", False),  # a vowel sign is part of the word
-        ("我爱北京天安门", "北京", True),
-        ("用iPhone手机", "手机", True),
-        ("用iPhone手机", "Phone", False),
-        ("สวัสดี", "สวัสด", False),  # within a character
-        ("a", "", False),
-    ],
-)
+@pytest.mark.parametrize("text, span, there", [
+    ("it is the weight", "weight", True), ("it is the weight", "eight", False), ("it is the weight", "Weight", False),
+    ("the weight", "the weight", True), ("in C++ (new)", "C++", True), ("a", "", False), ("कम है", "कम", True),
+    ("कमी है", "कम", False),  # a vowel sign is part of the word
+    ("我爱北京天安门", "北京", True), ("用iPhone手机", "手机", True), ("用iPhone手机", "Phone", False),
+    ("สวัสดี", "สวัสด", False),  # within a character
+])  # fmt: skip
 def test_a_span_is_whole_words_of_any_script(text, span, there):
     assert holds_span(text, span) is there

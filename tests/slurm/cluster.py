@@ -91,27 +91,13 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def swept(folder: Path) -> Iterator[None]:
-    """`sweep` at the end, whatever ends this process, SIGKILL too: a process of its own session waits for the end of a pipe."""
-    command = [sys.executable, __file__, "--sweep", str(folder)]
-    broom = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        yield
-    finally:
-        broom.stdin.close()
-        broom.wait()
-
-
-@contextlib.contextmanager
 def cluster(cpus: int) -> Iterator[dict[str, str]]:
-    """Yield the environment that makes Slurm's commands talk to the cluster; all of it ends with this process at the latest."""
+    """Yield the environment that makes Slurm's commands talk to the cluster; the daemons end with this process."""
     # Its own folder under /tmp: munge wants every folder above its socket to be nobody else's, and a socket's name short
     folder = Path(tempfile.mkdtemp(prefix="gold-slurm-"))
     folder.chmod(0o755)
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir(mode=0o755)
-    (folder / "munge/key").write_bytes(secrets.token_bytes(128))
-    (folder / "munge/key").chmod(0o600)
     host = socket.gethostname().split(".")[0]
     text = CONFIGURATION.format(folder=folder, host=host, user=getpass.getuser(), cpus=cpus, ports=free_ports(2))
     (folder / "slurm.conf").write_text(text)
@@ -119,7 +105,8 @@ def cluster(cpus: int) -> Iterator[dict[str, str]]:
     for name in [name for name in env if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF"]:
         del env[name]  # of a job that we may be running in
     munge = {name: folder / "munge" / name for name in ("socket", "key-file", "pid-file", "seed-file")}
-    munge["key-file"] = folder / "munge/key"
+    munge["key-file"].write_bytes(secrets.token_bytes(128))
+    munge["key-file"].chmod(0o600)
     daemons = {
         "munged": ["--foreground", "--force", "--num-threads=2", *(f"--{name}={path}" for name, path in munge.items())],
         "slurmctld": ["-D"],
@@ -137,15 +124,17 @@ def cluster(cpus: int) -> Iterator[dict[str, str]]:
                 raise RuntimeError(f"{what}: it did not come to that\n{logs(folder)}")
             time.sleep(0.1)
 
-    with swept(folder):
+    try:
         for name, options in daemons.items():
             with (folder / f"{name}.out").open("w") as out:
-                command = [shutil.which(name, path=PATH), *options]
+                command = ["setpriv", "--pdeathsig", "KILL", shutil.which(name, path=PATH), *options]
                 running.append(subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True))
             if name == "munged":
                 until(munge["socket"].exists, "munged listens")
         until(lambda: ask("sinfo", "--noheader", "--format=%T") == "idle", "the node is idle")
         yield env
+    finally:
+        sweep(folder)
 
 
 def logs(folder: Path) -> str:
@@ -155,10 +144,6 @@ def logs(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--sweep"]:
-        sys.stdin.read()  # until the process that started it has ended
-        sweep(Path(sys.argv[2]))
-        sys.exit()
     if reason := why_not():
         sys.exit(f"error: {reason}")
     with cluster(cpus=os.cpu_count() or 1) as environment:

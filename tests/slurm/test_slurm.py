@@ -1,7 +1,5 @@
 """slurm/*.sbatch on a Slurm of one node (cluster.py), with the embedded teacher: stopped in the middle, nothing is lost."""
 
-import contextlib
-import json
 import os
 import re
 import shutil
@@ -10,16 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cluster import cluster, logs, why_not
+from conftest import ROOT, read_lines
 
-from gold.examples import read_examples
-from gold.jsonl import expand
-from gold.task import load_task
-
-ROOT = Path(__file__).parents[2]
 WRAPPERS = sorted((ROOT / "slurm").glob("*.sbatch"))
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 needs_slurm = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
@@ -33,9 +28,8 @@ class Slurm:
 
     def ask(self, *command: object, **variables: object) -> str:
         env = self.env | {name: str(value) for name, value in variables.items()}
-        done = subprocess.run(
-            [*map(str, command)], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-        )
+        how = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run([*map(str, command)], env=env, cwd=ROOT, check=False, **how)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
@@ -90,10 +84,6 @@ def progress(output: Path) -> bool:
     return partial.exists() and partial.stat().st_size > 0
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Without Slurm
 
@@ -123,43 +113,6 @@ def test_a_wrapper_is_short_and_says_what_is_missing(wrapper, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The cluster of these tests
-
-
-@needs_slurm
-def test_whatever_ends_the_process_that_started_it_ends_the_cluster(tmp_path):
-    """No daemon, no step, no job, no folder: also where nothing of ours can run any more."""
-    job = "sbatch --output=/dev/null --wrap 'srun sleep 300' && until [[ $(squeue -h -t R) ]]; do sleep 0.1; done"
-    script = f'{job}; srun sleep 300 & sleep 1; echo "$SLURM_CONF" > {tmp_path}/conf; sleep 300'
-    command = [sys.executable, ROOT / "tests/slurm/cluster.py", "bash", "-c", script]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "conf").exists() or not (tmp_path / "conf").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
-        time.sleep(0.1)
-    conf = (tmp_path / "conf").read_text().strip()
-    names = {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"}
-    assert names <= {Path(words.split()[0]).name.rstrip(":") for words in of_the_cluster(conf)}
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while (of_the_cluster(conf) or Path(conf).parent.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert of_the_cluster(conf) == [] and not Path(conf).parent.exists()
-
-
-def of_the_cluster(conf: str) -> list[str]:
-    """Command lines of the processes that were started with this configuration."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"SLURM_CONF={conf}".encode() in path.read_bytes().split(b"\0"):
-                found.append(path.with_name("cmdline").read_text().replace("\0", " "))
-    return [words for words in found if words]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # generate.sbatch
 
 
@@ -177,9 +130,11 @@ def test_a_job_that_saves_nothing_is_not_queued_again_and_a_failure_neither(slur
         assert said in slurm.log(f"{job}_1")
 
 
-# The first start saves something and is told to stop, as generate.py is; the second ends well
+# The first start saves something, waits for the signal and ends as generate.py does; the second ends well
 STUB = """#!/bin/bash
-if [[ -z ${SLURM_RESTART_COUNT:-} ]]; then echo new > "$SAVED"; exit 75; fi
+if [[ -n ${SLURM_RESTART_COUNT:-} ]]; then exit; fi
+trap 'kill %1; exit 75' USR1
+echo new > "$SAVED"; sleep 300 & wait
 """
 # Slurm's own, slow to return: the SIGTERM of the requeue always comes before it has
 SCONTROL = """#!/bin/bash
@@ -194,9 +149,12 @@ exec %s "$@"
 
 
 def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
-    """Submit a wrapper with these in the places of Python, scontrol and sleep; the task's or job's number."""
+    """Submit a wrapper with these in the places of Python, scontrol and sleep; the task's or job's number.
+
+    Less than five minutes are left at once: the signal comes when Slurm next looks at time limits, every half a minute.
+    """
     bin = place / "bin"
-    bin.mkdir()
+    bin.mkdir(parents=True)
     real = {name: shutil.which(name, path=slurm.env["PATH"]) for name in ("scontrol", "sleep")}
     for name, text in (("python", STUB), ("scontrol", SCONTROL % real["scontrol"]), ("sleep", SLEEP % real["sleep"])):
         (bin / name).write_text(text)
@@ -206,83 +164,64 @@ def stub_job(slurm: Slurm, wrapper: str, place: Path, *options: str) -> str:
     if wrapper == "loop":
         variables |= {"TEACHER": "a", "STUDENT": "b", "TEST_FILE": place / "test.jsonl", "ITERATIONS": 1}
         variables |= {"SAVED": place / "run/train.jsonl.partial"}
-        return slurm.submit("loop", "prompts/rte.toml", place / "run", options=options, **variables)
+        return slurm.submit("loop", "prompts/rte.toml", place / "run", options=("--time=5", *options), **variables)
     variables |= {"MODEL": "m", "TASK_FILE": "prompts/reviews.toml", "OUTPUT_DIR": place, "NUM_EXAMPLES": 9}
     variables |= {"SAVED": place / "train-00001-of-00004.jsonl.partial"}
-    return slurm.submit("generate", options=("--array=1", *options), **variables) + "_1"
+    return slurm.submit("generate", options=("--array=1", "--time=5", *options), **variables) + "_1"
 
 
 @needs_slurm
-@pytest.mark.parametrize("wrapper", ["generate", "loop"])
-def test_the_sigterm_of_a_requeue_ends_neither_scontrol_nor_the_wait_for_it(wrapper, slurm, tmp_path):
-    """Else the script ends by itself, and Slurm can take its exit code for the next start's."""
-    job = stub_job(slurm, wrapper, tmp_path)
-    ended = slurm.wait(job)
-    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.log(job)
-    assert (tmp_path / "outlived").exists() and (tmp_path / "slept").exists(), slurm.log(job)
-    log = slurm.log(job)  # appended to, so that both starts stand in it
-    assert log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
-
-
-@needs_slurm
-def test_a_job_that_may_not_be_queued_again_says_so_and_ends(slurm, tmp_path):
-    job = stub_job(slurm, "loop", tmp_path, "--no-requeue")
-    ended = slurm.wait(job)
-    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), slurm.log(job)
-    assert "error: not queued again, see above; " in slurm.log(job)
-    assert not (tmp_path / "slept").exists()
+def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_path):
+    """The SIGTERM of the requeue ends neither scontrol nor the wait for it: else Slurm could take the exit code for the next
+    start's. A job that may not be queued again says so and ends."""
+    places = {name: tmp_path / name for name in ("generate", "loop", "once")}
+    jobs = {name: stub_job(slurm, name, places[name]) for name in ("generate", "loop")}
+    jobs["once"] = stub_job(slurm, "loop", places["once"], "--no-requeue")
+    with ThreadPoolExecutor() as pool:
+        ends = dict(zip(jobs, pool.map(slurm.wait, jobs.values()), strict=True))
+    for name in ("generate", "loop"):
+        ended, log = ends[name], slurm.log(jobs[name])
+        assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("COMPLETED", "1", "0:0"), log
+        assert (places[name] / "outlived").exists() and (places[name] / "slept").exists(), log
+        # The log is appended to, so that both starts stand in it
+        assert (
+            log.count("start 1") == log.count("start 2") == log.count("stopped in time") == log.count("finished") == 1
+        )
+    ended, log = ends["once"], slurm.log(jobs["once"])
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "1:0"), log
+    assert "error: not queued again, see above; " in log and not (places["once"] / "slept").exists()
 
 
 @needs_slurm
 @pytest.mark.engine
-def test_array_tasks_that_are_requeued_stopped_and_cancelled_lose_nothing(slurm, small_teacher, tmp_path):
+def test_a_task_that_is_stopped_requeued_and_cancelled_loses_nothing(slurm, small_teacher, tmp_path):
+    out = tmp_path / "iter-00"
     variables = {
-        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 600,
-        "NUM_VALIDATION": 1000, "GENERATE_ARGS": "--validation-temperature 1",
+        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 300,
+        "NUM_VALIDATION": 100, "GENERATE_ARGS": "--validation-temperature 1", "OUTPUT_DIR": out,
     }  # fmt: skip
-    disturbed, calm = tmp_path / "disturbed/iter-00", tmp_path / "calm/iter-00"
-    job = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=disturbed, **variables)
-
-    # In the middle, with the first chunk on disk, one task is requeued and the other told to stop
-    commands = {f"{job}_0": ("scontrol", "requeue"), f"{job}_1": ("scancel", "--signal=USR1")}
-    outputs = {task: disturbed / f"train-0000{task[-1]}-of-00002.jsonl" for task in commands}
-    while commands:
-        ready = [task for task in commands if progress(outputs[task]) or outputs[task].exists()]
-        for task in ready:
-            slurm.ask(*commands.pop(task), task)
-        for task in commands:
-            assert slurm.show(task)["JobState"] not in ENDED, slurm.log(task)
-    # The second is cancelled when it runs again; then it is submitted alone
-    slurm.wait(f"{job}_1", lambda: "start 2" in slurm.log(f"{job}_1"))
-    print(slurm.ask("squeue"))
-    slurm.ask("scancel", f"{job}_1")
-    assert slurm.wait(f"{job}_1")["JobState"] == "CANCELLED"
-    log = slurm.log(f"{job}_1")
-    assert log.count("stopped in time") == 1 and not (disturbed / "validation-00001-of-00002.jsonl").exists(), log
-    again = slurm.submit("generate", options=("--array=1",), OUTPUT_DIR=disturbed, **variables)
-    reference = slurm.submit("generate", options=("--array=0-1",), OUTPUT_DIR=calm, **variables)
-
-    tasks = [f"{job}_0", f"{again}_1", f"{reference}_0", f"{reference}_1"]
-    ended = [slurm.wait(task) for task in tasks]
-    print(slurm.ask("scontrol", "show", "job", tasks[0]))
-    assert [seen["JobState"] for seen in ended] == ["COMPLETED"] * 4, "".join(map(slurm.log, tasks))
-    assert [seen["Restarts"] for seen in ended] == ["1", "0", "0", "0"]
-    for task in tasks[:2]:
-        assert "going on after" in slurm.log(task) or "up to date" in slurm.log(task)
-
-    # All of it is there, once, and the same to the byte as what nobody disturbed
-    made = sorted(p.name for p in calm.glob("*.jsonl"))
-    assert made == sorted(p.name for p in disturbed.glob("*.jsonl")) and len(made) == 8
-    assert [name for name in made if (calm / name).read_bytes() != (disturbed / name).read_bytes()] == []
-    assert not list(disturbed.glob("*.partial*"))
-    for split in ("train", "validation"):
-        accepted = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.jsonl")]
-        rejected = [r for i in range(2) for r in read(disturbed / f"{split}-0000{i}-of-00002.rejected.jsonl")]
-        assert len(accepted) == {"train": 600, "validation": 1000}[split]
+    task = slurm.submit("generate", options=("--array=1",), **variables) + "_1"
+    train = out / "train-00001-of-00002.jsonl"
+    slurm.wait(task, lambda: progress(train) or train.exists())
+    slurm.ask("scancel", "--signal=USR1", task)  # in the middle: the first chunk is on disk
+    slurm.wait(task, lambda: "start 2" in slurm.log(task))
+    slurm.ask("scontrol", "requeue", task)  # as an administrator or a preempting job does it
+    slurm.wait(task, lambda: "start 3" in slurm.log(task))
+    slurm.ask("scancel", task)
+    log = slurm.log(task)
+    assert slurm.wait(task)["JobState"] == "CANCELLED" and log.count("stopped in time") == 1, log
+    assert not (out / "validation-00001-of-00002.jsonl").exists()
+    again = slurm.submit("generate", options=("--array=1",), **variables) + "_1"
+    assert slurm.wait(again)["JobState"] == "COMPLETED", slurm.log(again)
+    assert "going on after" in slurm.log(again) or "up to date" in slurm.log(again)
+    # All of it is there, once
+    assert not list(out.glob("*.partial*"))
+    for split, number in (("train", 150), ("validation", 50)):
+        path = out / f"{split}-00001-of-00002.jsonl"
+        accepted, rejected = read_lines(path), read_lines(path.with_suffix(".rejected.jsonl"))
+        assert len(accepted) == number
         for field in ("id", "sampling_seed"):
             assert len({r[field] for r in accepted + rejected}) == len(accepted + rejected)
-    whole = expand("--train-file", [disturbed / "train-*-of-00002.jsonl"])  # the next stage's view of it
-    assert 500 < len(read_examples(whole, load_task(ROOT / "prompts/reviews.toml"))) <= 600
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,40 +252,3 @@ def test_a_signal_to_a_loop_outside_of_a_job_ends_its_steps(number, slurm, tmp_p
         assert time.monotonic() < deadline, (tmp_path / "said").read_text()
         time.sleep(0.1)
     assert not slurm.ask("squeue", "--noheader", "--name=python")
-
-
-@needs_slurm
-@pytest.mark.engine
-def test_a_loop_that_meets_its_time_limit_and_is_requeued_goes_on_to_the_end(slurm, small_teacher, small_t5, tmp_path):
-    run = tmp_path / "run"
-    variables = {"TEACHER": small_teacher, "STUDENT": small_t5, "ITERATIONS": 1, "NUM_EXAMPLES": 80}
-    variables |= {"GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2"}
-    few = (ROOT / "data/reviews/test.jsonl").read_text().splitlines(keepends=True)[:40]
-    (tmp_path / "test.jsonl").write_text("".join(few))
-    variables |= {"TEST_FILE": tmp_path / "test.jsonl"}
-    job = slurm.submit("loop", "prompts/reviews.toml", run, **variables)
-
-    # Slurm looks at time limits every half a minute; less than five minutes are left, so the signal comes then
-    slurm.wait(job, (run / "untrained/predictions.jsonl.run.json").exists)
-    minutes = 2 + sum(int(n) * 60**i for i, n in enumerate(reversed(slurm.show(job)["RunTime"].split(":")))) // 60
-    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-    assert slurm.wait(job, lambda: slurm.show(job)["Restarts"] == "1")["Restarts"] == "1", slurm.log(job)
-    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
-
-    # And as an administrator or a preempting job does it, while another stage runs
-    slurm.wait(job, (run / "final/student.partial.json").exists)
-    slurm.ask("scontrol", "requeue", job)
-    ended = slurm.wait(job)
-    print(slurm.ask("scontrol", "show", "job", job))
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), slurm.log(job)
-    log = slurm.log(job)
-    assert log.count("stopped in time") == 1 and log.count("+ report.py") == 1 and "start 3" in log
-    assert len(read(run / "iter-00/train.jsonl")) == 80 and len(read(run / "iter-00/validation.jsonl")) == 60
-    for split in ("train", "validation"):
-        rows = read(run / f"iter-00/{split}.jsonl") + read(run / f"iter-00/{split}.rejected.jsonl")
-        assert len({r["id"] for r in rows}) == len(rows)
-        assert len(rows) == json.loads((run / f"iter-00/{split}.jsonl.run.json").read_text())["counts"]["attempted"]
-    assert {"student", "student.run.json", "predictions.jsonl", "metrics.json"} <= {
-        p.name for p in (run / "final").iterdir()
-    }
-    assert not list(run.rglob("*.partial*"))
