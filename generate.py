@@ -108,7 +108,14 @@ def main(
                 split.start(check_only)
         if not any(split.run for split in splits):
             return
-    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
+    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
+    task = task.in_form(encoder.form)
+    if task.is_list and (report or feedback_label == "other"):
+        fail(
+            "--prompt-form completion: a list shows no report and one label; give --prompt-form chat, or neither of the two"
+        )
+    for split in splits:
+        split.take_form(task)
     if dry_run:
         for split in splits:
             show_prompts(split, encoder)

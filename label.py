@@ -74,7 +74,8 @@ def main(
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
     if dry_run:
-        encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
+        encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
+        task = task.in_form(encoder.form)
         show_label_prompts(task, encoder, records[:2], shots)
         print(f"=== would label {len(records):,} records")
         return
@@ -85,7 +86,8 @@ def main(
     )  # fmt: skip
     if run is None:
         return
-    encoder = load_encoder(model, prompt_form, template_kwargs, trust_remote_code)
+    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
+    task = task.in_form(encoder.form)
 
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])

@@ -219,7 +219,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
 
     task = load_task(Path("prompts/rte.toml"))
     pools, how = Pools(read_examples(task.seed_examples, task)), {"seed": 0, "num_fewshot": 3}
-    encoder = teacher.load_encoder(model, "auto", {}, False)
+    encoder = teacher.load_encoder(model, task, "auto", {}, False)
     attempts = [draw_attempt(task, 0, "train", a, pools, how) for a in range(num_prompts)]
     prompts = encoder.encode([render_prompt(task, "train", a.shots, a.label) for a in attempts])
     sent = [{"prompt_token_ids": ids} for ids in prompts]

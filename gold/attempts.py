@@ -89,18 +89,21 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
     # A CPU's generator takes 32 bits; of 77,000 seeds drawn at random two would more likely than not be equal
     sampling_seed = random.Random(f"{options['seed']}/{iteration}/{split}").getrandbits(31) ^ number
     wanted, feedback = task.names[number % len(task.names)], []
+    answer, seeds, train = task.answer_field, pools.seed, pools.train
+    if task.is_list:
+        seeds, train = ([e for e in pool if e[answer] == wanted] for pool in (seeds, train))
     if split == "validation":
-        shots = rng.sample(pools.train, min(VALIDATION_SHOTS, len(pools.train)))
+        shots = rng.sample(train, min(VALIDATION_SHOTS, len(train)))
     else:
-        count, answer = min(options["num_fewshot"], len(pools.seed)), task.answer_field
-        order = sorted(rng.sample(range(len(pools.seed)), count))
-        same = [i for i, example in enumerate(pools.seed) if example[answer] == wanted]
+        count = min(options["num_fewshot"], len(seeds))
+        order = sorted(rng.sample(range(len(seeds)), count))
+        same = [i for i, example in enumerate(seeds) if example[answer] == wanted]
         if len(task.names) > count and same:  # too few shots for all labels: the last one has the label asked for
             last = rng.choice(same)
             order = [*[i for i in order if i != last][: count - 1], last]
-        shots = [pools.seed[i] for i in order]
+        shots = [seeds[i] for i in order]
         if pools.feedback and rng.random() < options["feedback_rate"]:
-            feedback, which = pools.feedback, options["feedback_label"]
+            feedback, which = pools.feedback, "same" if task.is_list else options["feedback_label"]
             if which != "any":
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))

@@ -45,8 +45,8 @@ def known_label(task: Task, label: str | None) -> dict[str, str]:
     return {} if label is None else {task.answer_field: label}
 
 
-def join_shots(template: str, examples: Sequence[dict]) -> str:
-    return "\n\n".join(render(template, example) for example in examples)
+def join_shots(template: str, examples: Sequence[dict], between: str = "\n\n") -> str:
+    return between.join(render(template, example) for example in examples)
 
 
 def label_list(task: Task) -> str:
@@ -61,7 +61,7 @@ def render_prompt(
     feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both.
     Without that template the feedback examples are the last of the shots. Without a report its line goes.
     """
-    template, example = getattr(task.prompt, split), task.prompt.example
+    template, example, between = getattr(task.prompt, split), task.prompt.example, task.prompt.between
     if feedback and task.prompt.feedback:
         template = task.prompt.feedback
         if not report:
@@ -69,7 +69,7 @@ def render_prompt(
     else:
         shots = [*shots, *feedback]
     values = {
-        "shots": join_shots(example, shots), "feedback": join_shots(example, feedback), "report": report,
+        "shots": join_shots(example, shots, between), "feedback": join_shots(example, feedback, between), "report": report,
         "start": split_example(example, known_label(task, label)).start,
         "labels": label_list(task), "label": label, "definition": task.labels.get(label),
     }  # fmt: skip

@@ -25,7 +25,8 @@ class Split:
     """The training or the validation split. known: keys of texts that are duplicates; report: the student's results."""
 
     def __init__(self, name: str, task: Task, options: dict, pools: Pools, known: set[str], report: str = ""):
-        self.name, self.task, self.options, self.pools, self.report = name, task, options, pools, report
+        self.name, self.options, self.pools, self.report = name, options, pools, report
+        self.take_form(task)
         folder, shard, (number, temperature, *_) = options["output_dir"], options["shard"], OPTIONS_OF[name]
         match = re.fullmatch(r"iter-(\d+)", folder.resolve().name)
         self.iteration = int(match[1]) if match else 0
@@ -37,11 +38,15 @@ class Split:
         if not sum(shares):
             fail(f"--shard {shard}: {wanted} {name} examples leave it none; use fewer shards or more examples")
         self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), parse_shard(shard))
-        self.patterns = {n: structured_pattern(task, n) if options["structured"] else None for n in task.names}
         self.seen = set(known)
         self.outcomes: dict[int | None, str | None] = {}  # attempts in the files: key of the text, None = rejected
         self.reasons: Counter[str] = Counter()
         self.run: Run | None = None
+
+    def take_form(self, task: Task) -> None:
+        """The task with the prompts that the teacher gets: see Task.in_form."""
+        self.task, structured = task, self.options["structured"]
+        self.patterns = {name: structured_pattern(task, name) if structured else None for name in task.names}
 
     def start(self, check_only: bool) -> None:
         """See start_run. The validation split shows this very train.jsonl, so that file is no input of it."""

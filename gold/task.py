@@ -46,6 +46,11 @@ class Prompt(Table):
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
 
+    @property
+    def between(self) -> str:
+        """What stands between two examples: a line's end in a list, else a blank line."""
+        return "\n" if re.search(r"\$\{?shots\}?\n\$\{?start", self.train) else "\n\n"
+
 
 class Parse(Table):
     """What a completion must be besides its form: see gold/parsing.py."""
@@ -79,6 +84,7 @@ class Task(Table):
     seed_examples: Path
     labels: dict[str, Text] = {}  # name: definition shown to the teacher
     prompt: Prompt
+    completion: Prompt | None = None  # the form for base models and small ones: a list of examples under a heading
     parse: Parse = Parse()
     student: Student
 
@@ -101,6 +107,21 @@ class Task(Table):
     def label_template(self) -> str:
         """Shows a record with its answer at the end, where the teacher labels."""
         return self.prompt.label_example or self.prompt.example
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the heading alone tells the label: then all examples that a prompt shows have the label asked for."""
+        return bool(self.labels) and self.answer_field not in variables(self.prompt.example)
+
+    def in_form(self, form: str) -> "Task":
+        """The task as a teacher gets it. completion: [completion] in place of [prompt], where the file has one; what stands
+        between two of its examples ends the one that the teacher writes."""
+        if form == "chat" or self.completion is None:
+            return self
+        kept = {"system": "", "feedback": None, "label_example": self.label_template}
+        prompt = self.prompt.model_copy(update=kept | self.completion.model_dump(exclude_unset=True))
+        parse = self.parse.model_copy(update={"stop": [prompt.between]})
+        return self.model_copy(update={"prompt": prompt, "parse": parse, "completion": None})
 
     @property
     def targets(self) -> list[str]:
@@ -163,11 +184,18 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "prompt.example": (fields | {answer}, fields | {answer}),
         "prompt.label": (asked - {"label", "definition"}, shown),
         "prompt.label_example": (fields | {answer}, {answer}),
+        "completion.system": (set(), set()),
+        "completion.train": (asked, shown),
+        "completion.validation": (asked, shown),
+        "completion.feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
+        "completion.example": (fields | {answer}, {*task.written_fields}),
+        "completion.label": (asked - {"label", "definition"}, shown),
+        "completion.label_example": (fields | {answer}, {answer}),
         "student.source": (fields, set()),
         "student.target": ({answer}, {answer}),
     }
     for key, (allowed, needed) in rules.items():
-        text = attrgetter(key)(task) or ""
+        text = "" if key.startswith("completion") and not task.completion else attrgetter(key)(task) or ""
         used = variables(text)
         if not string.Template(text).is_valid():
             yield key, "a lone $; write $$ for a dollar sign"

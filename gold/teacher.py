@@ -28,6 +28,9 @@ from gold.reasoning import reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import Task
 
+SMALL = (
+    10**9
+)  # parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
 MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by `import torch`: vLLM's NUMA binding warns at each start
@@ -40,7 +43,8 @@ prompting = partial(typer.Option, rich_help_panel="Sampling")
 TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
 Form = Literal["auto", "chat", "completion"]
 PromptForm = Annotated[
-    Form, prompting(help="chat = by the chat template (auto: where there is one); completion = plain text.")
+    Form,
+    prompting(help="chat = [prompt] by the chat template; completion = the list in [completion], for small models."),
 ]
 ChatTemplateKwargs = Annotated[str, prompting(help="""JSON, such as '{"enable_thinking": false}'.""")]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -114,9 +118,12 @@ class Encoder:
 
 
 def load_encoder(
-    model: str, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
+    model: str, task: Task, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
 ) -> Encoder:  # fmt: skip
-    """The teacher's tokenizer. Ends the stage (exit 1) for a model that writes no text by itself."""
+    """The teacher's tokenizer. Ends the stage (exit 1) for a model that writes no text by itself.
+
+    prompt_form auto: chat where there is a chat template; but a model below SMALL parameters gets the task's [completion].
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     if problem := explain_model_folder(model):
@@ -132,10 +139,19 @@ def load_encoder(
     if prompt_form == "chat" and not tokenizer.chat_template:
         fail("--prompt-form chat: the tokenizer of --model has no chat template; give --prompt-form completion")
     if prompt_form == "auto":
-        prompt_form = "chat" if tokenizer.chat_template else "completion"
+        small = task.completion and num_parameters(config, trust_remote_code) < SMALL
+        prompt_form = "chat" if tokenizer.chat_template and not small else "completion"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     thoughts = reasoning_parser(parser, tokenizer, chat_template_kwargs) if parser else None
     return Encoder(tokenizer, prompt_form, chat_template_kwargs, context, thoughts)
+
+
+def num_parameters(config: Any, trust_remote_code: bool) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):  # shapes alone
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
 
 
 def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) -> None:

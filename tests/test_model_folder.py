@@ -66,7 +66,7 @@ def test_both_stages_refuse_it_in_one_line(stage, home, remote, tmp_path):
     assert ("--trust-remote-code" in done.stderr) == (stage == "generate.py")
 
 
-def test_code_of_a_teacher_is_run_when_it_is_allowed(remote, monkeypatch, tmp_path):
+def test_code_of_a_teacher_is_run_when_it_is_allowed(remote, pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    encoder = load_encoder(str(remote), "auto", {}, trust_remote_code=True)
+    encoder = load_encoder(str(remote), pairs, "auto", {}, trust_remote_code=True)
     assert len(encoder.tokenizer) and encoder.context
