@@ -25,12 +25,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import has_answer, iter_examples, read_examples
 from gold.jsonl import expand, write_file
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
-from gold.runs import beside, finish_run, option_name, start_run
+from gold.runs import beside, finish_run, start_run
 from gold.scores import REDUCTIONS, SCORES, detection, random_score
 from gold.selection import ERRORS, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained

@@ -37,6 +37,10 @@ def new_app() -> typer.Typer:
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=dashes)
 
 
+def option_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def is_main_process() -> bool:
     """False in all but the first of torchrun's processes: they neither speak nor write."""
     return os.environ.get("RANK", "0") == "0"

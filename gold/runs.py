@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypedDict
 
-from gold.command import fail, say
+from gold.command import fail, option_name, say
 from gold.disk import beside, remove, sync, take_lock, write_json
 from gold.fingerprint import fingerprint, same_content, with_commit
 
@@ -135,11 +135,15 @@ def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]
     for name, value in inputs.items():
         for path in value if isinstance(value, list | tuple) else [value]:
             if path is not None and Path(path).resolve() in outputs:
-                fail(f"{path}: is the input {option(name)} and would be replaced by the output; give it another name")
+                fail(
+                    f"{path}: is the input {option_name(name)} and would be replaced by the output; give it another name"
+                )
         try:
             hashes[name] = fingerprint(value, folder.parent if LOOP_FOLDER.fullmatch(folder.name) else folder)
         except FileNotFoundError as error:
-            fail(f"{option(name)} {error}: no such file or folder; check the path, or run the stage that writes it")
+            fail(
+                f"{option_name(name)} {error}: no such file or folder; check the path, or run the stage that writes it"
+            )
     return hashes
 
 
@@ -166,13 +170,15 @@ def compare(output: Path, before: dict, state: dict, extends: str | None) -> boo
         if name == extends and isinstance(old, int) and isinstance(new, int) and old < new:
             grown = True
         elif old != new and name not in state["not_compared"]:
-            refuse(output, f"was made with {option(name)} {old}, now {new}; give the old value, another output, or")
+            refuse(
+                output, f"was made with {option_name(name)} {old}, now {new}; give the old value, another output, or"
+            )
     for name, new in state["inputs"].items():
         if not same_content(before["inputs"].get(name), new):
             value = state["options"][name]
             shown = ", ".join(value) if isinstance(value, list) else value
             shown = f"{shown}, now {new}" if str(new).startswith("hub:") else shown
-            refuse(output, f"{option(name)} has changed since this was made ({shown}); to make it anew")
+            refuse(output, f"{option_name(name)} has changed since this was made ({shown}); to make it anew")
     return grown
 
 
@@ -247,10 +253,6 @@ def complete(output: Path, also: Sequence[Path]) -> None:
 
 def partials(files: Sequence[Path]) -> list[Path]:
     return [beside(path, ".partial") for path in files]
-
-
-def option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def release(output: Path, lock: IO[bytes]) -> None:

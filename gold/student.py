@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gold.command import fail, say
+from gold.command import fail, option_name, say
 from gold.decoding import decode_plainly
 from gold.disk import write_json
 from gold.encoding import encode_sources, encode_targets
@@ -231,7 +231,7 @@ def lengths_of(
     for name, given in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         lengths[name] = given or trained.get(name, BASE_LENGTHS[name])
         if trained and lengths[name] != trained[name]:
-            say(f"--{name.replace('_', '-')} {given}: {model} was trained with {trained[name]}")
+            say(f"{option_name(name)} {given}: {model} was trained with {trained[name]}")
     return lengths
 
 

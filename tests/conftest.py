@@ -370,7 +370,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[P
     """A folder that both workers see, locked: the first worker makes it, the other one waits for it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with folder.with_suffix(".lock").open("w") as lock:
+    with folder.with_suffix(".making").open("w") as lock:  # not .lock, which is the stage's own
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
 

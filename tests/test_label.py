@@ -193,7 +193,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(label, "label_records", breaks)
         told = command("pairs", *args, name="cut", code=1)
-    assert "vLLM stopped: the engine is gone; what was made is kept" in told
+    assert "vLLM stopped: the engine is gone; what is saved stays" in told
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
     done, *files = command("pairs", *args, name="cut")
