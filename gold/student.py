@@ -251,15 +251,18 @@ def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) ->
 
 def read_trained(model: str) -> dict[str, Any]:
     """What stands in a student's gold.json; {} for a model without it; ends the stage (exit 1) where it is broken."""
-    from transformers.utils import cached_file
-
     if problem := explain_model_folder(model):
         fail(f"--model {model}: {problem}")
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    if (path := cached_file(model, TRAINED, **quiet)) is None:
+    path = Path(model, TRAINED)
+    if not Path(model).is_dir():  # of the hub; importing transformers takes seconds, too long for "up to date"
+        from transformers.utils import cached_file
+
+        kinds = ("missing_entries", "connection_errors", "gated_repo")
+        path = Path(cached_file(model, TRAINED, **{f"_raise_exceptions_for_{kind}": False for kind in kinds}) or path)
+    if not path.exists():
         return {}
     try:
-        trained = json.loads(Path(path).read_text(encoding="utf-8"))
+        trained = json.loads(path.read_text(encoding="utf-8"))
         if all(type(trained[name]) is int and trained[name] > 0 for name in BASE_LENGTHS):
             return trained
     except (OSError, ValueError, LookupError, TypeError):
