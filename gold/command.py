@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -25,6 +25,7 @@ DISK = {  # what is wrong with the disk, or with what we may do on it -> the cur
 }  # fmt: skip
 
 files = partial(typer.Option, rich_help_panel="Files")
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Limit = Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")]
 DryRun = Annotated[bool, typer.Option(help="Say what would be done; load no model.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the output anew.")]
