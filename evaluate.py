@@ -29,12 +29,13 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.correctness import golds_of
+from gold.disk import beside, write_json
 from gold.examples import column_of, read_examples
 from gold.jsonl import write_file
 from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, confusions, measure, of_example
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
-from gold.runs import beside, finish_run, start_run, write_json
+from gold.runs import finish_run, start_run
 from gold.student import MaxSourceLength, MaxTargetLength, lengths_of, load_trained
 from gold.task import Task, load_task, render
 from gold.text import exact_form

@@ -138,6 +138,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     from tqdm import tqdm
 
     run, plan, notes = split.run, split.plan, split.run.notes
+    save_notes(run)
     split.read_outcomes()
     if split.outcomes:
         say(f"{run.output}: going on after {len(split.outcomes):,} attempts")

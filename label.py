@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from gold import teacher
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.disk import beside
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_records, label_rows
 from gold.prompts import render_label_prompt
-from gold.runs import Run, beside, finish_run, save_notes, start_run
+from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
 from gold.teacher import ENGINE_OPTIONS, Encoder, Engine, load_encoder, prompting
@@ -42,7 +43,7 @@ def main(
     task_file: TaskFile,
     model: Annotated[str, files(help="Teacher: a folder or a name on the hub.")],
     input_file: Annotated[list[Path], files(help="Records; only the task's fields are needed. Repeat, or a glob in quotes.")],
-    output_file: Annotated[Path, files(help="The same with teacher_label and label_probs.")],
+    output_file: Annotated[Path, files(dir_okay=False, help="The same with teacher_label and label_probs.")],
     shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
     num_fewshot: Annotated[int, prompting(min=0, help="Seed examples in a prompt, the same in all.")] = 6,
     num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
@@ -133,7 +134,7 @@ def longest_need(
             f"{output}: {len(long):,} of {len(needs):,} records are too long (prompt_too_long): with their answers"
         )
         problem += f" {min(long):,} to {max(long):,} tokens, the context holds {room:,}; lower --num-fewshot"
-        problem += " or raise --max-model-len" * bool(max_model_len)
+        problem += " or raise --max-model-len, with --overwrite" * bool(max_model_len)
         say(f"warning: {problem}") if fitting else fail(problem)
     return max(fitting) + 1
 

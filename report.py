@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail, new_app, run_command
+from gold.disk import beside
 from gold.jsonl import read_records, write_file
-from gold.runs import beside
 from gold.text import words
 
 STAGES = {"train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}

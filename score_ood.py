@@ -25,12 +25,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
+from gold.disk import beside
 from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import has_answer, iter_examples, read_examples
 from gold.jsonl import expand, write_file
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
-from gold.runs import beside, finish_run, option_name, start_run
+from gold.runs import finish_run, start_run
 from gold.scores import REDUCTIONS, SCORES, detection, random_score
 from gold.selection import ERRORS, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
@@ -50,8 +51,8 @@ scoring = partial(typer.Option, rich_help_panel="Scoring")
 def main(
     task_file: TaskFile,
     input_file: Annotated[list[Path], files(help="Examples to score (validation.jsonl); repeat, or a glob in quotes.")],
-    output_file: Annotated[Path | None, files(help="The same with scores (none = they are scored already).")] = None,
-    feedback_file: Annotated[Path | None, files(help="The selected ones, for generate.py (none = score only).")] = None,
+    output_file: Annotated[Path | None, files(dir_okay=False, help="The same with scores (none = scored already).")] = None,
+    feedback_file: Annotated[Path | None, files(dir_okay=False, help="Selection for generate.py (none = score only).")] = None,
     model: Annotated[str | None, files(help="Trained student: a folder or a name on the hub (none = tfidf, random).")] = None,
     base_model: Annotated[str | None, files(help="Untrained student, for energy_delta.")] = None,
     train_file: Annotated[list[Path] | None, files(help="What it was trained on: embedding, tfidf; repeat, or a glob.")] = None,

@@ -21,22 +21,22 @@ import os
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, is_main_process, new_app, run_command, say
-from gold.disk import naming
+from gold import command
+from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.disk import beside, naming, remove
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
-from gold.runs import beside, finish_run, remove, start_run
+from gold.runs import finish_run, start_run
 from gold.student import Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
 
 MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
 Loss = StrEnum("Loss", ["ce", "sce", "kl"])
 Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
-DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 app = new_app()
 training = partial(typer.Option, rich_help_panel="Training")
@@ -62,7 +62,7 @@ def main(
     max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
     new_head: Annotated[bool, training(help="Replace an encoder's head that was trained on other labels.")] = False,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
-    dtype: Annotated[DType, training(help="auto = bfloat16 where the GPU has it.")] = "auto",
+    dtype: Annotated[Dtype, training(help="auto = bfloat16 where the GPU has it.")] = "auto",
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -91,7 +91,7 @@ def main(
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
     run, inputs = None, ["task_file", "model", "train_file"]
-    if is_main_process():
+    if command.is_main_process():
         run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
     if not proceeds(bool(run), options["processes"]):
         return

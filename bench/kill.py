@@ -44,8 +44,8 @@ PLACES = [  # (stage, folder) in the order of the loop
 ]  # fmt: skip
 # At most so many seconds into the stage
 LINGER = {"train": 0.3, "score": 0.05, "evaluate": 0.3, "label": 0.05, "report": 0.02}
-# Fields that differ between any two runs
-PER_RUN = re.compile(r"seconds|runtime|per_second|finished_at|^command$|^git_")
+# Fields that differ between any two runs; after a kill vLLM's prefix cache is empty, so more tokens are computed
+PER_RUN = re.compile(r"seconds|runtime|per_second|finished_at|^command$|^git_|^cached_tokens|^computed_tokens|^tokens$")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

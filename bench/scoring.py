@@ -41,10 +41,11 @@ import typer
 
 from bench.shapes import SHAPES, build
 from gold.command import fail, run_command, say
+from gold.disk import write_json
 from gold.encoding import encode_targets
 from gold.examples import read_examples
 from gold.predict import score_examples
-from gold.runs import git_state, versions, write_json
+from gold.runs import git_state, versions
 from gold.student import Student, family_of, load_student
 from gold.task import Task, load_task
 

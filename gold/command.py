@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -25,6 +25,7 @@ DISK = {  # what is wrong with the disk, or with what we may do on it -> the cur
 }  # fmt: skip
 
 files = partial(typer.Option, rich_help_panel="Files")
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Limit = Annotated[int | None, typer.Option(min=1, help="Try out: the first so many examples.")]
 DryRun = Annotated[bool, typer.Option(help="Say what would be done; load no model.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the output anew.")]
@@ -35,6 +36,10 @@ def new_app() -> typer.Typer:
     """A Typer app without completion and boxes; `--num_examples` works as `--num-examples` does."""
     dashes = {"token_normalize_func": lambda name: name.replace("_", "-")}
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=dashes)
+
+
+def option_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def is_main_process() -> bool:

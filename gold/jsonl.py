@@ -184,7 +184,8 @@ def expand(option: str, paths: Iterable[Path] | None) -> list[Path]:
             found.append(path)
             continue
         names = [p for p in sorted(glob.glob(pattern)) if p.endswith((".jsonl", ".jsonl.gz"))]
-        found += [Path(p) for p in names if "rejected" in path.name or ".rejected.jsonl" not in p]
+        names = [Path(p) for p in names if "rejected" in path.name or ".rejected.jsonl" not in p]
+        found += names
         if not names:
             state = "none of them is finished" if glob.glob(pattern + ".partial") else "no such files"
             fail(f"{option} {pattern}: {state}; check the path, or run the stage that writes them")

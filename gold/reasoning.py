@@ -57,9 +57,8 @@ def inside(text: str, tags: str) -> str | None:
 
     Where the text begins with the tag, its partner may be missing: a stop string can take it.
     """
-    if pairs := re.findall(rf"(?is)<({tags})>(.*?)</\1>", text):
-        return pairs[-1][-1]
-    rest = re.sub(rf"(?i)^\s*<(?:{tags})>", "", text)
+    pairs = re.findall(rf"(?is)<({tags})>(.*?)</\1>", text)
+    rest = pairs[-1][-1] if pairs else re.sub(rf"(?i)^\s*<(?:{tags})>", "", text)
     return None if re.search(rf"(?i)</?(?:{tags})>", rest) else rest
 
 

@@ -24,9 +24,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypedDict
+from typing import IO, Any, NoReturn, NotRequired, TypedDict
 
-from gold.command import fail, say
+from gold.command import fail, option_name, say
 from gold.disk import beside, remove, sync, take_lock, write_json
 from gold.fingerprint import fingerprint, same_content, with_commit
 
@@ -39,6 +39,7 @@ class Kept(TypedDict):
     inputs: dict
     notes: dict[str, str | float | list]
     seconds: float
+    also: NotRequired[list[str]]  # not in records of earlier versions
 
 
 @dataclass
@@ -49,7 +50,6 @@ class Run:
     also: list[Path]
     state: dict  # what <output>.partial.json holds
     lock: IO[bytes]
-    resumed: bool  # `partial` holds earlier work
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -85,6 +85,7 @@ def start_run(
         "options": json.loads(json.dumps(options, default=str)),
         "not_compared": sorted({*NEVER_COMPARED, *inputs, *not_compared}),
         "inputs": hash_inputs(files, {name: options[name] for name in inputs}),
+        "also": [os.path.relpath(path, output.parent) for path in also],
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def start_run(
         if left and "finished_at" in left:
             reopen(files)
         if not overwrite:
-            check_files(files, record, left if resumable else {})
+            check_files(files, record, unreadable=resumable and left is None)
         whole = output.exists() and not overwrite
         begun = resumable and not overwrite and any(p.exists() and p.stat().st_size for p in partials(files))
         before = record if whole else left if begun else None
@@ -116,8 +117,9 @@ def start_run(
             beside(output, ".run.json").replace(beside(output, ".partial.json"))
             reopen(files)
         state |= {name: before[name] for name in ("notes", "seconds")} if before else {"notes": {}, "seconds": 0.0}
-        run = Run(output, files[1:], state, lock, resumed=bool(before))
-        save_notes(run)
+        run = Run(output, files[1:], state, lock)
+        if not grown:  # else before the first new record: an extension that fails earlier can be undone
+            save_notes(run)
         return run
     finally:
         if run is None:
@@ -125,28 +127,36 @@ def start_run(
 
 
 def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs' fingerprints. Refuses an input that is not there or is an output, and two outputs of one name.
+    """The inputs' fingerprints. Refuses an input that is not there or in an output, two outputs of one name, a bad name.
 
     Hashes of large files are kept in the run folder, so that a teacher is read once a run.
     """
     outputs, folder, hashes = [path.resolve() for path in files], files[0].parent, {}
+    for path in files:
+        if path.name in ("", "..") or path.suffix == ".gz":
+            fail(f"{path}: cannot be an output; give a name that is not . or .. and has no .gz")
     if len(set(outputs)) < len(outputs):
         fail(f"{files[0]}: two outputs have this name; give each its own")
     for name, value in inputs.items():
         for path in value if isinstance(value, list | tuple) else [value]:
-            if path is not None and Path(path).resolve() in outputs:
-                fail(f"{path}: is the input {option(name)} and would be replaced by the output; give it another name")
+            if path is not None and {(p := Path(path).resolve()), *p.parents} & set(outputs):
+                fail(f"{path}: is the input {option_name(name)}, which the output would replace; choose another output")
         try:
             hashes[name] = fingerprint(value, folder.parent if LOOP_FOLDER.fullmatch(folder.name) else folder)
         except FileNotFoundError as error:
-            fail(f"{option(name)} {error}: no such file or folder; check the path, or run the stage that writes it")
+            fail(
+                f"{option_name(name)} {error}: no such file or folder; check the path, or run the stage that writes it"
+            )
     return hashes
 
 
-def check_files(files: Sequence[Path], record: dict | None, left: dict | None) -> None:
-    """Refuse to replace a file without a run record, to use half of an output, or to resume without a state (left)."""
+def check_files(files: Sequence[Path], record: dict | None, unreadable: bool) -> None:
+    """Refuse to replace a file without a run record, to use half of an output, or to resume from an unreadable state."""
     record_path, state_path = beside(files[0], ".run.json"), beside(files[0], ".partial.json")
     there = [path for path in files if path.exists()]
+    for path in files[1:] if record and "also" in record else ():
+        if {files[0], path} & {*there} and os.path.relpath(path, files[0].parent) not in record["also"]:
+            refuse(path, f"was not made with {files[0]}, by its run record; name another file, or make both anew")
     if files[0] in there and record_path.exists():
         if not record:
             refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
@@ -154,7 +164,7 @@ def check_files(files: Sequence[Path], record: dict | None, left: dict | None) -
             refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
     elif there and not record_path.exists():
         refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
-    elif left is None and beside(files[0], ".partial").exists():
+    elif unreadable and beside(files[0], ".partial").exists():
         refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
 
 
@@ -166,13 +176,15 @@ def compare(output: Path, before: dict, state: dict, extends: str | None) -> boo
         if name == extends and isinstance(old, int) and isinstance(new, int) and old < new:
             grown = True
         elif old != new and name not in state["not_compared"]:
-            refuse(output, f"was made with {option(name)} {old}, now {new}; give the old value, another output, or")
+            refuse(
+                output, f"was made with {option_name(name)} {old}, now {new}; give the old value, another output, or"
+            )
     for name, new in state["inputs"].items():
         if not same_content(before["inputs"].get(name), new):
             value = state["options"][name]
             shown = ", ".join(value) if isinstance(value, list) else value
             shown = f"{shown}, now {new}" if str(new).startswith("hub:") else shown
-            refuse(output, f"{option(name)} has changed since this was made ({shown}); to make it anew")
+            refuse(output, f"{option_name(name)} has changed since this was made ({shown}); to make it anew")
     return grown
 
 
@@ -220,7 +232,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
         "counts": counts,
         **more,
         "seconds": run.seconds,
-        **{name: run.state[name] for name in ("options", "not_compared", "notes")},
+        **{name: run.state[name] for name in ("options", "not_compared", "notes", "also")},
         "inputs": {name: with_commit(value) for name, value in run.state["inputs"].items()},
         **git_state(),
         "versions": versions(),
@@ -247,10 +259,6 @@ def complete(output: Path, also: Sequence[Path]) -> None:
 
 def partials(files: Sequence[Path]) -> list[Path]:
     return [beside(path, ".partial") for path in files]
-
-
-def option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def release(output: Path, lock: IO[bytes]) -> None:

@@ -5,11 +5,12 @@ from collections import Counter
 
 from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, shares_of
 from gold.command import fail
+from gold.disk import beside
 from gold.examples import example_key
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
 from gold.prompts import Prompt, join_shots, render_prompt, structured_pattern
-from gold.runs import Run, beside, start_run
+from gold.runs import Run, start_run
 from gold.task import Task
 from gold.teacher import ENGINE_OPTIONS, Encoder
 

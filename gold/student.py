@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gold.command import fail, say
+from gold.command import fail, option_name, say
 from gold.decoding import decode_plainly
 from gold.disk import write_json
 from gold.encoding import encode_sources, encode_targets
@@ -231,7 +231,7 @@ def lengths_of(
     for name, given in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         lengths[name] = given or trained.get(name, BASE_LENGTHS[name])
         if trained and lengths[name] != trained[name]:
-            say(f"--{name.replace('_', '-')} {given}: {model} was trained with {trained[name]}")
+            say(f"{option_name(name)} {given}: {model} was trained with {trained[name]}")
     return lengths
 
 
@@ -251,15 +251,18 @@ def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) ->
 
 def read_trained(model: str) -> dict[str, Any]:
     """What stands in a student's gold.json; {} for a model without it; ends the stage (exit 1) where it is broken."""
-    from transformers.utils import cached_file
-
     if problem := explain_model_folder(model):
         fail(f"--model {model}: {problem}")
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    if (path := cached_file(model, TRAINED, **quiet)) is None:
+    path = Path(model, TRAINED)
+    if not Path(model).is_dir():  # of the hub; importing transformers takes seconds, too long for "up to date"
+        from transformers.utils import cached_file
+
+        kinds = ("missing_entries", "connection_errors", "gated_repo")
+        path = Path(cached_file(model, TRAINED, **{f"_raise_exceptions_for_{kind}": False for kind in kinds}) or path)
+    if not path.exists():
         return {}
     try:
-        trained = json.loads(Path(path).read_text(encoding="utf-8"))
+        trained = json.loads(path.read_text(encoding="utf-8"))
         if all(type(trained[name]) is int and trained[name] > 0 for name in BASE_LENGTHS):
             return trained
     except (OSError, ValueError, LookupError, TypeError):

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from gold.causes import cause_of
-from gold.command import fail, files, say
+from gold.command import Dtype, fail, files, say
 from gold.control_tokens import broken_up, told_of_prompts
 from gold.model_folder import explain_model_folder, refuse_model
 from gold.prompts import Prompt
@@ -37,8 +37,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by `import torch`:
 
 # Options of generate.py and label.py
 
-ENGINE_OPTIONS = ["dtype", "max_model_len", "gpu_memory_utilization", "tensor_parallel_size"]
-engine = partial(typer.Option, rich_help_panel="Engine (does not change the examples: not compared on resume)")
+ENGINE_OPTIONS = ["max_model_len", "gpu_memory_utilization", "tensor_parallel_size"]
+engine = partial(typer.Option, rich_help_panel="Engine (not compared on resume)")
 prompting = partial(typer.Option, rich_help_panel="Sampling")
 TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
 Form = Literal["auto", "chat", "completion"]
@@ -47,8 +47,7 @@ PromptForm = Annotated[
     prompting(help="chat = [prompt] by the chat template; completion = the list in [completion], for small models."),
 ]
 ChatTemplateKwargs = Annotated[str, prompting(help="""JSON, such as '{"enable_thinking": false}'.""")]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-EngineDtype = Annotated[Dtype, engine(help="auto = float32 on a CPU, else the model's own.")]
+EngineDtype = Annotated[Dtype, prompting(help="auto = float32 on a CPU, else the model's own.")]
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (the longest prompt and what it asks for).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
 TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]

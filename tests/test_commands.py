@@ -90,6 +90,9 @@ BAD_OPTIONS = [  # script, options added, what is told
     ("generate.py", {"--chat-template-kwargs": "[1]"}, "--chat-template-kwargs"),
     ("generate.py", {"--dtype": "float99"}, "--dtype"),
     ("label.py", {"--num-samples": 5}, "--num-samples"),  # it is a task with labels
+    ("label.py", {"--output-file": "."}, "--output-file"),
+    ("score_ood.py", {"--output-file": "."}, "--output-file"),
+    ("score_ood.py", {"--feedback-file": "."}, "--feedback-file"),
     ("train_student.py", {"--loss": "mse"}, "--loss"),
     ("train_student.py", {"--learning-rate": "fast"}, "--learning-rate"),
     ("score_ood.py", {"--low": 0.5, "--high": 0.5}, "--low"),

@@ -59,6 +59,7 @@ CHANGED = {  # output: {option: another value}
         "--num-examples": 79, "--num-validation": 59, "--num-fewshot": 2, "--feedback-rate": 0.4, "--num-feedback-shots": 1,
         "--temperature": 0.9, "--validation-temperature": 1.1, "--top-p": 0.9, "--top-k": 5, "--min-p": 0.1, "--max-tokens": 99,
         "--chat-template-kwargs": '{"a": 1}', "--seed": 1, "--feedback-label": "same", "--structured": None,
+        "--dtype": "float32",
     },
     "iter-01/student": {
         "--loss": "sce", "--sce-beta": 0.2, "--learning-rate": 1e-3, "--num-train-epochs": 3.0,
@@ -76,7 +77,7 @@ CHANGED = {  # output: {option: another value}
     },
 }  # fmt: skip
 FREE = {  # options that change no result: never compared
-    "iter-01/train.jsonl": ["--max-attempts", 999, "--dtype", "float32", "--max-model-len", 400],
+    "iter-01/train.jsonl": ["--max-attempts", 999, "--max-model-len", 400],
     "iter-01/student": [],
     "iter-01/scored.jsonl": ["--per-device-eval-batch-size", 3],
     "iter-01/predictions.jsonl": ["--per-device-eval-batch-size", 3],

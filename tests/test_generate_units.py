@@ -428,7 +428,7 @@ def test_killed_at_any_write_and_run_again(generated, command, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["train.jsonl.partial", "train.rejected.jsonl.partial"])
-def test_attempts_run_out_and_go_on(name, command, generated, tmp_path):
+def test_attempts_run_out_and_go_on(name, command, generated, tmp_path, monkeypatch):
     """The limit is a clear end and can be raised; what somebody threw away meanwhile is generated anew."""
     done = command("--num-examples", 20, "--num-validation", 0, "--max-attempts", 21)
     found = re.search(r"error: .*train\.jsonl: 21 attempts gave (\d+) of 20; rejected: (.*?)\.", done.stderr)
@@ -437,6 +437,13 @@ def test_attempts_run_out_and_go_on(name, command, generated, tmp_path):
     counts, accepted, rejected = generated("--num-examples", 20)
     assert counts["accepted_by_label"] == {"Warm": 10, "not warm": 10}
     assert len(accepted) == 20 and len({r["id"] for r in accepted + rejected}) == counts["attempted"]
+    # An extension whose engine does not start can be undone; one that has begun cannot
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr(generate, "Engine", lambda *args, **options: 1 / 0)
+        command("--num-examples", 30, "--num-validation", 0)
+    assert generated("--num-examples", 20) == (counts, accepted, rejected)
+    assert command("--num-examples", 30, "--num-validation", 0, "--max-attempts", 1).returncode == 1
+    assert "was made with --num-examples 30, now 20" in command("--num-examples", 20, "--num-validation", 0).stderr
 
 
 def test_extending_a_file_that_was_edited_by_hand(generated, command, pairs, tmp_path, monkeypatch):
@@ -449,8 +456,12 @@ def test_extending_a_file_that_was_edited_by_hand(generated, command, pairs, tmp
     rows.insert(1, {"first": "my lake", "second": "sledge", "label": "not warm", "id": "mine"})
     path.write_text("\n".join(map(json.dumps, rows)))  # as an editor leaves it, without a last line end
     how = ("--num-examples", 60, "--max-attempts", 2000)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(generate, "save_notes", lambda *args: (_ for _ in ()).throw(Killed()))
+    assert (
+        "was made with --dtype auto, now float32" in command("--num-validation", 0, *how, "--dtype", "float32").stderr
+    )
+    saved = iter([None])  # at the second time, after the first chunk, it is killed
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(generate, "save_notes", lambda run: next(saved) or runs.save_notes(run))
         command(*how)
     counts, accepted, rejected = generated(*how)
     assert accepted[: len(rows)] == rows and len(accepted) == 60

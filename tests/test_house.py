@@ -1,6 +1,7 @@
 """The house holds its form: imports point downwards, heavy libraries load late, files and functions stay short."""
 
 import ast
+import re
 
 import pytest
 from conftest import ROOT
@@ -53,6 +54,12 @@ def test_a_file_keeps_to_its_place_and_length(path):
         layer = {f"gold.{name}": depth for depth, names in enumerate(LAYERS) for name in names.split()}
         mine = layer[f"gold.{path.stem}"]
         assert all(layer.get(name, 99) < mine for name in imported), f"{path.stem} stands in {mine}: {imported}"
+    # A name is imported from the file that defines it
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module.startswith("gold.")):
+        source = (ROOT / f"{node.module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        defined = re.findall(r"^(?:def |class )?(\w+)\b", source, re.M)
+        assert {alias.name for alias in node.names} <= {*defined}, f"{node.module} does not define all of {path.stem}'s"
+    assert not re.search(r"^ *\):  # (?!fmt)", text, re.M), "a comment that the formatter broke: give it a line"
     # Libraries that take seconds
     late = imports_of(
         ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], [])

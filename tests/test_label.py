@@ -177,7 +177,8 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     assert (
         counts["agreeing"] == sum(r["teacher_label"] == r.get("label") for r in whole) and counts["with_answer"] == 18
     )
-    assert "5 of 24 records are too long (prompt_too_long)" in done.stderr and "or raise --max-model-len" in done.stderr
+    assert "5 of 24 records are too long (prompt_too_long)" in done.stderr
+    assert "; lower --num-fewshot or raise --max-model-len, with --overwrite" in done.stderr
     assert "19 labelled + 5 rejected (prompt_too_long) = 24 read" in done.stderr
     assert "1 of 28 records spell out a control token of the teacher, such as '<|endoftext|>'" in done.stderr
 
@@ -193,7 +194,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(label, "label_records", breaks)
         told = command("pairs", *args, name="cut", code=1)
-    assert "vLLM stopped: the engine is gone; what was made is kept" in told
+    assert "vLLM stopped: the engine is gone; what is saved stays" in told
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
     done, *files = command("pairs", *args, name="cut")

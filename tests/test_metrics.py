@@ -373,7 +373,7 @@ def test_right_answers_are_rendered_as_the_target_is(flip):
 def test_right_answers_must_be_texts(answers, flip, tmp_path):
     good = {"text": "sun lake", "answer": "lake sun", "answers": ["x"]}
     write_lines(tmp_path / "some.jsonl", [good, good | {"answers": answers}])
-    with pytest.raises(SystemExit, match=r"some.jsonl:2: 'answers' must be a list of right answers"):
+    with pytest.raises(SystemExit, match=r"some.jsonl:2: 'answers' must be a list of correct answers"):
         read_examples(tmp_path / "some.jsonl", flip)
 
 
@@ -386,7 +386,7 @@ def test_right_labels_must_be_labels(pairs, tmp_path):
 def test_a_field_may_not_have_the_name_of_the_list(tmp_path):
     path = tmp_path / "task.toml"
     path.write_text(FLIP.replace("text", "answers").replace("answers2answers", "text2text"))
-    with pytest.raises(SystemExit, match="without a field answers"):
+    with pytest.raises(SystemExit, match="answers is kept for lists of correct answers"):
         load_task(path)
 
 

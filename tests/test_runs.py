@@ -49,7 +49,7 @@ def stage(output: Path, value="a", n=3, overwrite=False, resumable=True, source:
         path.open("a" if resumable else "w").close()
         cut_torn_line(path)
         done += [record["n"] for _, record in read_records(path)]
-    assert run.resumed or not done
+    save_notes(run)
     for number in range(n):
         if dies == number:
             files[0].open("a").write('{"n": to')
@@ -125,8 +125,12 @@ def test_what_a_stage_meets(story, tmp_path, capsys):
 
 def test_a_stage_that_failed_before_it_wrote_can_be_run_with_another_option(tmp_path):
     options = {"value": "a", "n": 3, "source": None}
-    start_run("stage.py", tmp_path / "out.txt", options, ["source"], resumable=True).lock.close()
+    begin = partial(start_run, "stage.py", tmp_path / "out.txt", resumable=True, extends="n")
+    begin(options, ["source"]).lock.close()
     assert stage(tmp_path / "out.txt", value="right") == "made"
+    for n in (5, 4):  # an extension, before it has added anything, can be undone
+        begin(options | {"value": "right", "n": n}, ["source"]).lock.close()
+    assert stage(tmp_path / "out.txt", value="right") == "went on after 3"
 
 
 def test_run_record(tmp_path, monkeypatch):
@@ -334,7 +338,14 @@ def test_output_that_is_a_folder(tmp_path):
 def test_two_files_of_one_name_are_refused(tmp_path):
     output = tmp_path / "out.txt"
     output.write_text("1")
-    assert "is the input --source and would be replaced" in refusal(stage, output, source=output)
+    for source in (output, tmp_path / "folder" / "in.txt"):  # the second: the output is the folder of the input
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("1")
+        replaced = output if source == output else source.parent
+        told = refusal(stage, replaced, source=source, overwrite=True)
+        assert f"{source}: is the input --source, which the output would replace" in told and source.read_text() == "1"
+    for name in (".", "..", "/", "out.jsonl.gz"):
+        assert f"{name}: cannot be an output" in refusal(start_run, "stage.py", Path(name), {}, [])
     assert "two outputs have this name" in refusal(start_run, "stage.py", output, {}, [], also=[output])
 
 

@@ -441,6 +441,11 @@ def test_command_scores_and_selects(home, models, trained, pairs, tmp_path):
     assert "prediction" not in run["means"] and run["options"]["low"] == 0.5
     again = score(home, trained["t5"], tmp_path, *band, "--per-device-eval-batch-size", 3)
     assert again.returncode == 0 and "up to date" in again.stderr  # the batch size is not compared
+    # A file that is there is not the feedback of this output for that; without the option it is not asked about
+    other = write_lines(tmp_path / "other.jsonl", feedback[:3])
+    told = told_by(score(home, trained["t5"], tmp_path, *band, "--feedback-file", other))
+    assert f"{other}: was not made with {tmp_path / 'scored.jsonl'}" in told and len(read_lines(other)) == 3
+    assert "up to date" in told_by(score(home, trained["t5"], tmp_path, *band[2:]), 0)
     # Scores of another student do not stay
     path, output = tmp_path / "scored.jsonl", ("--output-file", tmp_path / "again.jsonl")
     assert select(home, path, "--model", models["t5"], *output).returncode == 0

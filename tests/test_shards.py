@@ -56,7 +56,8 @@ def test_sets_that_are_not_whole_are_refused(shards):
     assert "shard 1 of 3 is not finished" in refused(shards / "train-*")
     write_lines(shards / "train-00000-of-00001.jsonl", [pair(1)])
     assert "holds shards of 1 and of 3; give one set, such as train-*-of-00003.jsonl" in refused(shards / "train-*")
-    assert "--train-file" in (told := refused(shards / "valid-*.jsonl")) and "no such files" in told
+    for name in ("valid-*.jsonl", "*d.jsonl"):  # the second: rejects alone
+        assert "--train-file" in (told := refused(shards / name)) and "no such files" in told
 
 
 def test_shards_that_were_not_made_alike_are_refused(tmp_path):

@@ -121,7 +121,7 @@ def test_trained_student(name, trained, home, pairs, flip):
     config = json.loads((folder / "config.json").read_text())
     # Trainer would leave a use_cache that decodes in quadratic time; a forward pass with labels its own kind of loss
     assert config.get("use_cache") is not False and "problem_type" not in config
-    assert not [*folder.parent.glob("*partial*"), *folder.parent.glob("*.lock")]
+    assert not [*folder.parent.glob("*partial*"), *folder.parent.glob("trained-*.lock")]
     data = home / ("flip_train.jsonl" if "flip" in name else "train.jsonl")
     examples = read_examples(data, flip if "flip" in name else pairs)
     held_out = [e for e in examples if is_held_out(e["id"])]

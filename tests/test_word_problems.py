@@ -194,5 +194,5 @@ def test_no_encoder_for_equations(tmp_path):
 def test_a_target_without_a_value_is_refused_by_file_and_line(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text('{"problem": "a", "equation": "6 + 3"}\n{"problem": "b", "equation": "48 ÷ 2"}\n', encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"test.jsonl:2: '48 ÷ 2' has no value, so no prediction could be right"):
+    with pytest.raises(SystemExit, match=r"test.jsonl:2: '48 ÷ 2' has no value, so no prediction could be correct"):
         read_examples(path, WORD_PROBLEMS)
