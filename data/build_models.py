@@ -17,10 +17,9 @@ t5, bert, llama  student bases with random weights and tokenizers of their own: 
 import importlib
 import random
 import string
-from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -213,8 +212,8 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
 
-TaskName = StrEnum("TaskName", ["reviews", "word_problems"])
-Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])
+TaskName = Literal["reviews", "word_problems"]
+Name = Literal["teacher", "t5", "bert", "llama"]
 app = new_app()
 
 
@@ -236,7 +235,7 @@ def main(
     """Build embedded models of a task."""
     task_file = HERE.parent / "prompts" / f"{task_name}.toml"
     task, grammar = load_task(task_file), importlib.import_module(f"data.{task_name}_grammar")
-    if Name.bert in names and not task.labels:
+    if "bert" in names and not task.labels:
         raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
     output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
     inputs = {"task_file": task_file, "grammar": HERE / f"{task_name}_grammar.py", "topics": HERE / "zipf.py"}
