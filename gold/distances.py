@@ -28,9 +28,8 @@ def nearest_distances(points: Any, known: Any, examples: list[dict], train_examp
                 row[places[example["id"]]] = np.inf
         return distances.min(axis=1)
 
-    with config_context(
-        working_memory=128, assume_finite=True
-    ):  # MiB; a broken student's NaN is refused where it is written
+    # In MiB; a broken student's NaN is refused where it is written
+    with config_context(working_memory=128, assume_finite=True):
         chunks = list(pairwise_distances_chunked(points, known, metric="cosine", reduce_func=nearest))
     distances = np.concatenate(chunks)
     return np.where(np.isinf(distances), 1.0, distances).tolist()

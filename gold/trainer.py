@@ -34,9 +34,8 @@ class StudentTrainer(Trainer):
         labels, soft, how = inputs.pop("labels"), inputs.pop("soft", None), {}
         if self.student.family != "encoder":
             how["use_cache"] = False
-        if (
-            self.student.family == "decoder"
-        ):  # of the last T + 1 positions alone: (B, L, V) is most of a small decoder's memory
+        if self.student.family == "decoder":
+            # Of the last T + 1 positions alone: (B, L, V) is most of a small decoder's memory
             how["logits_to_keep"] = labels.shape[1]
         logits = model(**inputs, **how).logits
         if self.student.family == "decoder":  # the logits of one position predict the next token
