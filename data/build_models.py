@@ -17,6 +17,7 @@ t5, bert, llama  student bases with random weights and tokenizers of their own: 
 import importlib
 import random
 import string
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -213,7 +214,7 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 # Command
 
 TaskName = Literal["reviews", "word_problems"]
-Name = Literal["teacher", "t5", "bert", "llama"]
+Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])  # typer takes no list of a Literal
 app = new_app()
 
 
