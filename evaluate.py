@@ -113,8 +113,8 @@ def check_fields(path: Path, examples: list[dict], task: Task, group: str | None
         absent = [(predictions, examples[0])]
     for name, example in absent:
         fail(f"{path}: {example['id']} has no field {name!r}; found {', '.join(example)}")
-    if group == "label" and task.answer_field != "label" and task.labels:
-        fail(f"--group-by label: by_label holds the labels ({task.answer_field}) themselves; rename the field 'label'")
+    if group == "label" and not (task.labels and task.answer_field == "label"):
+        fail("--group-by label: by_label is kept for the labels of a classification task; rename the field 'label'")
 
 
 def stored_predictions(examples: list[dict], task: Task, field: str) -> list[str]:

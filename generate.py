@@ -12,13 +12,13 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20       # the embedded teacher, on a laptop
 
-Killed? Run the same command again: it resumes after the last whole chunk of 512 attempts. SIGUSR1 and SIGTERM, which
-batch systems send before a time limit, let it finish its chunk and end with exit code 75.
+Killed? Run the same command again (without --overwrite): it resumes after the last whole chunk of 512 attempts. SIGUSR1
+and SIGTERM, which batch systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from gold.attempts import Pools
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import agrees, example_key, read_examples
 from gold.fingerprint import fingerprint
-from gold.jsonl import append_records, expand, parse_shard
+from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label, shows_report
@@ -294,17 +294,18 @@ def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) 
 def finish(split: Split, encoder: Encoder) -> None:
     """Print the summary and write the run record; end the stage (exit 1) where attempts ran out."""
     run, plan, notes = split.run, split.plan, split.run.notes
-    accepted, reasons = sum(plan.accepted), split.reasons
+    labels = Counter(str(r.get(split.task.answer_field)) for _, r in read_records(run.partial))  # the user's lines too
+    accepted, reasons = labels.total(), split.reasons
     counts: dict[str, Any] = {"attempted": accepted + reasons.total(), "accepted": accepted}
     counts["rejected"] = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
-    counts["accepted_by_label"] = dict(zip(split.task.labels, plan.accepted, strict=False)) or None
+    counts["accepted_by_label"] = {name: labels[name] for name in split.task.labels} or None
     kinds = ("prompt_tokens", "cached_tokens", "completion_tokens", "computed_tokens")
     counts |= {kind: notes.get(kind, 0) for kind in kinds}
     counts["computed_tokens_per_accepted"] = cost = round(counts["computed_tokens"] / max(accepted, 1), 1)
     summary = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
     told = f"{counts['attempted']:,} attempted = {accepted:,} accepted + rejected ({summary})"
     say(f"{run.output}: {told}; {cost} tokens computed an accepted example")
-    if accepted < (wanted := sum(plan.shares)):
+    if (accepted := sum(plan.accepted)) < (wanted := sum(plan.shares)):
         cure = "mend the prompt or [parse], or raise --max-attempts"
         if 2 * reasons["truncated"] > reasons.total():  # a base model's tokenizer may have a chat template too
             base = "--prompt-form completion for a base model, which ends no turn"

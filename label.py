@@ -11,7 +11,7 @@ those that do not fit the teacher's context into *.rejected.jsonl. Uses: the tea
     python label.py ... --shard 0/4                          # the first of four processes: labelled-00000-of-00004.jsonl
     python label.py ... --dry-run                            # show the prompts; no engine
 
-Kill it at any time and run the same command again: it resumes after the last whole chunk.
+Kill it at any time and run the same command again (without --overwrite): it resumes after the last whole chunk.
 """
 
 import math
@@ -74,21 +74,20 @@ def main(
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
     shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
     render_label_prompt(task, records[0], shots)  # is there one?
+    if not dry_run:
+        signals, output = StopSignals(), shard_path(output_file, shard)
+        run = start_run(
+            "label.py", output, options, ["task_file", "model", "input_file", "seed_examples"], resumable=True,
+            also=[output.with_suffix(".rejected.jsonl")], overwrite=overwrite, not_compared=ENGINE_OPTIONS,
+        )  # fmt: skip
+        if run is None:
+            return
+    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
+    task = task.in_form(encoder.form)
     if dry_run:
-        encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
-        task = task.in_form(encoder.form)
         show_label_prompts(task, encoder, records[:2], shots)
         print(f"=== would label {len(records):,} records")
         return
-    signals, output = StopSignals(), shard_path(output_file, shard)
-    run = start_run(
-        "label.py", output, options, ["task_file", "model", "input_file", "seed_examples"],
-        also=[output.with_suffix(".rejected.jsonl")], resumable=True, overwrite=overwrite, not_compared=ENGINE_OPTIONS,
-    )  # fmt: skip
-    if run is None:
-        return
-    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
-    task = task.in_form(encoder.form)
 
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])

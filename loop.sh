@@ -8,7 +8,7 @@
 #   LAUNCH="srun --gpus=1" TEACHER=... STUDENT=... bash loop.sh prompts/rte.toml runs/cluster
 #
 # Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on. Ctrl-C ends the stage at once;
-# at SIGTERM generate.py ends its chunk first. PYTHON=/path/to/python uses an environment of your own and installs nothing.
+# at SIGTERM generate.py and label.py end their chunk first. PYTHON=/path/to/python installs nothing, and uses your own.
 set -euo pipefail
 cd "$(dirname "$0")"
 refuse() { echo "error: $1" >&2; exit 1; }
@@ -39,6 +39,9 @@ ITERATIONS=${ITERATIONS:-3} NUM_EXAMPLES=${NUM_EXAMPLES:-400} FINAL_TRAIN_ARGS=$
 for name in ITERATIONS NUM_EXAMPLES; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || refuse "$name=${!name} is no number from 1 on"
 done
+if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
+  refuse "STRATEGY=$STRATEGY needs \$report in [prompt] feedback of $TASK_FILE; add it, as prompts/rte.toml has it"
+fi
 [[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
 if [[ -n ${TEST_FILE:-} ]]; then
   [[ -e $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
@@ -71,7 +74,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
   run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-    ${feedback[@]+"${feedback[@]}"} ${trained_on[@]+"${trained_on[@]/#--train-file/--exclude-file}"} $GENERATE_ARGS
+    "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
   trained_on+=(--train-file "$dir/train.jsonl")
   run train_student.py "${task[@]}" --model "$base" --output-dir "$dir/student" "${trained_on[@]}" $TRAIN_ARGS
   if ((${CONTINUE_STUDENT:-0})); then base=$dir/student; fi
@@ -84,7 +87,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   esac
   if [[ $SCORE_WITH == student ]]; then with=(--model "$dir/student"); else with=(); fi
   if [[ $SELECT == *tfidf* || $SELECT == *embedding* ]]; then with+=("${trained_on[@]}"); fi
-  run score_ood.py "${task[@]}" "${pool[@]}" ${with[@]+"${with[@]}"} --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" \
+  run score_ood.py "${task[@]}" "${pool[@]}" "${with[@]}" --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" \
     $SELECT $SCORE_ARGS
   feedback=(--feedback-file "$dir/feedback.jsonl")
   if ((${REPORT:-0})); then

@@ -18,7 +18,6 @@ is one.
 Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.py has the formulas.
 """
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,7 +39,7 @@ from gold.task import Task, load_task
 NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
 NOT_COMPARED = ["per_device_eval_batch_size"]
-Score = StrEnum("Score", SCORES)
+Score = Literal[*SCORES]
 
 app = new_app()
 selection = partial(typer.Option, rich_help_panel="Selection")
@@ -60,7 +59,7 @@ def main(
         help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
         "--input-file at or above the threshold to flag 95 % of these); their scores go beside the output, scored.ood.jsonl.",
     )] = None,
-    score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = Score.energy,
+    score: Annotated[Score, selection(help="What the selection goes by; higher = more OOD.")] = "energy",
     low: Annotated[float, selection(min=0, max=1, help="Lower quantile of the band, within each label.")] = 0.5,
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
     confirmed: Annotated[bool, selection(help="Only where teacher_label agrees (label.py, generate.py --verify).")] = False,
@@ -79,17 +78,17 @@ def main(
     """Score --input-file with a student and select feedback."""
     options = dict(locals())
     # Load
-    task, score, counts = load_task(task_file), score.value, {}
-    stored = check_options(options | {"score": score})
+    task, counts, stored = load_task(task_file), {}, check_options(options)
     for name in ("input_file", "train_file", "ood_file"):
         options[name] = expand(option_name(name), options[name])
     train_examples = read_examples(options["train_file"], task, among=options["input_file"])
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
     # A million whole examples take gigabytes: of those that are scored already, what the selection needs
-    needed = ["id", task.answer_field, score, "teacher_label", "target", *(task.fields if max_overlap < 1 else [])]
+    answer, more = task.answer_field, task.fields if max_overlap < 1 else []
+    needed = ["id", score, answer, f"{answer}s", "target", "teacher_label", *more]
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
-    reading = {"counts": counts, "use": use, "among": options["train_file"], "keep": needed if stored else None}
-    examples = read_examples(options["input_file"], task, **reading)[:limit]
+    reading, keep = {"use": use, "among": options["train_file"]}, needed if stored else None
+    examples = read_examples(options["input_file"], task, counts=counts, keep=keep, **reading)[:limit]
     band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
     selected, dropped = [], {}
     if feedback_file:  # too few of a label is an error that needs no model
@@ -122,7 +121,7 @@ def main(
     if feedback_file:
         if not stored:
             selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
-        selected = whole_records(selected, options["input_file"], task, use) if stored else selected
+        selected = whole_records(selected, options["input_file"], task, reading) if stored else selected
         counts |= dropped | {"selected": len(selected)}
         first = ["id", *task.fields, task.answer_field, "score", "rank"]
         write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))
@@ -217,10 +216,10 @@ def ordered(example: dict, scores: dict, task: Task) -> dict:
     return {k: example[k] for k in first if k in example} | scores | rest
 
 
-def whole_records(selected: list[dict], paths: list[Path], task: Task, use: list[str]) -> list[dict]:
-    """All fields of the selected examples, in the order of the selection; their file is read once more."""
+def whole_records(selected: list[dict], paths: list[Path], task: Task, reading: dict) -> list[dict]:
+    """All fields of the selected examples, in the order of the selection; their file is read once more, as before."""
     wanted = {e["id"]: e for e in selected}
-    for example in iter_examples(paths, task, use=use):
+    for example in iter_examples(paths, task, quiet=True, **reading):
         if chosen := wanted.get(example["id"]):
             wanted[example["id"]] = example | {"score": chosen["score"], "rank": chosen["rank"]}
     return list(wanted.values())
@@ -239,7 +238,7 @@ def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict,
 
 
 def print_plan(options: dict, stored: bool, num_examples: int, num_ood: int, num_selected: int) -> None:
-    names, score, model = ", ".join(map(str, options["input_file"])), options["score"].value, options["model"]
+    names, score, model = ", ".join(map(str, options["input_file"])), options["score"], options["model"]
     by_student, ood = f" with {model}" if model else "", f" and {num_ood:,} OOD examples" if num_ood else ""
     print(f"would {'read' if stored else 'score'} {num_examples:,} examples of {names}{ood}{by_student}")
     most = "at most " * (options["max_overlap"] < 1 or score in ERRORS)

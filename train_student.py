@@ -18,10 +18,9 @@ test data.
 import hashlib
 import math
 import os
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,8 +34,8 @@ from gold.student import Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
 
 MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
-Loss = StrEnum("Loss", ["ce", "sce", "kl"])
-Schedule = StrEnum("Schedule", ["linear", "cosine", "constant"])
+Loss = Literal["ce", "sce", "kl"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 app = new_app()
 training = partial(typer.Option, rich_help_panel="Training")
@@ -48,14 +47,14 @@ def main(
     model: Annotated[str, files(help="Student base (T5, BERT, Llama, Qwen2 ...): a folder or a name on the hub.")],
     train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
-    loss: Annotated[Loss, training(help="ce; sce against wrong labels; kl to label_probs.")] = Loss.ce,
+    loss: Annotated[Loss, training(help="ce; sce against wrong labels; kl to label_probs.")] = "ce",
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
     num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
     per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 16,
     gradient_accumulation_steps: Annotated[int, training(min=1, help="Batches a step, as if they were one.")] = 1,
-    lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = Schedule.linear,
+    lr_scheduler_type: Annotated[Schedule, training(help="The learning rate after the warm-up.")] = "linear",
     warmup_ratio: Annotated[float, training(min=0, max=1, help="Share of the steps with a rising rate.")] = 0.1,
     weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
     max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
@@ -73,9 +72,9 @@ def main(
     task, counts = load_task(task_file), {}
     options["train_file"] = expand("--train-file", train_file)
     # kl: label_probs stand in for the label, which need not be there
-    how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == Loss.kl else {}
+    how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == "kl" else {}
     examples = read_examples(options["train_file"], task, counts=counts, **how)[:limit]
-    if loss == Loss.kl and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
+    if loss == "kl" and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
         say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
         counts["without_answer"] = unanswered
@@ -84,7 +83,7 @@ def main(
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
         fail(f"{train_file[0]}: only {len(examples)} examples, all of them held out; give more")
-    rows = soft_examples(train, task, family_of(model, task)) if loss == Loss.kl else train
+    rows = soft_examples(train, task, family_of(model, task)) if loss == "kl" else train
     if dry_run:
         print(f"would train {model} on {len(train):,} examples ({len(held_out):,} held out): {options}")
         for e in train[:3]:
@@ -102,7 +101,7 @@ def main(
     check_labels(student, model)
     partial_output = beside(output_dir, ".partial")
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
-    counts |= {"soft_targets": len(rows)} if loss == Loss.kl else {}
+    counts |= {"soft_targets": len(rows)} if loss == "kl" else {}
     with naming(partial_output):
         result, log = fit(student, rows, held_out, partial_output / "checkpoints", options)
         if not run:
@@ -170,7 +169,7 @@ def fit(
     set_seed(options["seed"])
     dtype = training_dtype(student, options["dtype"])
     features = student.encode(rows)
-    if options["loss"] == Loss.kl:
+    if options["loss"] == "kl":
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
     batch, accumulated = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
     steps = math.ceil(len(rows) / (batch * accumulated * options["processes"])) * options["num_train_epochs"]

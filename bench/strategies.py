@@ -246,7 +246,7 @@ def build(task: str, name: str, noise: float, burst: float) -> Path:
     more = {"label_noise": noise, "burst": burst} if name == "teacher" else {}
     quietly(
         build_models.main,
-        build_models.TaskName(task), [build_models.Name(name)], output_dir=folder, steps=None, seed=0, overwrite=False,
+        task, [name], output_dir=folder, steps=None, seed=0, overwrite=False,
         **({"label_noise": 0.0, "burst": 0.75} | more),
     )  # fmt: skip
     return folder / name
@@ -374,7 +374,7 @@ def run_arm(run: dict, models: dict[str, Path], root: Path) -> dict[str, Any]:
             quietly(
                 score_ood.main, task_file, [pool], scored, model=str(at / "student"),
                 base_model=str(models[run["student"]]), train_file=more, seed=run["seed"],
-                score=score_ood.Score("energy_padded" if padded else "energy"), max_target_length=32 if padded else 128,
+                score="energy_padded" if padded else "energy", max_target_length=32 if padded else 128,
             )  # fmt: skip
             records = [r for _, r in read_records(scored)]
             if arm["pick"]:

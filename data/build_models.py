@@ -20,7 +20,7 @@ import string
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -213,8 +213,8 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
 
-TaskName = StrEnum("TaskName", ["reviews", "word_problems"])
-Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])
+TaskName = Literal["reviews", "word_problems"]
+Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])  # typer takes no list of a Literal
 app = new_app()
 
 
@@ -236,7 +236,7 @@ def main(
     """Build embedded models of a task."""
     task_file = HERE.parent / "prompts" / f"{task_name}.toml"
     task, grammar = load_task(task_file), importlib.import_module(f"data.{task_name}_grammar")
-    if Name.bert in names and not task.labels:
+    if "bert" in names and not task.labels:
         raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
     output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
     inputs = {"task_file": task_file, "grammar": HERE / f"{task_name}_grammar.py", "topics": HERE / "zipf.py"}

@@ -2,7 +2,7 @@
 #
 # bash heeds no signal while a command in the foreground works. So a stage is a job in the background (set -m: with a process group of
 # its own), and what comes to this shell is passed on to all of that group. A job that does not end by it is killed within a second;
-# SIGTERM may take longer, since generate.py ends its chunk first. A second signal kills. tee hears the last words.
+# SIGTERM may take longer, since generate.py and label.py end their chunk first. A second signal kills. tee hears the last words.
 end() { # the signal's name; the shell dies of it too (130, 143, 129): a loop around this script must not go on
   set +e
   trap 'kill -KILL %1' HUP INT QUIT TERM
@@ -23,6 +23,6 @@ job_ends() { set +m; wait -f %1; } # after: set -m; COMMAND < /dev/null &
 run() {
   echo "+ $*"
   set -m
-  ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" "$@" < /dev/null 2>&1 | (trap '' HUP INT QUIT TERM; exec tee -a "$RUN/loop.log") &
+  "${LAUNCH[@]}" "$PYTHON" "$@" < /dev/null 2>&1 | (trap '' HUP INT QUIT TERM; exec tee -a "$RUN/loop.log") &
   job_ends
 }

@@ -75,7 +75,7 @@ class Task(Table):
 
     path: Annotated[Path, Field(alias="the task file")]  # no key of the file
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # it begins every id
-    version: int
+    version: int = 1  # the user's own count; a run record has the hash of the file
     description: Text
     kind: Literal["classification", "text2text"]
     metric: str

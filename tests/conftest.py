@@ -91,7 +91,6 @@ $start'''
 
 FLIP = """
 name = "flip"
-version = 1
 description = "Say the two words the other way round."
 kind = "text2text"
 metric = "exact_match"

@@ -145,8 +145,11 @@ def test_group_by_label_where_the_answer_is_another_field(home, tmp_path):
     (tmp_path / "pairs.toml").write_text(text)
     row = {"first": "a", "second": "sun", "season": "Warm", "label": "x", "said": "warm"}
     write_lines(tmp_path / "test.jsonl", [row])
-    done = evaluate(tmp_path, tmp_path / "out", "--prediction-field", "said", "--group-by", "label")
-    assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
+    by = ("--prediction-field", "said", "--group-by", "label")
+    of_text = {"task": "flip", "test": write_lines(tmp_path / "flip.jsonl", [flipped(0) | {"said": "x", "label": "x"}])}
+    for folder, more in ((tmp_path, {}), (home, of_text)):
+        done = evaluate(folder, tmp_path / "out", *by, **more)
+        assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
 
 
 def test_metrics_of_the_user_are_not_touched(home, models, tmp_path):

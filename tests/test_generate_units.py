@@ -470,6 +470,14 @@ def test_extending_a_file_that_was_edited_by_hand(generated, command, pairs, tmp
     assert len({example_key(pairs, e) for e in examples}) == 60
     assert {r["id"] for r in rejected if r["reason"] == "removed"} == gone
     assert counts["attempted"] == 60 + len(rejected)
+    # More lines of the user's than are asked for: the counts are the file's
+    lines = [{"first": f"my boat {n}", "second": "sledge", "label": "not warm"} for n in range(9)]
+    write_lines(path, [*read_lines(path), *lines])
+    how = ("--num-examples", 62, "--max-attempts", 2000)
+    counts, accepted, rejected = generated(*how)
+    by_label = {name: sum(r["label"] == name for r in accepted) for name in pairs.labels}
+    assert counts["accepted"] == len(accepted) > 68 and counts["accepted_by_label"] == by_label
+    assert counts["attempted"] == len(accepted) + len(rejected)
     assert "up to date" in command("--num-validation", 0, *how).stderr
 
 

@@ -80,5 +80,12 @@ def test_the_layers_name_the_files_of_gold():
     assert sorted(named) == sorted(path.stem for path in (ROOT / "gold").glob("*.py") if path.stem != "__init__")
 
 
+def test_the_docs_name_tests_that_exist():
+    defined = {name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    for path in ROOT.glob("docs/*.md"):
+        named = re.findall(r"(?:::|, )(test_\w+)", path.read_text())
+        assert set(named) <= defined, f"{path}: {set(named) - defined}"
+
+
 def test_top_level_holds_the_stages_alone():
     assert {path.stem for path in ROOT.glob("*.py")} == set(STAGES)

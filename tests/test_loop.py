@@ -95,7 +95,10 @@ def test_every_strategy_has_a_row_here_and_gold_is_the_default(tmp_path):
 def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     pool, selected, generated = STRATEGIES[name]
     env = {"STRATEGY": name, "HUMAN_FILE": TEST, "ITERATIONS": "3", "NUM_EXAMPLES": "90"}
-    done = dry_loop(REVIEWS, tmp_path / "r", **env)
+    task = REVIEWS
+    if name == "pgkd":  # needs $report
+        task, env = "prompts/rte.toml", env | HOME
+    done = dry_loop(task, tmp_path / "r", **env)
     for line in commands(done, ""):
         parsed(line)
     made, scored = commands(done, "generate.py"), commands(done, "score_ood.py")
@@ -179,6 +182,7 @@ REFUSED = [  # task file, variables, what is told
     (REVIEWS, {"ITERATIONS": "-1"}, "ITERATIONS=-1 is no number from 1 on"),
     (REVIEWS, {"NUM_EXAMPLES": "0"}, "NUM_EXAMPLES=0 is no number from 1 on"),
     (REVIEWS, {"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
+    (REVIEWS, {"STRATEGY": "pgkd"}, "STRATEGY=pgkd needs $report in [prompt] feedback of prompts/reviews.toml"),
     (REVIEWS, {"STRATEGY": "s3"}, "STRATEGY=s3 needs HUMAN_FILE=/path/to/labelled.jsonl"),
 ]
 

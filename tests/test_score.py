@@ -7,7 +7,7 @@ import random
 import shutil
 
 import pytest
-from conftest import call, loaded, pair, read_lines, refusal, scores_of, write_lines
+from conftest import call, flipped, loaded, pair, read_lines, refusal, scores_of, write_lines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -503,10 +503,11 @@ def test_scores_that_need_no_student(home, pairs, trained, tmp_path):
 
 def test_another_band_of_scored_examples(home, pairs, tmp_path):
     """Little of each record is kept; what is written is whole, and selected as by the function."""
-    rows = [pair(n) | {"id": f"x{n}", "energy": (n * 7 % 40) / 3, "msp": n / 40, "group": {"n": n}} for n in range(40)]
+    more = {"source": "imdb", "group": {"n": 1}}
+    rows = [pair(n) | {"id": f"x{n}", "energy": (n * 7 % 40) / 3, "msp": n / 40} | more for n in range(40)]
     path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
     done = select(home, path, "--feedback-file", output, "--limit", 36)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr.count("'source' is a column of yours") == 1, done.stderr
     whole = read_examples(path, pairs, use=["energy"])[:36]
     found = read_lines(output)
     assert found == select_feedback(whole, pairs, "energy", 0.5, 0.8)[0] and len(found) > 8 and "group" in found[0]
@@ -520,6 +521,21 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     del rows[-1]["energy"]
     assert "x39 has none" in told_by(select(home, write_lines(path, rows), *none))
     assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "fb.jsonl", "fb.jsonl.run.json"}
+    # Ids that are made of file and line depend on the other files
+    (tmp_path / "other").mkdir()
+    train = ("--train-file", write_lines(tmp_path / "other/in.jsonl", [pair(1)]))
+    write_lines(path, [pair(n) | {"tfidf": n / 40} | more for n in range(40)])
+    assert "selected by tfidf" in told_by(select(home, path, "--score", "tfidf", *train, *none), 0)
+    assert all("group" in r for r in read_lines(tmp_path / "none"))
+
+
+def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
+    rows = [flipped(n) | {"answers": [flipped(n)["answer"], "b"], "teacher_label": "b", "energy": n} for n in range(12)]
+    rows[3]["teacher_label"] = "c"
+    path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
+    how = ("--task-file", home / "flip.toml", "--input-file", path, "--feedback-file", output, "--confirmed")
+    assert "selected by energy" in told_by(call("score_ood.py", *how), 0)
+    assert json.loads((tmp_path / "fb.jsonl.run.json").read_text())["counts"]["unconfirmed"] == 1
 
 
 @pytest.mark.parametrize("errors", [0, 3])

@@ -60,7 +60,7 @@ Kind: $label'''
 ANSWER_LAST = "Second: $second\nKind: $label'''\n[parse]"
 MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem that are named
     *((PAIRS, what, by, told) for what, by, told in [
-        ("version = 1", "", "version: missing; add it; docs/tasks.md lists the keys"),
+        ('metric = "accuracy"', "", "metric: missing; add it; docs/tasks.md lists the keys"),
         ('target = "$label"', "", "student.target: missing; add it"),
         ('name = "pairs"', 'name = "pairs"\nmodel = "t5"', "model: unknown key; docs/tasks.md lists"),
         ('name = "pairs"', 'name = "pairs"\npath = "t5"', "path: unknown key"),
