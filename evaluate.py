@@ -33,6 +33,7 @@ from gold.disk import beside, write_json
 from gold.examples import column_of, read_examples
 from gold.jsonl import write_file
 from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, confusions, measure, of_example
+from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
 from gold.runs import finish_run, start_run
@@ -68,6 +69,8 @@ def main(
     task = load_task(task_file)
     if (model is None) == (prediction_field is None):
         raise typer.BadParameter("give one of --model and --prediction-field", param_hint="--model")
+    if model:
+        check_model_folder(model)
     use = [prediction_field] if prediction_field else []
     test_sets = {path: read_examples(path, task, use=use)[:limit] for path in test_file}
     for path, examples in test_sets.items():

@@ -214,7 +214,7 @@ def show_training_examples(split: Split, train: Split) -> None:
 
 def show_prompts(split: Split, encoder: Encoder) -> None:
     """--dry-run: print the first prompts of each kind, as the teacher gets them."""
-    split.pools.train = split.pools.seed  # train.jsonl does not exist yet
+    split.pools.train = split.pools.seed  # they stand in for train.jsonl, which does not exist yet
     attempts = [split.draw(n) for n in split.plan.next_attempts()[:50]]
     with_feedback = [a for a in attempts if a.feedback]
     for a in [a for a in attempts if not a.feedback][:2] + with_feedback[:2]:
@@ -224,7 +224,7 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
     for name, pattern in split.patterns.items():
         if pattern:
             print(f"--- forced into {pattern}   ({name or 'text'})")
-    print(f"=== would write {sum(split.plan.shares)} examples of the {split.name} split\n")
+    print(f"=== would write {sum(split.plan.shares)} examples of the {split.name} split; prompt form: {encoder.form}\n")
 
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:

@@ -27,7 +27,7 @@ LABEL_ARGS=${LABEL_ARGS:-}
 FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-}           # of the final student: "--loss sce", robust to wrong labels
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
-[[ -e $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
+[[ -f $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
 [[ -e strategies/$STRATEGY.sh ]] || refuse "no strategies/$STRATEGY.sh: STRATEGY is one of $(basename -s .sh strategies/*.sh | xargs)"
 source "strategies/$STRATEGY.sh"
 # The task's data lie beside its file: another folder's reviews.toml is another task
@@ -44,7 +44,7 @@ if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
 fi
 [[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
 if [[ -n ${TEST_FILE:-} ]]; then
-  [[ -e $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
+  [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
 else
   tests=()

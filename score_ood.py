@@ -29,6 +29,7 @@ from gold.disk import beside
 from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import has_answer, iter_examples, read_examples
 from gold.jsonl import expand, write_file
+from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
 from gold.runs import finish_run, start_run
 from gold.scores import REDUCTIONS, SCORES, detection, random_score
@@ -79,6 +80,8 @@ def main(
     options = dict(locals())
     # Load
     task, counts, stored = load_task(task_file), {}, check_options(options)
+    for name in filter(None, (model, base_model)):
+        check_model_folder(name)
     for name in ("input_file", "train_file", "ood_file"):
         options[name] = expand(option_name(name), options[name])
     train_examples = read_examples(options["train_file"], task, among=options["input_file"])

@@ -29,6 +29,7 @@ from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files,
 from gold.disk import beside, naming, remove
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
+from gold.model_folder import check_model_folder
 from gold.runs import finish_run, start_run
 from gold.student import Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
@@ -70,6 +71,7 @@ def main(
     options = dict(locals()) | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}  # of torchrun
     # Load
     task, counts = load_task(task_file), {}
+    check_model_folder(model)
     options["train_file"] = expand("--train-file", train_file)
     # kl: label_probs stand in for the label, which need not be there
     how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == "kl" else {}

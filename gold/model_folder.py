@@ -40,6 +40,12 @@ def explain_model_folder(model: str) -> str | None:
     return f"has no config.json, but {inner[0]} has one; give that folder" if inner else None
 
 
+def check_model_folder(model: str) -> None:
+    """End the stage (exit 1) where a path is no whole model: at once, before anything heavy is imported."""
+    if problem := explain_model_folder(model):
+        fail(f"--model {model}: {problem}")
+
+
 def refuse_model(model: str, what: str, error: Exception, remote_code: str) -> NoReturn:
     """End the stage (exit 1) where transformers cannot load a model.
 

@@ -18,7 +18,7 @@ from gold.command import fail, option_name, say
 from gold.decoding import decode_plainly
 from gold.disk import write_json
 from gold.encoding import encode_sources, encode_targets
-from gold.model_folder import explain_model_folder, refuse_model
+from gold.model_folder import check_model_folder, refuse_model
 from gold.task import Task
 from gold.text import exact_form
 
@@ -88,8 +88,7 @@ def read_config(model: str) -> Any:
     from transformers import AutoConfig, logging
 
     logging.set_verbosity_error()
-    if problem := explain_model_folder(model):
-        fail(f"--model {model}: {problem}")
+    check_model_folder(model)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # broken files make transformers raise many kinds
@@ -251,8 +250,7 @@ def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) ->
 
 def read_trained(model: str) -> dict[str, Any]:
     """What stands in a student's gold.json; {} for a model without it; ends the stage (exit 1) where it is broken."""
-    if problem := explain_model_folder(model):
-        fail(f"--model {model}: {problem}")
+    check_model_folder(model)
     path = Path(model, TRAINED)
     if not Path(model).is_dir():  # of the hub; importing transformers takes seconds, too long for "up to date"
         from transformers.utils import cached_file

@@ -144,6 +144,8 @@ def load_task(path: Path) -> Task:
         told = {"missing": "missing; add it", "extra_forbidden": "unknown key"}
         problem = told.get(first["type"], f"{first['msg']}; found {first['input']!r}")
         fail(f"{path}: {'.'.join(map(str, first['loc']))}: {problem}; docs/tasks.md lists the keys")
+    except IsADirectoryError:
+        fail(f"{path}: is a folder; give a task file, such as prompts/reviews.toml")
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         fail(f"{path}: not a readable TOML file: {error}")
     for key, problem in [*name_problems(task), *template_problems(task)]:

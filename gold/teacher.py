@@ -22,7 +22,7 @@ import typer
 from gold.causes import cause_of
 from gold.command import Dtype, fail, files, say
 from gold.control_tokens import broken_up, told_of_prompts
-from gold.model_folder import explain_model_folder, refuse_model
+from gold.model_folder import check_model_folder, refuse_model
 from gold.prompts import Prompt
 from gold.reasoning import reasoning_parser
 from gold.stopping import StopSignals
@@ -44,7 +44,7 @@ TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with th
 Form = Literal["auto", "chat", "completion"]
 PromptForm = Annotated[
     Form,
-    prompting(help="chat = [prompt] by the chat template; completion = the list in [completion], for small models."),
+    prompting(help="chat = by the chat template; completion = the list form, for base models and small ones."),
 ]
 ChatTemplateKwargs = Annotated[str, prompting(help="""JSON, such as '{"enable_thinking": false}'.""")]
 EngineDtype = Annotated[Dtype, prompting(help="auto = float32 on a CPU, else the model's own.")]
@@ -125,8 +125,7 @@ def load_encoder(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    if problem := explain_model_folder(model):
-        fail(f"--model {model}: {problem}")
+    check_model_folder(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)

@@ -191,6 +191,8 @@ def test_paths_that_are_not_there(script, command, home, tmp_path):
         (OUTPUT[script], below, "cannot be written"),
     ):
         one_line(call(script, *words_of(command[script] | {option: path})), told)
+        if option != OUTPUT[script]:
+            one_line(call(script, *words_of(command[script] | {option: path}), "--dry-run"), told)
     assert list(tmp_path.iterdir()) == []
 
 
