@@ -181,9 +181,10 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, d
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
     try:
-        from datasets import Dataset
+        from datasets import Dataset, logging
     except ImportError:
         fail(f"{path}: datasets is not installed, and .parquet needs it; install requirements.txt")
+    logging.set_verbosity(logging.CRITICAL)  # it logs a line of its own about what it raises
     try:
         dataset = Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:

@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -442,6 +443,12 @@ def finished(tmp_path_factory, embedded):
 
 def copy_of(finished, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def command_of(finished, copy: Path, output: str) -> tuple[str, list[str]]:
+    """The script and the words of the command that made an output, of which there is a copy now."""
+    script, *words = shlex.split(json.loads((copy / f"{output}.run.json").read_text())["command"])
+    return Path(script).name, [word.replace(str(finished[0]), str(copy)) for word in words]
 
 
 def one_error(printed: str, *told: str) -> None:

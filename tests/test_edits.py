@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, copy_of, loop, one_error, read_lines, write_lines
+from conftest import ROOT, call, command_of, copy_of, loop, one_error, read_lines, write_lines
 
 pytestmark = pytest.mark.engine
 
@@ -46,12 +46,6 @@ def test_a_hand_edit_is_kept_and_the_printed_commands_lead_on(finished, embedded
     assert train.read_text() == edited
     counts = json.loads((copy / "iter-01/student.run.json").read_text())["counts"]
     assert counts["train_examples"] + counts["held_out_examples"] == 159
-
-
-def command_of(finished, copy: Path, output: str) -> tuple[str, list[str]]:
-    """The script and the words of the command that made an output, of which there is a copy now."""
-    script, *words = shlex.split(json.loads((copy / f"{output}.run.json").read_text())["command"])
-    return Path(script).name, [word.replace(str(finished[0]), str(copy)) for word in words]
 
 
 CHANGED = {  # output: {option: another value}

@@ -5,17 +5,17 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, copy_of, loop, one_error, run
+from conftest import ROOT, call, command_of, copy_of, loop, one_error, run
 
 from bench.kill import (
     differences,
     is_inside,
     kill_session,
     signal_session,
-    start_loop,
     wait_for,
 )
 
@@ -33,8 +33,11 @@ def test_killed_and_run_twice_at_once(finished, embedded, tmp_path):
     (whole, _), copy, log = finished, copy_of(finished, tmp_path), tmp_path / "log"
     shutil.rmtree(copy / "final")
     (copy / "metrics.jsonl").unlink()
-    # A second loop while a stage of the first one works, which stands still meanwhile; then that is killed in its training
-    first = start_loop(copy, embedded, log)
+    # A loop while a stage of another one works, which stands still meanwhile; then that is killed in its training
+    script, words = command_of(finished, copy, "final/student")
+    words = [word.replace(str(whole), str(copy)) for word in words]
+    with log.open("w") as file:
+        first = subprocess.Popen([sys.executable, ROOT / script, *words], cwd=ROOT, stderr=file, start_new_session=True)
     try:
         assert wait_for(first, lambda: is_inside(copy, log, "train", "final")), log.read_text()[-3000:]
         signal_session(first, signal.SIGSTOP)

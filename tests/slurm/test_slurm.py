@@ -194,7 +194,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_
 
 @needs_slurm
 @pytest.mark.engine
-def test_a_task_that_is_stopped_requeued_and_cancelled_loses_nothing(slurm, small_teacher, tmp_path):
+def test_a_task_that_is_stopped_is_queued_again_and_loses_nothing(slurm, small_teacher, tmp_path):
     out = tmp_path / "iter-00"
     variables = {
         "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 300,
@@ -204,16 +204,10 @@ def test_a_task_that_is_stopped_requeued_and_cancelled_loses_nothing(slurm, smal
     train = out / "train-00001-of-00002.jsonl"
     slurm.wait(task, lambda: progress(train) or train.exists())
     slurm.ask("scancel", "--signal=USR1", task)  # in the middle: the first chunk is on disk
-    slurm.wait(task, lambda: "start 2" in slurm.log(task))
-    slurm.ask("scontrol", "requeue", task)  # as an administrator or a preempting job does it
-    slurm.wait(task, lambda: "start 3" in slurm.log(task))
-    slurm.ask("scancel", task)
     log = slurm.log(task)
-    assert slurm.wait(task)["JobState"] == "CANCELLED" and log.count("stopped in time") == 1, log
-    assert not (out / "validation-00001-of-00002.jsonl").exists()
-    again = slurm.submit("generate", options=("--array=1",), **variables) + "_1"
-    assert slurm.wait(again)["JobState"] == "COMPLETED", slurm.log(again)
-    assert "going on after" in slurm.log(again) or "up to date" in slurm.log(again)
+    assert slurm.wait(task)["JobState"] == "COMPLETED", log
+    log = slurm.log(task)
+    assert log.count("stopped in time") == 1 and "start 2" in log and "going on after" in log, log
     # All of it is there, once
     assert not list(out.glob("*.partial*"))
     for split, number in (("train", 150), ("validation", 50)):
