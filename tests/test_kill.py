@@ -31,11 +31,10 @@ TEST = ROOT / "data" / "reviews" / "test.jsonl"
 def test_killed_and_run_twice_at_once(finished, embedded, tmp_path):
     """A run that has all of this behind it is the same as one that nobody interrupted. bench/kill.py kills everywhere."""
     (whole, _), copy, log = finished, copy_of(finished, tmp_path), tmp_path / "log"
+    script, words = command_of(finished, copy, "final/student")
     shutil.rmtree(copy / "final")
     (copy / "metrics.jsonl").unlink()
     # A loop while a stage of another one works, which stands still meanwhile; then that is killed in its training
-    script, words = command_of(finished, copy, "final/student")
-    words = [word.replace(str(whole), str(copy)) for word in words]
     with log.open("w") as file:
         first = subprocess.Popen([sys.executable, ROOT / script, *words], cwd=ROOT, stderr=file, start_new_session=True)
     try:
