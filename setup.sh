@@ -19,7 +19,7 @@ with_uv() { # a requirements file; uv does not read pip's configuration, so what
     value=$("$pip" config get "global.${name%:*}" 2> /dev/null) && export "UV_${name#*:}=$value"
   done
   UV_INDEX_STRATEGY=unsafe-best-match UV_NATIVE_TLS=1 .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode \
-    --override <(printf '%s ; python_version < "3"\n' "${unwanted[@]}") -r "$1" 2> /dev/null
+    --override <(for name in "${unwanted[@]}"; do echo "$name ; python_version < '3'"; done) -r "$1" 2> /dev/null
 }
 
 for file in "$base" "$@"; do
