@@ -80,8 +80,6 @@ def main(
     options = dict(locals())
     # Load
     task, counts, stored = load_task(task_file), {}, check_options(options)
-    for name in filter(None, (model, base_model)):
-        check_model_folder(name)
     for name in ("input_file", "train_file", "ood_file"):
         options[name] = expand(option_name(name), options[name])
     train_examples = read_examples(options["train_file"], task, among=options["input_file"])
@@ -160,6 +158,8 @@ def check_options(given: dict) -> bool:
     for wrong, name, problem in problems:
         if wrong:
             raise typer.BadParameter(problem, param_hint=option_name(name))
+    for name in filter(None, (model, given["base_model"])):
+        check_model_folder(name)
     return stored
 
 
