@@ -128,7 +128,7 @@ def test_mutated_file_is_refused(text, old, new, told, tmp_path):
 
 def test_unreadable_task_file(tmp_path):
     (tmp_path / "latin.toml").write_bytes('name = "größe"'.encode("latin-1"))
-    for name, told in (("none.toml", "no such task file"), ("", "not a readable"), ("latin.toml", "not a readable")):
+    for name, told in (("none.toml", "no such task file"), ("", "is a folder"), ("latin.toml", "not a readable")):
         assert f": {told}" in refusal(load_task, tmp_path / name)
 
 

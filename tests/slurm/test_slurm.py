@@ -207,7 +207,8 @@ def test_a_task_that_is_stopped_is_queued_again_and_loses_nothing(slurm, small_t
     log = slurm.log(task)
     assert slurm.wait(task)["JobState"] == "COMPLETED", log
     log = slurm.log(task)
-    assert log.count("stopped in time") == 1 and "start 2" in log and "going on after" in log, log
+    assert log.count("stopped in time") == 1 and "start 2" in log, log
+    assert "going on after" in log or "up to date" in log, log
     # All of it is there, once
     assert not list(out.glob("*.partial*"))
     for split, number in (("train", 150), ("validation", 50)):
