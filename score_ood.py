@@ -90,8 +90,7 @@ def main(
     use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
     reading, keep = {"use": use, "among": options["train_file"]}, needed if stored else None
     examples = read_examples(options["input_file"], task, counts=counts, keep=keep, **reading)[:limit]
-    band = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}
-    selected, dropped = [], {}
+    band, selected, dropped = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}, [], {}
     if feedback_file:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
         selected, dropped = select_feedback(tried, task, score, **band, max_overlap=max_overlap if stored else 1.0)
