@@ -233,6 +233,7 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     options, attempts = split.options, [split.draw(n) for n in numbers]
+    split.under_way |= dict(zip(numbers, attempts, strict=True))
     prompts, room = encoder.encode([split.prompt(a) for a in attempts]), engine.max_model_len - options["max_tokens"]
     fitting = [(a, ids) for a, ids in zip(attempts, prompts, strict=True) if len(ids) <= room]
     if prompts and not fitting and not split.outcomes and not sum(split.plan.settled):  # later on they are rejects
@@ -255,7 +256,7 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
 
 def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any) -> dict:
     """Wait for the completion of an attempt: its record. reason: why it is rejected by itself, None = it is not."""
-    a, task, fields, reason, text, ending = split.draw(number), split.task, {}, "prompt_too_long", None, None
+    a, task, fields, reason, text, ending = split.under_way.pop(number), split.task, {}, "prompt_too_long", None, None
     if a.id in engine.sent:
         output, pattern = engine.wait([a.id], bar)[0].outputs[0], split.patterns[a.label]
         text, ending = output.text, output.finish_reason
@@ -263,11 +264,10 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
         fields, reason = ({}, reason) if reason else parse_completion(task, final, a.label)
         if pattern and not re.fullmatch(pattern, text):  # the grammar's dialect is not Python's
             reason = reason or "no_match"
-        last = next(reversed(fields.values()), "")
-        whole = reason != "no_match" and another_begins(task.prompt.example, last, text)
+        last = "" if reason == "no_match" else next(reversed(fields.values()), "")
         if ending == "error":
             reason = "engine_error"
-        elif ending == "length" and not whole:
+        elif ending == "length" and not another_begins(task.prompt.example, last, text):
             reason = "truncated"
         elif not reason and copies_shot(task, fields, a.shown):
             reason = "copied_shot"

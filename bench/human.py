@@ -3,28 +3,76 @@
 human   60 %: classifiers, and students of human data
 dev     15 %: every choice
 report  25 %: read once, at the end
+
+Where a data set has a training and a test side (SST-2: its dev set), human is the training side; dev is .375 of the other
+one and report the rest.
+
+    data = load_human(task)                                   data.human, data.dev, data.report: examples
+    judge = classifier(task, data, folder)                    a student of 4,000 human examples: tells label noise
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from gold.examples import read_examples
+from bench.stages import train
+from gold.examples import example_key, read_examples
 from gold.jsonl import write_file
+from gold.metrics import of_example
+from gold.predict import predict
+from gold.student import Student, lengths_of, load_trained
 from gold.task import Task
 
 PARTS = {"human": 0.6, "dev": 0.75, "report": 1.0}  # part: upper end of the hash, 0 to 1
+BASE, RATE = Path("data/models/all-minilm-l6-v2"), 1.5e-4
+JUDGE = {"rows": 4000, "steps": 400}
 
 
-def part_of(text: str) -> str:
+@dataclass
+class Human:
+    human: list[dict]
+    dev: list[dict]
+    report: list[dict]
+
+
+def part_of(text: str, first: float = 0.0) -> str:
+    """first: where the shares begin; 0.6 leaves out the human part."""
     share = hashlib.sha256(" ".join(text.split()).encode()).digest()[0] / 256
-    return next(name for name, end in PARTS.items() if share < end)
+    return next(name for name, end in PARTS.items() if first + (1 - first) * share < end)
 
 
-def split_human(files: list[Path], task: Task, folder: Path) -> dict[str, Path]:
-    """Write human.jsonl, dev.jsonl and report.jsonl of a data set (as data/prepare.py writes it); where they stand."""
-    examples = read_examples(files, task)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.jsonl" for name in PARTS}
-    for name, path in paths.items():
-        write_file(path, [e for e in examples if part_of(e["source"]) == name])
-    return paths
+def load_human(task: Task) -> Human:
+    """The parts of data/TASK/{train,test}.jsonl, as data/prepare.py writes them. A text stands in one part, once."""
+    folder, known = Path("data") / task.name, set()
+    two_sided = (folder / "train.jsonl").exists()
+    human = read_examples([folder / "train.jsonl"] * two_sided, task)
+    sides = [("human", e) for e in human] + [
+        (part_of(e["source"], 0.6 * two_sided), e) for e in read_examples([folder / "test.jsonl"], task)
+    ]
+    parts = Human([], [], [])
+    for part, e in sides:
+        if (key := example_key(task, e)) not in known:
+            getattr(parts, part).append(e)
+            known.add(key)
+    return parts
+
+
+def classifier(task: Task, data: Human, folder: Path) -> Student:
+    """A student of human examples, which tells the noise of generated labels: that of data/models, trained once."""
+    file = folder / "human.jsonl"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(file, data.human[: JUDGE["rows"]])
+    train(task.path, BASE, [file], folder / "student", JUDGE["steps"], 0, {}, learning_rate=RATE)
+    return measured(task, folder / "student")
+
+
+def measured(task: Task, folder: Path) -> Student:
+    return load_trained(str(folder), task, lengths_of(str(folder)), "float32")
+
+
+def accuracy(student: Student, examples: list[dict]) -> float:
+    """Share of the examples whose label the student gives."""
+    answers = predict(student, examples, 64)
+    right = [of_example(student.task, a, e)["correct"] for a, e in zip(answers, examples, strict=True)]
+    return sum(right) / len(right)

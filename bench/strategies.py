@@ -21,17 +21,13 @@ are kept in runs/strategies. Two processes with one thread each make more of two
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
-import io
 import json
 import math
 import os
 import shutil
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,13 +35,11 @@ import typer
 
 import evaluate
 import generate
-import gold.teacher
 import label
 import score_ood
-import train_student
+from bench.stages import BATCH, LEARNING_RATE, alone, keep_engine, lines_of, note, quietly, train
 from bench.truth import coverage, followed, noise_of, scores_against_truth, topic_of, true
 from gold.command import say
-from gold.disk import beside, remove
 from gold.distances import tfidf_distances
 from gold.examples import read_examples
 from gold.jsonl import read_records, write_file
@@ -53,16 +47,16 @@ from gold.predict import score_examples
 from gold.runs import git_state, versions
 from gold.selection import select_feedback
 from gold.stopping import STOPPED
-from gold.student import lengths_of, load_student, load_trained
+from gold.student import lengths_of, load_trained
 from gold.task import Task, load_task
 
 WORK, RESULTS = Path("runs/strategies"), Path("bench/results/strategies.jsonl")
-BATCH = 32
+
 # Optimiser steps of the last student, and of those between. A student that writes needs more: with 300 it is these that
 # bound a T5 on the word problems, whatever the examples (.32 with 1,200 examples, .31 with 2,000)
 STEPS = {"bert": (300, 200), "t5": (900, 400), "llama": (900, 400)}
 SIZES = (600, 1200, 2400)
-LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arms: what each does differently from DEFAULT
@@ -212,32 +206,6 @@ def pick(way: str, records: list[dict], task: Task, grammar: Any, student: str) 
 # Stages
 
 
-def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
-    """Call a stage's command without its tables and bars."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors := io.StringIO()):
-        try:
-            function(*args, **kwargs)
-        except typer.BadParameter as error:
-            raise RuntimeError(error.message) from None
-        except SystemExit as error:
-            if error.code == STOPPED:  # a signal: end the process
-                raise
-            said = (str(error) or errors.getvalue().strip())[-300:]
-            raise RuntimeError(said) from None
-        finally:  # what generate.py does with them is for its chunks
-            for number in (signal.SIGUSR1, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Wait until no other process is in here: two students of one task and seed share its teacher and its iteration 0."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def build(task: str, name: str, noise: float, burst: float) -> Path:
     """The folder of a teacher, or of a student base; built when it is missing."""
     from data import build_models
@@ -250,40 +218,6 @@ def build(task: str, name: str, noise: float, burst: float) -> Path:
         **({"label_noise": 0.0, "burst": 0.75} | more),
     )  # fmt: skip
     return folder / name
-
-
-def train(
-    task_file: Path,
-    base: Path,
-    files: list[Path],
-    folder: Path,
-    steps: int,
-    seed: int,
-    loss: dict,
-    best_epoch: bool = False,
-) -> None:
-    """The last of `steps` optimiser steps, however many examples the files hold; none is held out, but for best_epoch."""
-    if (folder / "config.json").exists():
-        return
-    task = load_task(task_file)
-    examples = read_examples(files, task)
-    held_out = [e for e in examples if best_epoch and train_student.is_held_out(e["id"])]
-    examples = [e for e in examples if e not in held_out]
-    a_pass = math.ceil(len(examples) / BATCH)
-    options = {
-        "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH,
-        "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
-        "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "seed": seed, "dtype": "auto", "processes": 1,
-    } | loss  # fmt: skip
-    draft, checkpoints = beside(folder, ".partial"), beside(folder, ".checkpoints")
-    with contextlib.redirect_stderr(io.StringIO()):
-        student = load_student(str(base), task, seed)
-        counts, _ = train_student.fit(student, examples, held_out, checkpoints, options)
-        student.save(draft, counts["dtype"])
-    assert counts["steps"] == steps
-    remove(checkpoints)
-    draft.rename(folder)
 
 
 def measure(task_file: Path, model: Path, folder: Path) -> dict[str, float]:
@@ -425,17 +359,6 @@ def key_of(line: dict) -> tuple:
     return tuple(line[name] for name in ("task", "student", "label_noise", "burst", "size", "seed", "arm", "design"))
 
 
-def lines_there() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def note(line: dict) -> None:
-    """Append a line; another process may do so too."""
-    with RESULTS.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
 
@@ -465,15 +388,14 @@ def main(
     setting = {"task": task, "student": student, "label_noise": label_noise, "burst": burst, "size": size}
     todo = [setting | {"seed": first_seed + s, "arm": a} for s in range(seeds) for a in names]
     todo = [run | {"design": design_of(run)} for run in todo]
-    done, code = {key_of(line) for line in lines_there() if "failed" not in line}, git_state()
+    done, code = {key_of(line) for line in lines_of(RESULTS) if "failed" not in line}, git_state()
     todo = [run for run in todo if key_of(run) not in done]
     if not todo:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with alone(WORK / "lock"):
         models = {name: build(task, name, label_noise, burst) for name in ("teacher", student)}
-    llm = gold.teacher.start_llm(str(models["teacher"]), 1024)
-    gold.teacher.start_llm = lambda *args, **kwargs: llm  # every call of a stage gets this one
+    keep_engine(str(models["teacher"]))
     where = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions()}
     for place, run in enumerate(todo):
         root = WORK / f"{task}-noise{label_noise:g}-burst{burst:g}" / f"size{size}" / f"seed{run['seed']}"
@@ -484,7 +406,7 @@ def main(
             if isinstance(error, SystemExit) and error.code == STOPPED:
                 raise
             found = {"failed": str(error)}
-        note(run | found | where | code | {"finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        note(RESULTS, run | found | where | code | {"finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         shown = found.get("failed") or f"accuracy {found['accuracy']}, tail {found['tail']}"
         say(
             f"{place + 1} of {len(todo)}: seed {run['seed']}, {run['arm']}: {shown} ({time.perf_counter() - began:.0f} s)"

@@ -5,6 +5,7 @@ are settled (accepted or rejected) in the order in which they were planned, and 
 alone, never from timing. So a killed stage plans the same attempts again and makes those that stand in neither file.
 """
 
+import functools
 import math
 import random
 from collections import Counter
@@ -83,11 +84,17 @@ class Plan:
         return due
 
 
+@functools.cache
+def first_seed(text: str) -> int:
+    """A CPU's generator takes 32 bits; of 77,000 seeds drawn at random two would more likely than not be equal, so those of
+    a split are this number ^ the attempt's."""
+    return random.Random(text).getrandbits(31)
+
+
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
     """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
-    # A CPU's generator takes 32 bits; of 77,000 seeds drawn at random two would more likely than not be equal
-    sampling_seed = random.Random(f"{options['seed']}/{iteration}/{split}").getrandbits(31) ^ number
+    sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
     wanted, feedback = task.names[number % len(task.names)], []
     answer, seeds, train = task.answer_field, pools.seed, pools.train
     if task.is_list:

@@ -30,6 +30,7 @@ from gold.text import exact_form, text_key
 MAX_CHILDREN = 128  # vLLM's limit on logprob_token_ids
 TAIL = 200  # characters of a prompt that are tokenised again with every label, about 50 tokens
 OVERLAP = 8  # tokens before a label that must be the same after the whole prompt and after its tail
+NEUTRAL = ("N/A", "", "[MASK]")  # texts without content, of Zhao et al. 2021 (arXiv 2102.09690)
 
 
 class Row(NamedTuple):
@@ -58,10 +59,12 @@ def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> li
 def label_records(
     engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict],
     num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0,
+    prior: Sequence[float] | None = None,
 ) -> list[dict | None]:  # fmt: skip
     """The teacher's answer to each record: {"teacher_label": ..., "label_probs": {answer: share}}.
 
-    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest.
+    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. prior: of
+    label_prior, which is divided out.
     text2text: the greedy answer without label_probs, or with num_samples > 1 the answer with most votes (the first of
     them where there is a tie) and the shares of all; "" and {} where no sample is an answer. None for a record whose
     prompt and answer do not fit the context.
@@ -70,7 +73,7 @@ def label_records(
     fits = [row.length(max_tokens) <= engine.max_model_len for row in rows]
     asked = [(record, row) for record, row, fit in zip(records, rows, fits, strict=True) if fit]
     if task.labels:
-        results = [label_probs(task, sums) for sums in log_probs(engine, [row for _, row in asked])]
+        results = [label_probs(task, sums, prior) for sums in log_probs(engine, [row for _, row in asked])]
     else:
         how = {"n": num_samples, "temperature": temperature if num_samples > 1 else 0, "max_tokens": max_tokens}
         how["stop"] = None if encoder.form == "chat" else ["\n\n", *task.parse.stop]
@@ -79,7 +82,18 @@ def label_records(
     return [next(answers) if fit else None for fit in fits]
 
 
-def label_probs(task: Task, sums: list[float]) -> dict:
+def label_prior(engine: Engine, encoder: Encoder, task: Task, shots: list[dict]) -> list[float]:
+    """The mean probabilities of the labels where the record's fields are a text without content: what the prompt alone
+    makes likely. Dividing by them is contextual calibration (Zhao et al. 2021)."""
+    neutral = [{"id": text} | dict.fromkeys(task.fields, text) for text in NEUTRAL]
+    answers = [a["label_probs"] for a in label_records(engine, encoder, task, neutral, shots) if a]
+    if not answers:
+        fail("--calibrate: the label prompt does not fit the context even without a text; show fewer shots")
+    return [max(sum(probs[name] for probs in answers) / len(answers), 1e-6) for name in task.labels]
+
+
+def label_probs(task: Task, sums: list[float], prior: Sequence[float] | None = None) -> dict:
+    sums = [value - math.log(p) for value, p in zip(sums, prior or [1.0] * len(sums), strict=True)]
     weights = [math.exp(value - max(sums)) for value in sums]
     probs = {name: float(f"{w / sum(weights):.6g}") for name, w in zip(task.labels, weights, strict=True)}
     return {"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs}

@@ -60,6 +60,8 @@ def parse_completion(task: Task, completion: str, label: str | None) -> tuple[di
 def plain_marks(text: str, template: str, label: str | None) -> str:
     """The text with the fields' marks, and the label behind one, as the template has them where they stand in bold:
     **Review:** or **Review**: is Review:."""
+    if "**" not in text:
+        return text
     for mark in field_marks(template):
         name = re.escape(mark.removesuffix(":"))
         text = re.sub(rf"(?i)\*\*({name})(?::\*\*|\*\*:)", r"\1:", text)
@@ -101,9 +103,11 @@ def first_example(text: str, template: str, stops: Sequence[str]) -> str:
 def another_begins(template: str, value: str, text: str) -> bool:
     """Whether another example follows `value`, the last field of the first one in `text`: then the first one is whole,
     even where the text was cut off later, as that of a base model in a chat template, which ends no turn."""
-    opening = opening_of(template)
-    following = rf"(?i){re.escape(value)}\s*\n\s*{re.escape(opening)}"
-    return bool(opening and value and re.search(following, text))
+    opening, value = opening_of(template), value.lower()
+    if not (opening and value):
+        return False
+    following = re.finditer(rf"(?i)\s*\n\s*{re.escape(opening)}", text)  # one pattern a task: to compile takes 0.5 ms
+    return any(text[: match.start()].lower().endswith(value) for match in following)
 
 
 def check_fields(task: Task, fields: dict[str, str]) -> str | None:

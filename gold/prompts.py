@@ -4,6 +4,7 @@ prompt = render_prompt(task, "train", shots, "positive")                  Prompt
 prompt = render_label_prompt(task, record, shots)                         ends where the answer stands
 """
 
+import functools
 import re
 import string
 from collections.abc import Sequence
@@ -27,6 +28,12 @@ class Example(NamedTuple):
 
 def split_example(template: str, known: dict[str, str]) -> Example:
     """Fill the known fields in; the teacher writes the others."""
+    return split_once(template, tuple(known.items()))
+
+
+@functools.lru_cache(maxsize=1000)  # of a label it is asked for with every attempt
+def split_once(template: str, items: tuple[tuple[str, str], ...]) -> Example:
+    known = dict(items)
     names, texts, end = [], [""], 0
     for match in string.Template.pattern.finditer(template):
         texts[-1] += template[end : match.start()]

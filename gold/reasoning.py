@@ -18,6 +18,7 @@ THOUGHT = "think|thinking|thought|thoughts|reasoning|seed:think"  # <think>...</
 FINAL = "answer|response"  # <answer>...</answer>: all that counts
 HARMONY = r"(?:<\|start\|>)?assistant(?:<\|channel\|>)?final(?:<\|message\|>)?"
 HARMONY_START = r"\s*(?:<\|channel\|>)?(analysis|commentary|final)(?:<\|message\|>|(?=[A-Z]))"
+MARKED = r"[<\[]|assistant|analysis|commentary|final|process"  # a quick test: no text without one has any of the forms
 GRANITE_START, GRANITE_FINAL = r"\W*Here(?: is|'s) my thought process:", r"Here(?: is|'s) my response:"
 
 
@@ -26,6 +27,8 @@ def strip_reasoning(text: str, template: str = "") -> tuple[str, str | None]:
 
     Text without any of these marks comes back unchanged. template: the task's own example; a tag in it is the task's.
     """
+    if not re.search(MARKED, text):
+        return text, None
     final = text
     if parts := re.split(HARMONY, text)[1:]:
         final = re.split(r"<\|(?:return|end)\|>", parts[-1])[0]

@@ -201,7 +201,7 @@ class Engine:
 
     def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
         """vLLM's outputs of these requests, in this order; those of others stay until they are asked for."""
-        missing = set(ids) - self.done.keys()
+        missing = {identifier for identifier in ids if identifier not in self.done}
         with self.errors("stopped"):
             while missing:
                 for output in self.llm.llm_engine.step():

@@ -1,0 +1,197 @@
+"""Does feedback help with a real LLM, on text that people wrote? Strategies at equal budget, seed by seed.
+
+    python -m data.real_models; python -m data.prepare ag_news
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.real_teacher ag_news --seeds 0,2,4
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.real_teacher ag_news --seeds 1,3
+    python -m bench.real_teacher ag_news --table                 # differences to zerogen, paired by seed; on the dev part
+    python -m bench.real_teacher ag_news --table --part report   # once, at the end
+
+Teacher SmolLM2-135M-Instruct, student MiniLM, through the stages' own functions with the settings of strategies/*.sh. A run
+is one arm with one seed: --size accepted training examples in three rounds. Round 0 of a seed, its pool and its student
+are shared by all arms; the pools of rounds 0 and 1 hold --pool examples each. The last student is trained on everything, for
+a number of steps that follows from the number of examples; the last step is kept.
+
+Budgets: (a) equal accepted examples: `zerogen` beside the others; (b) equal teacher tokens, pools counted: `zerogen+`, which
+makes MORE times as many examples.
+
+A run is a line of bench/results/real_teacher.jsonl; finished runs are skipped, so a killed command is run again. Two
+processes with one thread each make more of two cores than one with two.
+"""
+
+import contextlib
+import json
+import shlex
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import generate
+import label
+import score_ood
+from bench.human import RATE, Human, accuracy, classifier, load_human, measured
+from bench.prompts import MAX_TOKENS, STUDENT, TEACHER, distinct_2, steps_for
+from bench.stages import alone, keep_engine, lines_of, note, quietly, train
+from bench.strategies_report import interval
+from gold.examples import example_key, read_examples
+from gold.jsonl import write_file
+from gold.runs import git_state
+from gold.task import Task, load_task
+
+RESULTS, WORK = Path("bench/results/real_teacher.jsonl"), Path("runs/real_teacher")
+ROUNDS = 3
+SAMPLING = {"min_p": 0.05}  # chosen by bench/prompts.py
+MORE = 1.6  # zerogen+: what two pools of 100 beside 600 examples cost, in examples
+# arm: (strategy, changes). They are the files of strategies/ unless a change says otherwise
+ARMS: dict[str, tuple[str, dict]] = {
+    name: (name, {}) for name in ("zerogen", "random", "gold", "active", "uncertain", "tfidf", "random-train", "s3")
+} | {
+    "zerogen+": ("zerogen", {"more": MORE}),
+    "gold, rate 1": ("gold", {"feedback_rate": 1.0}),
+    "active, rate 1": ("active", {"feedback_rate": 1.0}),
+    "gold, confirmed": ("gold", {"confirmed": True}),
+    "active, confirmed": ("active", {"confirmed": True}),
+    "gold, pool trained on": ("gold", {"train_on_pool": True}),
+}
+
+
+def options_of(text: str) -> dict[str, Any]:
+    """ "--low 0.5 --score nll" as keyword arguments of a stage."""
+    words = shlex.split(text)
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return {k.removeprefix("--").replace("-", "_"): float(v) if v[0].isdigit() else v for k, v in pairs}
+
+
+def strategy(name: str, human_file: Path) -> dict[str, Any]:
+    """What a file of strategies/ sets: pool, SCORE_WITH, options of score_ood.py and of generate.py."""
+    code = f'. strategies/{name}.sh; printf \'%s\\n\' "$POOL" "${{SCORE_WITH:-}}" "${{SELECT:-}}" "$FEEDBACK_ARGS"'
+    done = subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, check=True, env={"HUMAN_FILE": str(human_file)}
+    )
+    pool, score_with, select, feedback = done.stdout.split("\n")[:4]
+    return {"pool": pool, "score_with": score_with, "select": options_of(select), "feedback": options_of(feedback)}
+
+
+def generate_round(task: Task, folder: Path, run: dict, n: int, pool: int, how: dict, before: list[Path]) -> None:
+    quietly(
+        generate.main, task.path, str(TEACHER), folder, num_examples=n, num_validation=pool, seed=run["seed"],
+        exclude_file=before, max_attempts=20 * n, max_tokens=MAX_TOKENS, **SAMPLING, **how,
+    )  # fmt: skip
+
+
+def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
+    """All rounds of one arm; the numbers of its line."""
+    name, changes = ARMS[run["arm"]]
+    human_file = root.parent / "human-150.jsonl"
+    with alone(root.parent / "lock"):
+        if not human_file.exists():
+            write_file(human_file, data.human[-150:])
+    how = strategy(name, human_file)
+    n = round(run["size"] / ROUNDS * changes.get("more", 1))
+    needs_pool, home = how["pool"] == "validation", root / run["arm"]
+    start = (root / "start" if n == run["size"] // ROUNDS else home) / "iter-00"
+    steer = how["feedback"] | {k: v for k, v in changes.items() if k == "feedback_rate"}
+    trained_on, feedback, pools, fed = [], [], [], []
+    for i in range(ROUNDS):
+        folder = start if i == 0 else home / f"iter-{i:02d}"
+        with alone(root / "lock") if i == 0 else contextlib.nullcontext():
+            pool_size = run["pool"] if i + 1 < ROUNDS and (needs_pool or folder.parent.name == "start") else 0
+            generate_round(
+                task, folder, run, n, pool_size, ({"feedback_file": feedback} | steer) if i else {}, trained_on + pools
+            )
+        trained_on.append(folder / "train.jsonl")
+        if i + 1 == ROUNDS or how["pool"] == "none":
+            continue
+        student = folder / "student"
+        if how["score_with"] == "student":
+            size = sum(len(read_examples([path], task)) for path in trained_on)
+            with alone(root / "lock"):
+                train(task.path, STUDENT, trained_on, student, steps_for(size), run["seed"], {}, learning_rate=RATE)
+        if needs_pool:
+            pools.append(folder / "validation.jsonl")
+        file = [pools[-1]] if needs_pool else trained_on if how["pool"] == "train" else [Path(how["pool"])]
+        if changes.get("confirmed"):
+            at = home / f"labelled-{i}.jsonl"
+            quietly(label.main, task.path, str(TEACHER), file, at, seed=run["seed"])
+            file = [at]
+        feedback = [home / f"feedback-{i}.jsonl"]
+        quietly(
+            score_ood.main, task.path, file, home / f"scored-{i}.jsonl", feedback[0], seed=run["seed"],
+            model=str(student) if how["score_with"] == "student" else None,
+            train_file=trained_on if how["select"]["score"] in ("tfidf", "embedding") else None,
+            confirmed=changes.get("confirmed", False), **how["select"],
+        )  # fmt: skip
+        fed += read_examples(feedback, task) if feedback[0].stat().st_size else []
+    trained_on += pools if changes.get("train_on_pool") else []
+    used = read_examples(trained_on, task)
+    train(task.path, STUDENT, trained_on, home / "student", steps_for(len(used)), run["seed"], {}, learning_rate=RATE)
+    last = measured(task, home / "student")
+    judge = measured(task, root.parent / "classifier/student")
+    keys = {example_key(task, e) for e in [*data.dev, *data.report]}
+    records = [json.loads(path.with_name(path.name + ".run.json").read_text()) for path in [*trained_on, *pools]]
+    tokens = {r["output"]: r["counts"]["computed_tokens"] for r in records}
+    return {
+        "dev": round(accuracy(last, data.dev), 4), "report": round(accuracy(last, data.report), 4),
+        "trained_on": len(used), "pool_examples": run["pool"] * len(pools), "fed_back": len(fed),
+        "tokens": sum(tokens.values()),
+        "agreement": round(accuracy(judge, used), 4), "agreement_fed": round(accuracy(judge, fed), 4) if fed else None,
+        "distinct_2": round(distinct_2([e["source"] for e in used], 8000), 4),
+        "repeats_of_test": sum(example_key(task, e) in keys for e in used),
+    }  # fmt: skip
+
+
+def show_table(task: str, part: str, size: int) -> None:
+    """Mean by arm, and its difference to zerogen with a 95 % t-interval over the seeds that both have."""
+    runs = {
+        (line["arm"], line["seed"]): line for line in lines_of(RESULTS) if (line["task"], line["size"]) == (task, size)
+    }
+    print(f"{task}, {size} examples, accuracy on the {part} part")
+    columns = f"{'tokens':>9}{'agreement':>11}{'of fed':>8}{'distinct-2':>12}{'repeats':>9}"
+    print(f"{'arm':<24}{'seeds':>6}{'accuracy':>10}  {'minus zerogen':<26}{columns}")
+    for arm in dict.fromkeys(arm for arm, _ in runs):
+        own = [line for (name, _), line in runs.items() if name == arm]
+        gain = [line[part] - runs["zerogen", s][part] for (name, s), line in runs.items()
+                if name == arm and ("zerogen", s) in runs]  # fmt: skip
+        mean, low, high = interval(gain) if gain else (0.0, 0.0, 0.0)
+        average = {k: statistics.mean(line[k] or 0 for line in own)
+                   for k in (part, "tokens", "agreement", "agreement_fed", "distinct_2", "repeats_of_test")}  # fmt: skip
+        print(
+            f"{arm:<24}{len(own):>6}{average[part]:>10.4f}  {f'{mean:+.4f} [{low:+.4f}, {high:+.4f}]':<26}"
+            f"{average['tokens']:>9,.0f}{average['agreement']:>11.3f}{average['agreement_fed']:>8.3f}"
+            f"{average['distinct_2']:>12.3f}{average['repeats_of_test']:>9.1f}"
+        )
+
+
+def main(
+    task: Annotated[str, typer.Argument(help="A task with human data in data/TASK.")],
+    arms: Annotated[str, typer.Option(help="Names of ARMS, with semicolons or commas.")] = "zerogen,random,gold,active",
+    seeds: Annotated[str, typer.Option(help="Seeds.")] = "0",
+    size: Annotated[int, typer.Option(help="Accepted training examples.")] = 600,
+    pool: Annotated[int, typer.Option(help="Examples of a validation pool.")] = 100,
+    table: Annotated[bool, typer.Option(help="Only print what is there.")] = False,
+    part: Annotated[str, typer.Option(help="Of the table: dev or report.")] = "dev",
+) -> None:
+    """Run what has no line yet, seed by seed."""
+    if table:
+        return show_table(task, part, size)
+    loaded, names = load_task(Path(f"prompts/{task}.toml")), arms.split(";") if ";" in arms else arms.split(",")
+    data = load_human(loaded)
+    with alone(WORK / task / "lock"):
+        classifier(loaded, data, WORK / task / "classifier")
+    keep_engine(str(TEACHER))
+    for seed in map(int, seeds.split(",")):
+        for arm in names:
+            run = {"task": task, "size": size, "pool": pool, "seed": seed, "arm": arm}
+            if any(all(line.get(k) == v for k, v in run.items()) for line in lines_of(RESULTS)):
+                continue
+            began = time.perf_counter()
+            found = run_arm(run, loaded, data, WORK / task / f"size{size}-pool{pool}-seed{seed}")
+            note(RESULTS, run | found | {"seconds": round(time.perf_counter() - began)} | git_state())
+            print(f"{task} seed {seed} {arm}: dev {found['dev']}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
