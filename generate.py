@@ -31,7 +31,7 @@ from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_ap
 from gold.examples import agrees, example_key, read_examples
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
-from gold.labels import draw_label_shots, label_records
+from gold.labels import draw_label_shots, label_prior, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label, shows_report
 from gold.reasoning import final_of
@@ -68,11 +68,12 @@ def main(
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, sampling(min=0, help="Keep so many likeliest tokens (0 = all).")] = 0,
-    min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.0,
+    min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.05,
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
+    calibrate: teacher.Calibrate = True,
     reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
     prompt_form: teacher.PromptForm = "auto",
@@ -283,11 +284,14 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
 def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) -> None:
     """Ask the teacher for its own answer to each record that is not rejected so far."""
     asked = [r for r in records if not r["reason"] and example_key(split.task, r) not in split.seen]
-    shots = draw_label_shots(split.task, split.pools.seed, LABEL_SHOTS, split.options["seed"])
-    answers = label_records(engine, encoder, split.task, asked, shots, max_tokens=split.options["max_tokens"])
+    options, task = split.options, split.task
+    shots = draw_label_shots(task, split.pools.seed, LABEL_SHOTS, options["seed"])
+    if options["calibrate"] and task.labels and not split.prior:
+        split.prior = label_prior(engine, encoder, task, shots)
+    answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"], prior=split.prior)
     for record, answer in zip(asked, answers, strict=True):
         record |= answer or {"reason": "prompt_too_long"}
-        if answer and not agrees(split.task, record, answer["teacher_label"]):
+        if answer and not agrees(task, record, answer["teacher_label"]):
             record["reason"] = "label_disagrees"
 
 

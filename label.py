@@ -26,7 +26,7 @@ from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_ap
 from gold.disk import beside
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
-from gold.labels import draw_label_shots, label_records, label_rows
+from gold.labels import draw_label_shots, label_prior, label_records, label_rows, neutral_records
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
@@ -46,6 +46,7 @@ def main(
     output_file: Annotated[Path, files(dir_okay=False, help="The same with teacher_label and label_probs.")],
     shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
     num_fewshot: Annotated[int, prompting(min=0, help="Seed examples in a prompt, the same in all.")] = 6,
+    calibrate: teacher.Calibrate = True,
     num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
     temperature: Annotated[float, prompting(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
     max_tokens: Annotated[int, prompting(min=1, help="text2text: longest answer in tokens.")] = 128,
@@ -92,6 +93,7 @@ def main(
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])
     need = longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
+    need = max(need, *(row.length(max_tokens) for row in label_rows(task, encoder, neutral_records(task), shots)))
     engine = Engine(
         model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
@@ -100,13 +102,21 @@ def main(
     done = read_done(run.partial, rejected)
     if done:
         say(f"{output}: going on after {len(done):,} records")
+    prior = label_prior(engine, encoder, task, shots) if calibrate and task.labels else None
+    how = {
+        "num_samples": num_samples,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "prior": prior,
+    }
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
             if not chunk:
                 continue
-            answers = label_records(engine, encoder, task, chunk, shots, num_samples, temperature, max_tokens, seed)
+            answers = label_records(engine, encoder, task, chunk, shots, **how)
             pairs = list(zip(chunk, answers, strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
             left_out = [record for record, answer in pairs if not answer]
@@ -115,7 +125,7 @@ def main(
                 run.notes[name] = run.notes.get(name, 0) + count
             save_notes(run)
             bar.update(len(chunk))
-    finish(run, task, records, encoder, counts)
+    finish(run, task, records, encoder, counts, prior)
     signals.stop_if_any()  # what comes after this stage would not know of it
 
 
@@ -159,7 +169,9 @@ def labelled(record: dict, answer: dict, task: Task) -> dict:
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 
-def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict) -> None:
+def finish(
+    run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict, prior: list[float] | None
+) -> None:
     """The run record, and the summary."""
     done = [record for _, record in read_records(run.partial)]
     answered = [r for r in done if r.get(task.answer_field) is not None]
@@ -170,7 +182,8 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
     computed, prompts = (run.notes.get(name, 0) for name in ("computed_tokens", "prompt_tokens"))
-    finish_run(run, counts | {"prompt_tokens": prompts, "computed_tokens": computed}, prompt_form=encoder.form)
+    more = {"prior": dict(zip(task.labels, prior, strict=True))} if prior else {}
+    finish_run(run, counts | {"prompt_tokens": prompts, "computed_tokens": computed}, prompt_form=encoder.form, **more)
     if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
         cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")
         say(f"warning: {run.output}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")

@@ -13,7 +13,6 @@ selected, over all that was scored; each iteration has another student, so compa
 """
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ import typer
 from gold.command import fail, new_app, run_command
 from gold.disk import beside
 from gold.jsonl import read_records, write_file
-from gold.text import words
+from gold.text import distinct_2, text_key, words
 
 STAGES = {"train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}
 
@@ -49,8 +48,9 @@ def rows_of(run: Path) -> list[dict]:
     folders = sorted(run.glob("iter-*"))
     if not folders:
         fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
-    texts = {folder: training_words(folder) for folder in folders}
-    budget = min((sum(map(len, t)) for t in texts.values() if t), default=0)
+    texts = {folder: training_texts(folder) for folder in folders}
+    tested = {text_key(str(r.get("source"))) for path in test_predictions(run) for _, r in read_records(path)}
+    budget = min((sum(len(words(text)) for text in t) for t in texts.values() if t), default=0)
     rows = []
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
@@ -65,6 +65,7 @@ def rows_of(run: Path) -> list[dict]:
             "accepted": accepted,
             "tokens": round(computed / accepted, 1) if computed else None,
             "distinct_2": round(distinct_2(texts[folder], budget), 4),
+            "repeats_of_test": sum(text_key(text) in tested for text in texts[folder]) if tested else None,
             "score": score,
             "mean_score": scored.get("means", {}).get(score),
             **measured(folder),
@@ -85,18 +86,14 @@ def shards(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}")) or [path]
 
 
-def training_words(folder: Path) -> list[list[str]]:
+def training_texts(folder: Path) -> list[str]:
     files = [path for path in shards(folder, "train.jsonl") if path.exists()]
-    return [words(str(record.get("source", ""))) for path in files for _, record in read_records(path)]
+    return [str(record.get("source", "")) for path in files for _, record in read_records(path)]
 
 
-def distinct_2(texts: list[list[str]], budget: int) -> float:
-    """Different / all pairs of neighbouring words within texts, of their first `budget` words (Li et al. 2016)."""
-    pairs = []
-    for text in texts:
-        pairs += pairwise(text[:budget])
-        budget -= len(text[:budget])
-    return len(set(pairs)) / len(pairs) if pairs else 0.0
+def test_predictions(run: Path) -> list[Path]:
+    """The predictions on test sets: those of an iteration may be on its own validation examples."""
+    return [path for name in ("untrained", "final") for path in sorted((run / name).glob("**/predictions.jsonl"))]
 
 
 def load(path: Path) -> dict:
@@ -155,7 +152,11 @@ def print_table(run: Path, rows: list[dict]) -> None:
     for first, *line in lines:
         print("  ".join([first.ljust(widths[0]), *map(str.rjust, line, widths[1:])]))
     total = sum(s for row in rows for s in row["seconds"].values())
-    print(f"attempted, accepted and tokens are those of both splits; all stages: {total:,.0f} s\n")
+    print(f"attempted, accepted and tokens are those of both splits; all stages: {total:,.0f} s")
+    counted = [row["repeats_of_test"] for row in rows if row.get("repeats_of_test") is not None]
+    if counted:
+        print(f"{sum(counted):,} training examples repeat a text of the test sets")
+    print()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ human   60 %: classifiers, and students of human data
 dev     15 %: every choice
 report  25 %: read once, at the end
 
-Where a data set has a training and a test side (SST-2: its dev set), human is the training side; dev is .375 of the other
-one and report the rest.
+Where a data set has a training and a test side (SST-2: its dev set), report comes from the test side alone.
 
     data = load_human(task)                                   data.human, data.dev, data.report: examples
-    judge = classifier(task, data, folder)                    a student of 4,000 human examples: tells label noise
+    judge = classifier(task, data, folder)                    a student of human examples: tells label noise
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from gold.task import Task
 
 PARTS = {"human": 0.6, "dev": 0.75, "report": 1.0}  # part: upper end of the hash, 0 to 1
 BASE, RATE = Path("data/models/all-minilm-l6-v2"), 1.5e-4
-JUDGE = {"rows": 4000, "steps": 400}
+JUDGE = {"rows": 4000, "steps": 200}
 
 
 @dataclass
@@ -35,25 +34,21 @@ class Human:
     report: list[dict]
 
 
-def part_of(text: str, first: float = 0.0) -> str:
-    """first: where the shares begin; 0.6 leaves out the human part."""
+def part_of(text: str) -> str:
     share = hashlib.sha256(" ".join(text.split()).encode()).digest()[0] / 256
-    return next(name for name, end in PARTS.items() if first + (1 - first) * share < end)
+    return next(name for name, end in PARTS.items() if share < end)
 
 
 def load_human(task: Task) -> Human:
     """The parts of data/TASK/{train,test}.jsonl, as data/prepare.py writes them. A text stands in one part, once."""
-    folder, known = Path("data") / task.name, set()
-    two_sided = (folder / "train.jsonl").exists()
-    human = read_examples([folder / "train.jsonl"] * two_sided, task)
-    sides = [("human", e) for e in human] + [
-        (part_of(e["source"], 0.6 * two_sided), e) for e in read_examples([folder / "test.jsonl"], task)
-    ]
-    parts = Human([], [], [])
-    for part, e in sides:
-        if (key := example_key(task, e)) not in known:
-            getattr(parts, part).append(e)
-            known.add(key)
+    test, train_side = Path("data") / task.name / "test.jsonl", Path("data") / task.name / "train.jsonl"
+    parts, known = Human([], [], []), set()
+    for path in filter(Path.exists, (test, train_side)):
+        for e in read_examples([path], task):
+            part, key = part_of(e["source"]), example_key(task, e)
+            if key not in known and not (part == "report" and path == train_side):
+                getattr(parts, part).append(e)
+                known.add(key)
     return parts
 
 

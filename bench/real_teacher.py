@@ -33,17 +33,21 @@ import generate
 import label
 import score_ood
 from bench.human import RATE, Human, accuracy, classifier, load_human, measured
-from bench.prompts import MAX_TOKENS, STUDENT, TEACHER, distinct_2, steps_for
+from bench.prompts import MAX_TOKENS, STUDENT, TEACHER, steps_for
+from bench.prompts import WORK as CLASSIFIERS
 from bench.stages import alone, keep_engine, lines_of, note, quietly, train
 from bench.strategies_report import interval
 from gold.examples import example_key, read_examples
 from gold.jsonl import write_file
 from gold.runs import git_state
 from gold.task import Task, load_task
+from gold.text import distinct_2
 
 RESULTS, WORK = Path("bench/results/real_teacher.jsonl"), Path("runs/real_teacher")
+REPORT = Path("bench/results/real_teacher_report.jsonl")  # accuracy of the same students on the report part
 ROUNDS = 3
 SAMPLING = {"min_p": 0.05}  # chosen by bench/prompts.py
+DEV = 1200  # examples of the dev part that are measured
 MORE = 1.6  # zerogen+: what two pools of 100 beside 600 examples cost, in examples
 # arm: (strategy, changes). They are the files of strategies/ unless a change says otherwise
 ARMS: dict[str, tuple[str, dict]] = {
@@ -129,12 +133,12 @@ def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     used = read_examples(trained_on, task)
     train(task.path, STUDENT, trained_on, home / "student", steps_for(len(used)), run["seed"], {}, learning_rate=RATE)
     last = measured(task, home / "student")
-    judge = measured(task, root.parent / "classifier/student")
+    judge = classifier(task, data, CLASSIFIERS / task.name / "classifier")
     keys = {example_key(task, e) for e in [*data.dev, *data.report]}
     records = [json.loads(path.with_name(path.name + ".run.json").read_text()) for path in [*trained_on, *pools]]
     tokens = {r["output"]: r["counts"]["computed_tokens"] for r in records}
     return {
-        "dev": round(accuracy(last, data.dev), 4), "report": round(accuracy(last, data.report), 4),
+        "dev": round(accuracy(last, data.dev[:DEV]), 4),
         "trained_on": len(used), "pool_examples": run["pool"] * len(pools), "fed_back": len(fed),
         "tokens": sum(tokens.values()),
         "agreement": round(accuracy(judge, used), 4), "agreement_fed": round(accuracy(judge, fed), 4) if fed else None,
@@ -143,11 +147,31 @@ def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def folder_of(run: dict) -> Path:
+    """Of all arms of a seed."""
+    return WORK / run["task"] / f"size{run['size']}-pool{run['pool']}-seed{run['seed']}"
+
+
+def measure_report(task: Task, data: Human, runs: list[dict]) -> None:
+    """Add `report`, the accuracy on the report part, to runs; what is not known yet is measured."""
+    names = ("task", "size", "pool", "seed", "arm")
+    known = {tuple(line[k] for k in names): line["report"] for line in lines_of(REPORT)}
+    for run in runs:
+        key = tuple(run[k] for k in names)
+        if key not in known:
+            known[key] = round(accuracy(measured(task, folder_of(run) / run["arm"] / "student"), data.report), 4)
+            note(REPORT, dict(zip(names, key, strict=True)) | {"report": known[key]})
+        run["report"] = known[key]
+
+
 def show_table(task: str, part: str, size: int) -> None:
     """Mean by arm, and its difference to zerogen with a 95 % t-interval over the seeds that both have."""
     runs = {
         (line["arm"], line["seed"]): line for line in lines_of(RESULTS) if (line["task"], line["size"]) == (task, size)
     }
+    if part == "report":
+        loaded = load_task(Path(f"prompts/{task}.toml"))
+        measure_report(loaded, load_human(loaded), list(runs.values()))
     print(f"{task}, {size} examples, accuracy on the {part} part")
     columns = f"{'tokens':>9}{'agreement':>11}{'of fed':>8}{'distinct-2':>12}{'repeats':>9}"
     print(f"{'arm':<24}{'seeds':>6}{'accuracy':>10}  {'minus zerogen':<26}{columns}")
@@ -180,7 +204,7 @@ def main(
     loaded, names = load_task(Path(f"prompts/{task}.toml")), arms.split(";") if ";" in arms else arms.split(",")
     data = load_human(loaded)
     with alone(WORK / task / "lock"):
-        classifier(loaded, data, WORK / task / "classifier")
+        classifier(loaded, data, CLASSIFIERS / task / "classifier")
     keep_engine(str(TEACHER))
     for seed in map(int, seeds.split(",")):
         for arm in names:
@@ -188,7 +212,7 @@ def main(
             if any(all(line.get(k) == v for k, v in run.items()) for line in lines_of(RESULTS)):
                 continue
             began = time.perf_counter()
-            found = run_arm(run, loaded, data, WORK / task / f"size{size}-pool{pool}-seed{seed}")
+            found = run_arm(run, loaded, data, folder_of(run))
             note(RESULTS, run | found | {"seconds": round(time.perf_counter() - began)} | git_state())
             print(f"{task} seed {seed} {arm}: dev {found['dev']}, {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -82,11 +82,14 @@ def label_records(
     return [next(answers) if fit else None for fit in fits]
 
 
+def neutral_records(task: Task) -> list[dict]:
+    return [{"id": text} | dict.fromkeys(task.fields, text) for text in NEUTRAL]
+
+
 def label_prior(engine: Engine, encoder: Encoder, task: Task, shots: list[dict]) -> list[float]:
     """The mean probabilities of the labels where the record's fields are a text without content: what the prompt alone
     makes likely. Dividing by them is contextual calibration (Zhao et al. 2021)."""
-    neutral = [{"id": text} | dict.fromkeys(task.fields, text) for text in NEUTRAL]
-    answers = [a["label_probs"] for a in label_records(engine, encoder, task, neutral, shots) if a]
+    answers = [a["label_probs"] for a in label_records(engine, encoder, task, neutral_records(task), shots) if a]
     if not answers:
         fail("--calibrate: the label prompt does not fit the context even without a text; show fewer shots")
     return [max(sum(probs[name] for probs in answers) / len(answers), 1e-6) for name in task.labels]

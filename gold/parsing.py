@@ -28,6 +28,10 @@ DEBRIS = "|".join((  # what surrounds an example in a chat, or stands in place o
     # Refusals
     r"\bas an? (?:ai|language model)\b|\bai language model\b",
     r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
+    # Talk of the request instead of what it asks for, and the dates of Llama's system prompt
+    r"\b(?:cutting knowledge|today) date:", r"\b(?:texts?|examples?|sentences?|reviews?|tweets?) that fits? the\b",
+    r"\bgenerated? (?:\w+ ){0,3}(?:text samples|texts)\b",
+    r"^\W*i(?:['\u2019]d be (?:happy|glad)|['\u2019]m (?:here|ready)) to (?:help|assist)\b",
     # Preambles
     r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
     r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b(?:example|sample|sentence|text|headline|review|article|paraphrase|version"

@@ -41,6 +41,7 @@ class Split:
         self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), parse_shard(shard))
         self.seen = set(known)
         self.outcomes: dict[int | None, str | None] = {}  # attempts in the files: key of the text, None = rejected
+        self.prior: list[float] | None = None  # of the labels, for --verify
         self.under_way: dict[int, Attempt] = {}
         self.reasons: Counter[str] = Counter()
         self.run: Run | None = None

@@ -11,6 +11,8 @@ Chinese, Japanese, Thai, Lao, Khmer, Burmese have no blanks between words: there
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 
@@ -83,6 +85,16 @@ def words(text: str) -> list[str]:
     """The words of a text's key, symbols that stand alone among them; no text that can be seen is without one."""
     key = text_key(text)
     return pattern("words").findall(key) if MAY_LACK_BLANKS.search(key) else key.split()
+
+
+def distinct_2(texts: Sequence[str], budget: int) -> float:
+    """Different / all pairs of neighbouring words within texts, of their first `budget` words (Li et al. 2016)."""
+    pairs = []
+    for text in texts:
+        some = words(text)[:budget]
+        pairs += pairwise(some)
+        budget -= len(some)
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def rouge_words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from conftest import call, fitted, flipped, pair, read_lines, write_lines
 from gold.examples import read_examples
 from gold.predict import predict
 from gold.student import lengths_of, load_trained
-from report import distinct_2
+from gold.text import distinct_2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # evaluate.py
@@ -183,7 +183,7 @@ def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, 
     ("a b|b a|a b", 4, 1.0), ("a b|c d e", 4, 1.0), ("a b|a b c|a b", 5, 2 / 3),  # the last text may be cut
 ])  # fmt: skip
 def test_distinct_2_by_hand(texts, budget, expected):
-    assert distinct_2([text.split() for text in texts.split("|")], budget) == pytest.approx(expected)
+    assert distinct_2(texts.split("|"), budget) == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -218,6 +218,7 @@ def run_folder(tmp_path):
     # The first four words: ab ba ab = 2 of 3; ab bc cd = 3 of 3
     write_lines(tmp_path / "my run/iter-00/train.jsonl", [{"source": "A b a B"}, {"source": "c d"}])
     write_lines(tmp_path / "my run/iter-01/train.jsonl", [{"source": "a b"}, {"source": "c d"}])
+    write_lines(tmp_path / "my run/untrained/predictions.jsonl", [{"source": "c D."}, {"source": "e f"}])
     return tmp_path / "my run"
 
 
@@ -241,13 +242,15 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
     assert lines["untrained"] == ["-", "-", "-", "-", "-", "0.250 [0.200, 0.300]", *"------"]
     # 12.5 + 21.5 + 3.5 + 4.5 + 5.76 + 31.5 = 79.26
     assert "all stages: 79 s" in done.stdout
+    assert "2 training examples repeat a text of the test sets" in done.stdout  # "c d" and "c D." are one text
     # The same rows are written
     rows = read_lines(run_folder / "metrics.jsonl")
     assert [r["iteration"] for r in rows] == ["iter-00", "iter-01", "final", "final/test_zipf", "untrained"]
     seconds = {"generate": 12.5, "train": 21.5, "score": 3.5, "evaluate": 4.5}
     assert rows[0] == {
-        "iteration": "iter-00", "attempted": 1331, "accepted": 60, "tokens": 50.0, "distinct_2": 0.6667, "score": "energy",
-        "mean_score": -4.126, "metric": "accuracy", "accuracy": 0.7126, "low": 0.61, "high": 0.803, "n": 50,
+        "iteration": "iter-00", "attempted": 1331, "accepted": 60, "tokens": 50.0, "distinct_2": 0.6667,
+        "repeats_of_test": 1, "score": "energy", "mean_score": -4.126, "metric": "accuracy", "accuracy": 0.7126,
+        "low": 0.61, "high": 0.803, "n": 50,
         "accuracy_head": 0.951, "accuracy_tail": 0.453, "seconds": seconds,
     }  # fmt: skip
     assert "accuracy" not in rows[1] and rows[1]["distinct_2"] == 1.0 and rows[4]["accuracy"] == 0.25

@@ -1,6 +1,7 @@
 """label.py without vLLM: shots, votes, answers, ends of turns by hand; the stage on an engine of a few lines."""
 
 import json
+import math
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from conftest import ROOT, call, flipped, pair, read_lines, write_lines
 
 import label
 from gold.examples import agrees
-from gold.labels import Row, chat_answer, draw_label_shots, label_records, log_probs, vote_of
+from gold.labels import Row, chat_answer, draw_label_shots, label_probs, label_records, log_probs, vote_of
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine
@@ -29,6 +30,14 @@ def test_shots_take_the_labels_in_turn(pairs):
     assert len(draw_label_shots(pairs, seeds, 20, 0)) == 9 and draw_label_shots(pairs, seeds, 0, 0) == []
     one, same, other = (draw_label_shots(pairs, seeds, 6, seed) for seed in (1, 1, 2))
     assert one == same != other
+
+
+def test_the_prior_is_divided_out():
+    """.6 / .75 = .8 and .4 / .25 = 1.6: one third and two thirds."""
+    sums, (first, second) = [math.log(0.6), math.log(0.4)], TASK.labels
+    assert label_probs(TASK, sums)["teacher_label"] == first
+    found = label_probs(TASK, sums, [0.75, 0.25])
+    assert found == {"teacher_label": second, "label_probs": pytest.approx({first: 1 / 3, second: 2 / 3}, abs=1e-6)}
 
 
 def test_votes_are_counted_by_meaning(flip):
@@ -172,7 +181,13 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     assert [(r["id"], r["reason"], r["mine"]) for r in rejected] == [
         (f"r{n}", "prompt_too_long", n) for n in range(0, 24, 5)
     ]
-    counts = json.loads((tmp_path / "whole.jsonl.run.json").read_text())["counts"]
+    record = json.loads((tmp_path / "whole.jsonl.run.json").read_text())
+    counts, prior = record["counts"], record["prior"]
+    assert list(prior) == ["Warm", "not warm"] and sum(prior.values()) == pytest.approx(1, abs=1e-5)
+    plain = read_lines(command("pairs", *args, "--no-calibrate", name="plain")[1])
+    for r, p in zip(whole, plain, strict=True):  # by the ratio of the two
+        odds, by_hand = ((x["label_probs"]["Warm"] / x["label_probs"]["not warm"]) for x in (r, p))
+        assert odds == pytest.approx(by_hand * prior["not warm"] / prior["Warm"], rel=1e-3)
     assert (counts["records"], counts["labelled"], counts["rejected"]) == (24, 19, {"prompt_too_long": 5})
     assert (
         counts["agreeing"] == sum(r["teacher_label"] == r.get("label") for r in whole) and counts["with_answer"] == 18

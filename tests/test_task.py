@@ -360,11 +360,15 @@ DEBRIS = (
     "You are a helpful assistant.", "a review of <C> that I liked", "[Insert topic] is warm",
     "As an AI, I like melons", "I'm sorry, but I cannot assist with that.", "I cannot fulfill this request",
     "Sure! Here it comes", "Here are three sentences about summer: a",
+    # The kinds that llm_kinit_* and SmolLM2 in its chat form were seen to write
+    "Cutting knowledge date: December", "five new texts that fit the 'warm' class", "I'll generate three new texts",
+    "I'd be happy to help with that.", "I'm ready to assist. What now?",
 )  # fmt: skip
 NO_DEBRIS = (
     "a <br /> melon <br> cut", "he is here", "sure is warm", "an aide of mine", "1.5 melons", "-5 melons", "sorry",
     "1. a melon", "I can't create a card here", "I'm sorry but I know", "okay, here it lies", "a text: read it",
-    "a problem: it leaks", "- a melon",
+    "a problem: it leaks", "- a melon", "he will generate heat", "I'd be happy to see it", "the date: a fruit",
+    "a text that fits well", "it generates new warmth in texts",
 )  # fmt: skip
 
 
