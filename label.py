@@ -93,7 +93,6 @@ def main(
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])
     need = longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
-    need = max(need, *(row.length(max_tokens) for row in label_rows(task, encoder, neutral_records(task), shots)))
     engine = Engine(
         model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
@@ -102,30 +101,24 @@ def main(
     done = read_done(run.partial, rejected)
     if done:
         say(f"{output}: going on after {len(done):,} records")
-    prior = label_prior(engine, encoder, task, shots) if calibrate and task.labels else None
-    how = {
-        "num_samples": num_samples,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "prior": prior,
-    }
+    how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    how["prior"] = label_prior(engine, encoder, task, shots) if calibrate and task.labels else None
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
-            if not chunk:
-                continue
             answers = label_records(engine, encoder, task, chunk, shots, **how)
             pairs = list(zip(chunk, answers, strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
-            left_out = [record for record, answer in pairs if not answer]
-            append_records(rejected, ({"id": "", "reason": ""} | r | {"reason": "prompt_too_long"} for r in left_out))
+            left_out = (
+                {"id": "", "reason": ""} | r | {"reason": "prompt_too_long"} for r, answer in pairs if not answer
+            )
+            append_records(rejected, left_out)
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
             save_notes(run)
             bar.update(len(chunk))
-    finish(run, task, records, encoder, counts, prior)
+    finish(run, task, records, encoder, counts, how["prior"])
     signals.stop_if_any()  # what comes after this stage would not know of it
 
 
@@ -145,7 +138,9 @@ def longest_need(
         problem += f" {min(long):,} to {max(long):,} tokens, the context holds {room:,}; lower --num-fewshot"
         problem += " or raise --max-model-len, with --overwrite" * bool(max_model_len)
         say(f"warning: {problem}") if fitting else fail(problem)
-    return max(fitting) + 1
+    return (
+        max(*fitting, *(row.length(max_tokens) for row in label_rows(task, encoder, neutral_records(task), shots))) + 1
+    )
 
 
 def chunk_size(engine: Engine) -> int:

@@ -15,9 +15,10 @@ from gold.task import Task
 from gold.text import holds_span, text_key, words
 
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
-    "prompt_too_long", "truncated", "engine_error", "reasoning", "no_match", "empty_field", "debris", "too_short", "too_long",
-    "check_failed", "copied_shot", "duplicate", "label_disagrees", "surplus", "removed",
+    "prompt_too_long", "truncated", "engine_error", "reasoning", "no_match", "empty_field", "debris", "echo", "too_short",
+    "too_long", "check_failed", "copied_shot", "duplicate", "label_disagrees", "surplus", "removed",
 )  # fmt: skip
+ECHO = 5  # words in a row of the instruction that the prompt gives: no text of 17,000 human ones has any
 MIN_WORDS_COMPARED = 5  # of a field: overlaps of fewer words mean nothing
 
 DEBRIS = "|".join((  # what surrounds an example in a chat, or stands in place of one
@@ -127,6 +128,8 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
             return "no_match"
     if any(re.search(DEBRIS, value, re.IGNORECASE) for value in fields.values()):
         return "debris"
+    if any(echoes(task, value) for value in fields.values()):
+        return "echo"
     for name, value in fields.items():
         count = len(words(value))
         if count < parse.min_words.get(name, 1):
@@ -140,6 +143,29 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
         *(optimum(fields[name]) is not None for name in parse.solves),
     ]
     return None if all(holds) else "check_failed"
+
+
+def echoes(task: Task, text: str) -> bool:
+    """Whether a text repeats ECHO words in a row of the prompt's instruction, or a label's whole definition."""
+    instruction = instruction_runs(task.prompt.system, task.prompt.train, task.prompt.validation)
+    said, definitions = (
+        " ".join(words(text)),
+        [" ".join(words(d)) for d in task.labels.values() if len(d.split()) >= ECHO],
+    )
+    return not instruction.isdisjoint(runs_of(text)) or any(d in said for d in definitions)
+
+
+def runs_of(text: str) -> set[tuple[str, ...]]:
+    """All runs of ECHO words."""
+    some = words(text)
+    return {tuple(some[i : i + ECHO]) for i in range(len(some) - ECHO + 1)}
+
+
+@functools.cache
+def instruction_runs(*texts: str) -> set[tuple[str, ...]]:
+    """Those of the prompt's templates; a variable or a blank line ends a run."""
+    parts = [part for text in texts for part in re.split(r"\$\{?\w+\}?|\n\s*\n", text)]
+    return set().union(*map(runs_of, parts))
 
 
 def overlap(text: str, other: str) -> float:

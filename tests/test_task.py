@@ -377,6 +377,16 @@ def test_debris(text, reason, pairs):
     assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] == reason
 
 
+@pytest.mark.parametrize("text, reason", [
+    ("One or both belong to: winter", "echo"),  # the definition of a label
+    ("one or both belong", None), ("both belong to summer", None), ("you write pairs of things", "echo"),
+    ("one or both belong to", None), ("you write pairs of", None),
+    ("things kind first second another", None),  # no variable in a run
+])  # fmt: skip
+def test_an_echo_of_the_instruction_is_no_example(text, reason, pairs):
+    assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] == reason
+
+
 CHECKED = FLIP.replace(
     '[student]', '[parse]\ngives = {answer = "sum"}\nspan_of = {sum = "text"}\nmax_overlap = 0.7\n[student]'
 ).replace('["text"]', '["text", "sum"]').replace("Answer: $answer", "Sum: $sum\nAnswer: $answer")  # fmt: skip
