@@ -36,7 +36,7 @@ from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label, shows_report
 from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
-from gold.split import LABEL_SHOTS, Split, longest_need, settle
+from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
 from gold.teacher import Encoder, Engine, Request, load_encoder
@@ -73,7 +73,7 @@ def main(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
-    calibrate: teacher.Calibrate = True,
+    calibrate: teacher.Calibrate = None,
     reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
     seed: Annotated[int, sampling(help="Seed of the run; every attempt has its own, made from it.")] = 0,
     prompt_form: teacher.PromptForm = "auto",
@@ -285,10 +285,9 @@ def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) 
     """Ask the teacher for its own answer to each record that is not rejected so far."""
     asked = [r for r in records if not r["reason"] and example_key(split.task, r) not in split.seen]
     options, task = split.options, split.task
-    shots = draw_label_shots(task, split.pools.seed, LABEL_SHOTS, options["seed"])
-    if options["calibrate"] and task.labels and not split.prior:
-        split.prior = label_prior(engine, encoder, task, shots)
-    answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"], prior=split.prior)
+    shots = draw_label_shots(task, split.pools.seed, None, options["seed"])
+    prior = label_prior(engine, encoder, task, shots, split.run.notes, options["calibrate"])
+    answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"], prior=prior)
     for record, answer in zip(asked, answers, strict=True):
         record |= answer or {"reason": "prompt_too_long"}
         if answer and not agrees(task, record, answer["teacher_label"]):

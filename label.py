@@ -45,8 +45,8 @@ def main(
     input_file: Annotated[list[Path], files(help="Records; only the task's fields are needed. Repeat, or a glob in quotes.")],
     output_file: Annotated[Path, files(dir_okay=False, help="The same with teacher_label and label_probs.")],
     shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
-    num_fewshot: Annotated[int, prompting(min=0, help="Seed examples in a prompt, the same in all.")] = 6,
-    calibrate: teacher.Calibrate = True,
+    num_fewshot: Annotated[int | None, prompting(min=0, help="Seed examples in all prompts (6; none in a list form).")] = None,
+    calibrate: teacher.Calibrate = None,
     num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
     temperature: Annotated[float, prompting(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
     max_tokens: Annotated[int, prompting(min=1, help="text2text: longest answer in tokens.")] = 128,
@@ -73,8 +73,8 @@ def main(
     records = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit][index::shards]
     if not records:
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
-    shots = draw_label_shots(task, read_examples(task.seed_examples, task), num_fewshot, seed)
-    render_label_prompt(task, records[0], shots)  # is there one?
+    seeds = read_examples(task.seed_examples, task)
+    render_label_prompt(task, records[0], seeds)  # is there one?
     if not dry_run:
         signals, output = StopSignals(), shard_path(output_file, shard)
         run = start_run(
@@ -85,6 +85,7 @@ def main(
             return
     encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
     task = task.in_form(encoder.form)
+    shots = draw_label_shots(task, seeds, num_fewshot, seed)
     if dry_run:
         show_label_prompts(task, encoder, records[:2], shots)
         print(f"=== would label {len(records):,} records")
@@ -102,7 +103,7 @@ def main(
     if done:
         say(f"{output}: going on after {len(done):,} records")
     how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    how["prior"] = label_prior(engine, encoder, task, shots) if calibrate and task.labels else None
+    how["prior"] = label_prior(engine, encoder, task, shots, run.notes, calibrate)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()

@@ -9,7 +9,8 @@ The columns with the interval and of the groups have the headline number of metr
 tokens: what the teacher computed for an accepted example, rejected attempts included: prompt tokens that were not in the
 prefix cache, and new ones. distinct-2: different / all pairs of neighbouring words in the first W words of train.jsonl;
 the ratio falls with the length, so all iterations of a run have the same W. energy, tfidf, ...: mean of the score that
-selected, over all that was scored; each iteration has another student, so compare with care.
+selected, over all that was scored; each iteration has another student, so compare with care. The last line counts the
+training examples whose text, as duplicates are told, stands in a test set too (`repeats_of_test` in the rows).
 """
 
 import json

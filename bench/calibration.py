@@ -6,6 +6,7 @@ For each task, prompt form and number of shots, on --num-records of the human de
 a label among the answers, over its share in the data, for
 plain        the label with the highest probability
 contextual   label.py --calibrate: the probabilities of texts without content divided out (Zhao et al. 2021)
+words        the probabilities of texts of random words of the records divided out (Fei et al. 2023, arXiv 2305.19148)
 batch        the mean probabilities of all records divided out (Zhou et al. 2024, arXiv 2309.17249); it takes the labels of
              the file to be balanced
 threshold    two labels: the best threshold on the log-odds, chosen on these very records: what no calibration can beat
@@ -13,6 +14,7 @@ A line a setting goes to bench/results/calibration.jsonl.
 """
 
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +29,7 @@ from gold.labels import draw_label_shots, label_prior, label_records
 from gold.runs import git_state
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
-from gold.teacher import Engine, load_encoder
+from gold.teacher import Encoder, Engine, load_encoder
 
 RESULTS = Path("bench/results/calibration.jsonl")
 
@@ -55,6 +57,19 @@ def best_threshold(rows: list[list[float]], golds: list[str], labels: list[str])
     return best / len(order)
 
 
+def prior_of_words(engine: Engine, encoder: Encoder, task: Task, shots: list[dict], records: list[dict]) -> list[float]:
+    """Mean probabilities of 20 texts of random words of the records (domain-context calibration, Fei et al. 2023)."""
+    rng, drawn = random.Random(0), []
+    for n in range(20):
+        fields = {}
+        for name in task.fields:
+            bag = [word for record in records for word in record[name].split()]
+            fields[name] = " ".join(rng.choices(bag, k=max(1, len(bag) // len(records))))
+        drawn.append({"id": str(n)} | fields)
+    probs = [a["label_probs"] for a in label_records(engine, encoder, task, drawn, shots) if a]
+    return [max(sum(p[name] for p in probs) / len(probs), 1e-6) for name in task.labels]
+
+
 def main(
     tasks: Annotated[list[str], typer.Argument(help="Tasks with human data in data/TASK.")],
     forms: Annotated[str, typer.Option(help="chat, completion.")] = "completion,chat",
@@ -64,7 +79,8 @@ def main(
 ) -> None:
     """Measure, print, write."""
     engine = Engine(model, 2048, StopSignals())
-    done = {(line["task"], line["form"], line["shots"], line["model"]) for line in lines_of(RESULTS)}
+    code = git_state()  # of the code that is loaded
+    done = {(line["task"], line["form"], line["shots"], line["model"], line["n"]) for line in lines_of(RESULTS)}
     for name in tasks:
         loaded = load_task(Path(f"prompts/{name}.toml"))
         records, seeds = load_human(loaded).dev[:num_records], read_examples(loaded.seed_examples, loaded)
@@ -73,7 +89,7 @@ def main(
             encoder = load_encoder(model, loaded, form, {}, False)
             task = loaded.in_form(form)
             for count in map(int, shots.split(",")):
-                if (name, form, count, model) in done:
+                if (name, form, count, model, num_records) in done:
                     continue
                 shown = draw_label_shots(task, seeds, count, 0)
                 answers = [a for i in range(0, len(records), 100)
@@ -82,7 +98,8 @@ def main(
                 rows, true = [list(p.values()) for p, _ in kept], [gold for _, gold in kept]
                 ways = {
                     "plain": [1.0] * len(task.labels),
-                    "contextual": label_prior(engine, encoder, task, shown),
+                    "contextual": label_prior(engine, encoder, task, shown, {}, True),
+                    "words": prior_of_words(engine, encoder, task, shown, records),
                     "batch": [max(sum(column) / len(rows), 1e-9) for column in zip(*rows, strict=True)],
                 }
                 line = {"task": name, "form": form, "shots": count, "n": len(rows), "model": model}
@@ -92,7 +109,7 @@ def main(
                     line[way] = {"accuracy": round(right, 3), "balance": round(balance(task, given, true), 2)}
                 if len(task.labels) == 2:
                     line["threshold"] = round(best_threshold(rows, true, list(task.labels)), 3)
-                note(RESULTS, line | {"computed_tokens": engine.taken_tokens()["computed_tokens"]} | git_state())
+                note(RESULTS, line | {"computed_tokens": engine.taken_tokens()["computed_tokens"]} | code)
                 print(line, flush=True)
 
 

@@ -48,7 +48,7 @@ REPORT = Path("bench/results/real_teacher_report.jsonl")  # accuracy of the same
 ROUNDS = 3
 SAMPLING = {"min_p": 0.05}  # chosen by bench/prompts.py
 DEV = 1200  # examples of the dev part that are measured
-MORE = 1.6  # zerogen+: what two pools of 100 beside 600 examples cost, in examples
+MORE = 1.83  # zerogen+: computed tokens of gold's 600 examples and two pools of 100, over those of zerogen's (sst2)
 # arm: (strategy, changes). They are the files of strategies/ unless a change says otherwise
 ARMS: dict[str, tuple[str, dict]] = {
     name: (name, {}) for name in ("zerogen", "random", "gold", "active", "uncertain", "tfidf", "random-train", "s3")
@@ -86,23 +86,28 @@ def generate_round(task: Task, folder: Path, run: dict, n: int, pool: int, how: 
     )  # fmt: skip
 
 
+def computed_tokens(path: Path) -> int:
+    """What the teacher computed for a file of generated or labelled records."""
+    return json.loads(path.with_name(path.name + ".run.json").read_text())["counts"]["computed_tokens"]
+
+
 def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     """All rounds of one arm; the numbers of its line."""
     name, changes = ARMS[run["arm"]]
     human_file = root.parent / "human-150.jsonl"
-    with alone(root.parent / "lock"):
+    with alone(root.parent / "human-lock"):
         if not human_file.exists():
             write_file(human_file, data.human[-150:])
     how = strategy(name, human_file)
     n = round(run["size"] / ROUNDS * changes.get("more", 1))
     needs_pool, home = how["pool"] == "validation", root / run["arm"]
-    start = (root / "start" if n == run["size"] // ROUNDS else home) / "iter-00"
+    start = (home if "more" in changes else root / "start") / "iter-00"
     steer = how["feedback"] | {k: v for k, v in changes.items() if k == "feedback_rate"}
     trained_on, feedback, pools, fed = [], [], [], []
     for i in range(ROUNDS):
         folder = start if i == 0 else home / f"iter-{i:02d}"
         with alone(root / "lock") if i == 0 else contextlib.nullcontext():
-            pool_size = run["pool"] if i + 1 < ROUNDS and (needs_pool or folder.parent.name == "start") else 0
+            pool_size = run["pool"] if i + 1 < ROUNDS and (needs_pool or ("more" not in changes and i == 0)) else 0
             generate_round(
                 task, folder, run, n, pool_size, ({"feedback_file": feedback} | steer) if i else {}, trained_on + pools
             )
@@ -135,12 +140,10 @@ def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     last = measured(task, home / "student")
     judge = classifier(task, data, CLASSIFIERS / task.name / "classifier")
     keys = {example_key(task, e) for e in [*data.dev, *data.report]}
-    records = [json.loads(path.with_name(path.name + ".run.json").read_text()) for path in [*trained_on, *pools]]
-    tokens = {r["output"]: r["counts"]["computed_tokens"] for r in records}
     return {
         "dev": round(accuracy(last, data.dev[:DEV]), 4),
         "trained_on": len(used), "pool_examples": run["pool"] * len(pools), "fed_back": len(fed),
-        "tokens": sum(tokens.values()),
+        "tokens": sum(map(computed_tokens, {*trained_on, *pools, *home.glob("labelled-*.jsonl")})),
         "agreement": round(accuracy(judge, used), 4), "agreement_fed": round(accuracy(judge, fed), 4) if fed else None,
         "distinct_2": round(distinct_2([e["source"] for e in used], 8000), 4),
         "repeats_of_test": sum(example_key(task, e) in keys for e in used),
@@ -164,29 +167,48 @@ def measure_report(task: Task, data: Human, runs: list[dict]) -> None:
         run["report"] = known[key]
 
 
-def show_table(task: str, part: str, size: int) -> None:
-    """Mean by arm, and its difference to zerogen with a 95 % t-interval over the seeds that both have."""
-    runs = {
-        (line["arm"], line["seed"]): line for line in lines_of(RESULTS) if (line["task"], line["size"]) == (task, size)
-    }
+def show_table(task: str, part: str, size: int, pool: int) -> None:
+    """Mean by arm, and its difference to zerogen and to zerogen+ with a 95 % t-interval over the seeds that both have.
+
+    The comparison that counts is gold minus zerogen (a) and minus zerogen+ (b); all others are looks.
+    """
+    lines = [line for line in lines_of(RESULTS) if (line["task"], line["size"], line["pool"]) == (task, size, pool)]
+    runs = {(line["arm"], line["seed"]): line for line in lines}
+    loaded = load_task(Path(f"prompts/{task}.toml"))
+    data = load_human(loaded)
     if part == "report":
-        loaded = load_task(Path(f"prompts/{task}.toml"))
-        measure_report(loaded, load_human(loaded), list(runs.values()))
-    print(f"{task}, {size} examples, accuracy on the {part} part")
+        measure_report(loaded, data, list(runs.values()))
+    n = min(DEV, len(data.dev)) if part == "dev" else len(data.report)
+    print(f"{task}, {size} examples, pools of {pool}, accuracy on {n} human texts of the {part} part")
     columns = f"{'tokens':>9}{'agreement':>11}{'of fed':>8}{'distinct-2':>12}{'repeats':>9}"
-    print(f"{'arm':<24}{'seeds':>6}{'accuracy':>10}  {'minus zerogen':<26}{columns}")
+    print(f"{'arm':<22}{'seeds':>6}{'accuracy':>10}  {'minus zerogen':<28}{'minus zerogen+':<28}{columns}")
     for arm in dict.fromkeys(arm for arm, _ in runs):
         own = [line for (name, _), line in runs.items() if name == arm]
-        gain = [line[part] - runs["zerogen", s][part] for (name, s), line in runs.items()
-                if name == arm and ("zerogen", s) in runs]  # fmt: skip
-        mean, low, high = interval(gain) if gain else (0.0, 0.0, 0.0)
-        average = {k: statistics.mean(line[k] or 0 for line in own)
-                   for k in (part, "tokens", "agreement", "agreement_fed", "distinct_2", "repeats_of_test")}  # fmt: skip
+        gains = [difference(runs, arm, control, part) for control in ("zerogen", "zerogen+")]
+        average = {
+            key: mean_of(own, key)
+            for key in (part, "tokens", "agreement", "agreement_fed", "distinct_2", "repeats_of_test")
+        }
         print(
-            f"{arm:<24}{len(own):>6}{average[part]:>10.4f}  {f'{mean:+.4f} [{low:+.4f}, {high:+.4f}]':<26}"
-            f"{average['tokens']:>9,.0f}{average['agreement']:>11.3f}{average['agreement_fed']:>8.3f}"
-            f"{average['distinct_2']:>12.3f}{average['repeats_of_test']:>9.1f}"
+            f"{arm:<22}{len(own):>6}{average[part]:>10}  {gains[0]:<28}{gains[1]:<28}{average['tokens']:>9}"
+            f"{average['agreement']:>11}{average['agreement_fed']:>8}{average['distinct_2']:>12}{average['repeats_of_test']:>9}"
         )
+
+
+def mean_of(lines: list[dict], key: str) -> str:
+    values = [line[key] for line in lines if line.get(key) is not None]
+    return "-" if not values else f"{statistics.mean(values):{',.0f' if key == 'tokens' else '.3f'}}"
+
+
+def difference(runs: dict, arm: str, control: str, part: str) -> str:
+    """Mean and 95 % t-interval, over the seeds that both have; of one seed no interval."""
+    gain = [
+        line[part] - runs[control, s][part] for (name, s), line in runs.items() if name == arm and (control, s) in runs
+    ]
+    if not gain or arm == control:
+        return "-"
+    mean, low, high = interval(gain)
+    return f"{mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if len(gain) > 1 else " (one seed)")
 
 
 def main(
@@ -200,20 +222,25 @@ def main(
 ) -> None:
     """Run what has no line yet, seed by seed."""
     if table:
-        return show_table(task, part, size)
+        return show_table(task, part, size, pool)
     loaded, names = load_task(Path(f"prompts/{task}.toml")), arms.split(";") if ";" in arms else arms.split(",")
     data = load_human(loaded)
     with alone(WORK / task / "lock"):
         classifier(loaded, data, CLASSIFIERS / task / "classifier")
     keep_engine(str(TEACHER))
+    code = git_state()  # of the code that is loaded
     for seed in map(int, seeds.split(",")):
         for arm in names:
             run = {"task": task, "size": size, "pool": pool, "seed": seed, "arm": arm}
             if any(all(line.get(k) == v for k, v in run.items()) for line in lines_of(RESULTS)):
                 continue
             began = time.perf_counter()
-            found = run_arm(run, loaded, data, folder_of(run))
-            note(RESULTS, run | found | {"seconds": round(time.perf_counter() - began)} | git_state())
+            try:
+                found = run_arm(run, loaded, data, folder_of(run))
+            except RuntimeError as error:  # such as too few confirmed examples of a label
+                print(f"{task} seed {seed} {arm}: {error}", flush=True)
+                continue
+            note(RESULTS, run | found | {"seconds": round(time.perf_counter() - began)} | code)
             print(f"{task} seed {seed} {arm}: dev {found['dev']}, {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -10,5 +10,5 @@ if [[ $STUDENT == "$models"/* ]]; then TRAIN_ARGS=${TRAIN_ARGS:-$RATE_ARGS}; fi
 if [[ $TEACHER == "$models"/* && $STUDENT == "$models"/* ]]; then # two threads would wait longer for each other than they work
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi
-if [[ $TEACHER == "$models"/* ]]; then GENERATE_ARGS=${GENERATE_ARGS:-"--min-p 0"}; fi # its language is small: it writes no rubbish
+if [[ $TEACHER == "$models"/* ]]; then GENERATE_ARGS="--min-p 0 $GENERATE_ARGS"; fi # its language is small: it writes no rubbish
 if [[ -z ${TEST_FILE:-} ]]; then EVALUATE_ARGS=${EVALUATE_ARGS:-"--group-by group"}; fi # a field of this project's test files

@@ -30,6 +30,7 @@ from gold.text import exact_form, text_key
 MAX_CHILDREN = 128  # vLLM's limit on logprob_token_ids
 TAIL = 200  # characters of a prompt that are tokenised again with every label, about 50 tokens
 OVERLAP = 8  # tokens before a label that must be the same after the whole prompt and after its tail
+LABEL_SHOTS = 6  # seed examples in a label prompt
 NEUTRAL = ("N/A", "", "[MASK]")  # texts without content, of Zhao et al. 2021 (arXiv 2102.09690)
 
 
@@ -44,8 +45,12 @@ class Row(NamedTuple):
         return len(self.root) + max(map(len, self.rests), default=max_tokens)
 
 
-def draw_label_shots(task: Task, seeds: list[dict], count: int, seed: int) -> list[dict]:
-    """Seed examples, the labels in turn: the same for all records, whose prompts so share a prefix."""
+def draw_label_shots(task: Task, seeds: list[dict], count: int | None, seed: int) -> list[dict]:
+    """Seed examples, the labels in turn: the same for all records, whose prompts so share a prefix.
+
+    count None: LABEL_SHOTS, but none in a list form: SmolLM2 labels the worse the more it is shown (docs/tasks.md).
+    """
+    count = (0 if task.is_list else LABEL_SHOTS) if count is None else count
     rng = random.Random(f"{seed}/label")
     groups = [[s for s in seeds if s[task.answer_field] == name] for name in task.labels] or [list(seeds)]
     for group in groups:
@@ -86,13 +91,23 @@ def neutral_records(task: Task) -> list[dict]:
     return [{"id": text} | dict.fromkeys(task.fields, text) for text in NEUTRAL]
 
 
-def label_prior(engine: Engine, encoder: Encoder, task: Task, shots: list[dict]) -> list[float]:
+def label_prior(
+    engine: Engine, encoder: Encoder, task: Task, shots: list[dict], notes: dict, calibrate: bool | None
+) -> list[float] | None:
     """The mean probabilities of the labels where the record's fields are a text without content: what the prompt alone
-    makes likely. Dividing by them is contextual calibration (Zhao et al. 2021)."""
+    makes likely. Dividing by them is contextual calibration (Zhao et al. 2021).
+
+    calibrate None: in a list form. notes: of the run, which keep the prior for a run that goes on. None: no calibration.
+    """
+    if not task.labels or not (task.is_list if calibrate is None else calibrate):
+        return None
+    if "prior" in notes:
+        return notes["prior"]
     answers = [a["label_probs"] for a in label_records(engine, encoder, task, neutral_records(task), shots) if a]
     if not answers:
         fail("--calibrate: the label prompt does not fit the context even without a text; show fewer shots")
-    return [max(sum(probs[name] for probs in answers) / len(answers), 1e-6) for name in task.labels]
+    notes["prior"] = [max(sum(probs[name] for probs in answers) / len(answers), 1e-6) for name in task.labels]
+    return notes["prior"]
 
 
 def label_probs(task: Task, sums: list[float], prior: Sequence[float] | None = None) -> dict:

@@ -31,8 +31,9 @@ DEBRIS = "|".join((  # what surrounds an example in a chat, or stands in place o
     r"\b(?:cannot|can['\u2019]t|can not|unable to) (?:fulfill?|comply|assist)\b.{0,20}\b(?:request|that|this)\b",
     # Talk of the request instead of what it asks for, and the dates of Llama's system prompt
     r"\b(?:cutting knowledge|today) date:", r"\b(?:texts?|examples?|sentences?|reviews?|tweets?) that fits? the\b",
-    r"\bgenerated? (?:\w+ ){0,3}(?:text samples|texts)\b",
-    r"^\W*i(?:['\u2019]d be (?:happy|glad)|['\u2019]m (?:here|ready)) to (?:help|assist)\b",
+    r"\bi(?:['\u2019](?:ll|ve)| will| can) generated? (?:\w+ ){0,3}(?:text samples|texts)\b",
+    r"^\W*i['\u2019](?:d be (?:happy|glad)|m (?:here|ready)) to (?:help|assist)"
+    r"(?: (?:you )?with (?:that|this|your request))?[.!]",
     # Preambles
     r"^\W*(?:sure|certainly|of course)\b[,!.]* here(?: is| are|['\u2019]s| it)\b",
     r"^\W*here(?: is| are|['\u2019]s) .{0,80}\b(?:example|sample|sentence|text|headline|review|article|paraphrase|version"
@@ -147,12 +148,16 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
 
 def echoes(task: Task, text: str) -> bool:
     """Whether a text repeats ECHO words in a row of the prompt's instruction, or a label's whole definition."""
-    instruction = instruction_runs(task.prompt.system, task.prompt.train, task.prompt.validation)
-    said, definitions = (
-        " ".join(words(text)),
-        [" ".join(words(d)) for d in task.labels.values() if len(d.split()) >= ECHO],
-    )
-    return not instruction.isdisjoint(runs_of(text)) or any(d in said for d in definitions)
+    prompt = task.prompt
+    instruction = instruction_runs(prompt.system, prompt.train, prompt.validation, prompt.feedback or "")
+    said = " ".join(words(text))
+    return not instruction.isdisjoint(runs_of(text)) or any(d in said for d in definitions(*task.labels.values()))
+
+
+@functools.cache
+def definitions(*texts: str) -> list[str]:
+    """The words of those that are long enough to be told from the language of the task."""
+    return [" ".join(words(text)) for text in texts if len(words(text)) >= ECHO]
 
 
 def runs_of(text: str) -> set[tuple[str, ...]]:

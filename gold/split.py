@@ -14,7 +14,6 @@ from gold.runs import Run, start_run
 from gold.task import Task
 from gold.teacher import ENGINE_OPTIONS, Encoder
 
-LABEL_SHOTS = 6  # seed examples in a label prompt of --verify
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
               "num_feedback_shots", "feedback_label"],
@@ -41,7 +40,6 @@ class Split:
         self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), parse_shard(shard))
         self.seen = set(known)
         self.outcomes: dict[int | None, str | None] = {}  # attempts in the files: key of the text, None = rejected
-        self.prior: list[float] | None = None  # of the labels, for --verify
         self.under_way: dict[int, Attempt] = {}
         self.reasons: Counter[str] = Counter()
         self.run: Run | None = None
@@ -141,7 +139,7 @@ def longest_need(train: Split, encoder: Encoder) -> int:
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends
     need = max(most + 16, validation + VALIDATION_SHOTS * generated + 8) + options["max_tokens"]
     if options["verify"]:
-        label_shots = draw_label_shots(task, pools.seed, LABEL_SHOTS, options["seed"])
+        label_shots = draw_label_shots(task, pools.seed, None, options["seed"])
         row = label_rows(task, encoder, pools.seed[:1], label_shots)[0]
         need = max(need, len(row.root) + 2 * options["max_tokens"] + 16)
         if (room := options["max_model_len"] or encoder.context) and need > room:

@@ -46,7 +46,9 @@ PromptForm = Annotated[
     Form,
     prompting(help="chat = by the chat template; completion = the list form, for base models and small ones."),
 ]
-Calibrate = Annotated[bool, prompting(help="Labels: divide out what the prompt makes likely without a text.")]
+Calibrate = Annotated[
+    bool | None, prompting(help="Labels: divide out what the prompt makes likely without a text (in a list form).")
+]
 ChatTemplateKwargs = Annotated[str, prompting(help="""JSON, such as '{"enable_thinking": false}'.""")]
 EngineDtype = Annotated[Dtype, prompting(help="auto = float32 on a CPU, else the model's own.")]
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (the longest prompt and what it asks for).")]

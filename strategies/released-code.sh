@@ -6,7 +6,7 @@
 export ITERATIONS=${ITERATIONS:-8} NUM_EXAMPLES=${NUM_EXAMPLES:-188} POOL=validation SCORE_WITH=student
 export SELECT="--score energy_padded --low 0.5 --high 0.8 --group-size 8"
 export FEEDBACK_ARGS="--feedback-rate 0.5 --num-feedback-shots 2 --num-validation 187 --num-fewshot 3"
-export GENERATE_ARGS=${GENERATE_ARGS:-"--top-k 10 --temperature 0.6 --validation-temperature 0.6 --top-p 0.9"}
+export GENERATE_ARGS=${GENERATE_ARGS:-"--top-k 10 --temperature 0.6 --validation-temperature 0.6 --top-p 0.9 --min-p 0"}
 export TRAIN_ON_VALIDATION=1 CONTINUE_STUDENT=1
 export TRAIN_ARGS=${TRAIN_ARGS:-"--num-train-epochs 1 --learning-rate 5e-5 --per-device-train-batch-size 8 --lr-scheduler-type constant
  --warmup-ratio 0 --weight-decay 0 --max-source-length 128 --max-target-length 32"}

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT, call, flipped, pair, read_lines, write_lines
 
 import label
+from gold import labels
 from gold.examples import agrees
-from gold.labels import Row, chat_answer, draw_label_shots, label_probs, label_records, log_probs, vote_of
+from gold.labels import Row, chat_answer, draw_label_shots, label_prior, label_probs, label_records, log_probs, vote_of
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine
@@ -38,6 +39,25 @@ def test_the_prior_is_divided_out():
     assert label_probs(TASK, sums)["teacher_label"] == first
     found = label_probs(TASK, sums, [0.75, 0.25])
     assert found == {"teacher_label": second, "label_probs": pytest.approx({first: 1 / 3, second: 2 / 3}, abs=1e-6)}
+
+
+def test_the_prior_is_asked_for_in_a_list_form_and_once(monkeypatch):
+    task, asked, notes = load_task(ROOT / "prompts/sst2.toml"), [], {}
+
+    def records_without_content(engine, encoder, task, records, shots):
+        asked.append([r["text"] for r in records])
+        return [{"label_probs": {"negative": share, "positive": 1 - share}} for share in (0.9, 0.7)] + [None]
+
+    monkeypatch.setattr(labels, "label_records", records_without_content)
+    listed = task.in_form("completion")
+    for _ in range(2):
+        assert label_prior(None, None, listed, [], notes, None) == pytest.approx([0.8, 0.2])
+    assert asked == [["N/A", "", "[MASK]"]] and notes["prior"] == pytest.approx([0.8, 0.2])
+    assert (
+        label_prior(None, None, task, [], {}, None) is None and label_prior(None, None, listed, [], {}, False) is None
+    )
+    assert label_prior(None, None, task, [], {}, True) == pytest.approx([0.8, 0.2])
+    assert label_prior(None, None, SUMS, [], {}, True) is None  # text2text
 
 
 def test_votes_are_counted_by_meaning(flip):
@@ -171,7 +191,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     del source[1]["label"]
     source[2] |= {"teacher_label": "neither", "label_probs": {"neither": 1.0}, "first": "the <|endoftext|>"}
     args = ("--input-file", write_lines(tmp_path / "in.jsonl", source), "--max-model-len", 300)
-    done, path, left_out = command("pairs", *args, name="whole")
+    done, path, left_out = command("pairs", *args, "--calibrate", name="whole")
     whole, rejected = read_lines(path), read_lines(left_out)
     assert [r["mine"] for r in whole] == [n for n in range(24) if n % 5]
     for r in whole:
@@ -184,7 +204,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     record = json.loads((tmp_path / "whole.jsonl.run.json").read_text())
     counts, prior = record["counts"], record["prior"]
     assert list(prior) == ["Warm", "not warm"] and sum(prior.values()) == pytest.approx(1, abs=1e-5)
-    plain = read_lines(command("pairs", *args, "--no-calibrate", name="plain")[1])
+    plain = read_lines(command("pairs", *args, name="plain")[1])
     for r, p in zip(whole, plain, strict=True):  # by the ratio of the two
         odds, by_hand = ((x["label_probs"]["Warm"] / x["label_probs"]["not warm"]) for x in (r, p))
         assert odds == pytest.approx(by_hand * prior["not warm"] / prior["Warm"], rel=1e-3)
@@ -208,15 +228,17 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(label, "label_records", breaks)
-        told = command("pairs", *args, name="cut", code=1)
+        told = command("pairs", *args, "--calibrate", name="cut", code=1)
     assert "vLLM stopped: the engine is gone; what is saved stays" in told
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
-    done, *files = command("pairs", *args, name="cut")
+    done, *files = command("pairs", *args, "--calibrate", name="cut")
     assert "going on after 14 records" in done.stderr
     assert [path.read_text() for path in files] == [path.read_text() for path in (tmp_path / "whole.jsonl", left_out)]
-    assert "up to date" in command("pairs", *args, name="cut")[0].stderr
-    assert "was made with --num-fewshot 6, now 2" in command("pairs", *args, "--num-fewshot", 2, name="cut", code=1)
+    assert "up to date" in command("pairs", *args, "--calibrate", name="cut")[0].stderr
+    assert "was made with --num-fewshot None, now 2" in command(
+        "pairs", *args, "--calibrate", "--num-fewshot", 2, name="cut", code=1
+    )
     told = command("pairs", *args[:-1], 20, name="none", code=1)
     assert "24 of 24 records are too long" in told and "the context holds 20; lower --num-fewshot" in told
 

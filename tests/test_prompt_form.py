@@ -160,7 +160,7 @@ def test_verify_rejects_what_the_teacher_labels_otherwise(sample, monkeypatch):
         return [None if r["review"].endswith("0") else answer for r, answer in zip(records, real, strict=True)]
 
     monkeypatch.setattr(generate, "label_records", answers)
-    done, accepted, rejected, _ = sample("base", "--prompt-form", "completion", "--verify", "--no-calibrate", number=20)
+    done, accepted, rejected, _ = sample("base", "--prompt-form", "completion", "--verify", number=20)
     assert done.returncode == 1 and "label_disagrees" in done.stderr
     denied, too_long = ([r for r in rejected if r["reason"] == name] for name in ("label_disagrees", "prompt_too_long"))
     assert {r["label"] for r in accepted} == {"negative"} and {r["label"] for r in denied} == {"positive"} and too_long

@@ -368,7 +368,7 @@ NO_DEBRIS = (
     "a <br /> melon <br> cut", "he is here", "sure is warm", "an aide of mine", "1.5 melons", "-5 melons", "sorry",
     "1. a melon", "I can't create a card here", "I'm sorry but I know", "okay, here it lies", "a text: read it",
     "a problem: it leaks", "- a melon", "he will generate heat", "I'd be happy to see it", "the date: a fruit",
-    "a text that fits well", "it generates new warmth in texts",
+    "a text that fits well", "it can generate new texts", "I'm here to help my mother",
 )  # fmt: skip
 
 
@@ -381,7 +381,7 @@ def test_debris(text, reason, pairs):
     ("One or both belong to: winter", "echo"),  # the definition of a label
     ("one or both belong", None), ("both belong to summer", None), ("you write pairs of things", "echo"),
     ("one or both belong to", None), ("you write pairs of", None),
-    ("things kind first second another", None),  # no variable in a run
+    ("another that is $label ($definition) $start", None),  # a variable ends a run
 ])  # fmt: skip
 def test_an_echo_of_the_instruction_is_no_example(text, reason, pairs):
     assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] == reason
