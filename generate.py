@@ -286,7 +286,9 @@ def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) 
     asked = [r for r in records if not r["reason"] and example_key(split.task, r) not in split.seen]
     options, task = split.options, split.task
     shots = draw_label_shots(task, split.pools.seed, None, options["seed"])
-    prior = label_prior(engine, encoder, task, shots, split.run.notes, options["calibrate"])
+    prior = label_prior(
+        engine, encoder, task, split.pools.seed, shots, options["seed"], split.run.notes, options["calibrate"]
+    )
     answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"], prior=prior)
     for record, answer in zip(asked, answers, strict=True):
         record |= answer or {"reason": "prompt_too_long"}

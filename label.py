@@ -26,7 +26,7 @@ from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_ap
 from gold.disk import beside
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
-from gold.labels import draw_label_shots, label_prior, label_records, label_rows, neutral_records
+from gold.labels import draw_label_shots, label_prior, label_records, label_rows
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
@@ -70,7 +70,8 @@ def main(
         raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
     template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
-    records = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit][index::shards]
+    of_all_shards = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit]
+    records = of_all_shards[index::shards]
     if not records:
         raise typer.BadParameter("leaves no record for this shard; use fewer", param_hint="--shard")
     seeds = read_examples(task.seed_examples, task)
@@ -103,7 +104,7 @@ def main(
     if done:
         say(f"{output}: going on after {len(done):,} records")
     how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    how["prior"] = label_prior(engine, encoder, task, shots, run.notes, calibrate)
+    how["prior"] = label_prior(engine, encoder, task, of_all_shards, shots, seed, run.notes, calibrate)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
@@ -139,9 +140,7 @@ def longest_need(
         problem += f" {min(long):,} to {max(long):,} tokens, the context holds {room:,}; lower --num-fewshot"
         problem += " or raise --max-model-len, with --overwrite" * bool(max_model_len)
         say(f"warning: {problem}") if fitting else fail(problem)
-    return (
-        max(*fitting, *(row.length(max_tokens) for row in label_rows(task, encoder, neutral_records(task), shots))) + 1
-    )
+    return max(fitting) + 1
 
 
 def chunk_size(engine: Engine) -> int:

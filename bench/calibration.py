@@ -5,8 +5,8 @@
 For each task, prompt form and number of shots, on --num-records of the human dev part: accuracy and the smallest share of
 a label among the answers, over its share in the data, for
 plain        the label with the highest probability
-contextual   label.py --calibrate: the probabilities of texts without content divided out (Zhao et al. 2021)
-words        the probabilities of texts of random words of the records divided out (Fei et al. 2023, arXiv 2305.19148)
+contextual   the probabilities of texts without content divided out (Zhao et al. 2021, arXiv 2102.09690)
+words        label.py --calibrate: those of texts of random words of the records (Fei et al. 2023, arXiv 2305.19148)
 batch        the mean probabilities of all records divided out (Zhou et al. 2024, arXiv 2309.17249); it takes the labels of
              the file to be balanced
 threshold    two labels: the best threshold on the log-odds, chosen on these very records: what no calibration can beat
@@ -14,7 +14,6 @@ A line a setting goes to bench/results/calibration.jsonl.
 """
 
 import math
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -57,16 +56,9 @@ def best_threshold(rows: list[list[float]], golds: list[str], labels: list[str])
     return best / len(order)
 
 
-def prior_of_words(engine: Engine, encoder: Encoder, task: Task, shots: list[dict], records: list[dict]) -> list[float]:
-    """Mean probabilities of 20 texts of random words of the records (domain-context calibration, Fei et al. 2023)."""
-    rng, drawn = random.Random(0), []
-    for n in range(20):
-        fields = {}
-        for name in task.fields:
-            bag = [word for record in records for word in record[name].split()]
-            fields[name] = " ".join(rng.choices(bag, k=max(1, len(bag) // len(records))))
-        drawn.append({"id": str(n)} | fields)
-    probs = [a["label_probs"] for a in label_records(engine, encoder, task, drawn, shots) if a]
+def prior_without_content(engine: Engine, encoder: Encoder, task: Task, shots: list[dict]) -> list[float]:
+    records = [{"id": text} | dict.fromkeys(task.fields, text) for text in ("N/A", "", "[MASK]")]
+    probs = [a["label_probs"] for a in label_records(engine, encoder, task, records, shots) if a]
     return [max(sum(p[name] for p in probs) / len(probs), 1e-6) for name in task.labels]
 
 
@@ -98,8 +90,8 @@ def main(
                 rows, true = [list(p.values()) for p, _ in kept], [gold for _, gold in kept]
                 ways = {
                     "plain": [1.0] * len(task.labels),
-                    "contextual": label_prior(engine, encoder, task, shown, {}, True),
-                    "words": prior_of_words(engine, encoder, task, shown, records),
+                    "contextual": prior_without_content(engine, encoder, task, shown),
+                    "words": label_prior(engine, encoder, task, records, shown, 0, {}, True),
                     "batch": [max(sum(column) / len(rows), 1e-9) for column in zip(*rows, strict=True)],
                 }
                 line = {"task": name, "form": form, "shots": count, "n": len(rows), "model": model}

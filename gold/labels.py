@@ -31,7 +31,7 @@ MAX_CHILDREN = 128  # vLLM's limit on logprob_token_ids
 TAIL = 200  # characters of a prompt that are tokenised again with every label, about 50 tokens
 OVERLAP = 8  # tokens before a label that must be the same after the whole prompt and after its tail
 LABEL_SHOTS = 6  # seed examples in a label prompt
-NEUTRAL = ("N/A", "", "[MASK]")  # texts without content, of Zhao et al. 2021 (arXiv 2102.09690)
+RANDOM_TEXTS = 20  # that tell the prior of the labels
 
 
 class Row(NamedTuple):
@@ -87,26 +87,33 @@ def label_records(
     return [next(answers) if fit else None for fit in fits]
 
 
-def neutral_records(task: Task) -> list[dict]:
-    return [{"id": text} | dict.fromkeys(task.fields, text) for text in NEUTRAL]
+def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
+    """RANDOM_TEXTS records of random words of these, as many in a field as there are in the mean."""
+    rng, texts = random.Random(f"{seed}/prior"), [{"id": f"random-{n}"} for n in range(RANDOM_TEXTS)]
+    for name in task.fields:
+        bag = [word for record in records for word in record[name].split()]
+        for text in texts:
+            text[name] = " ".join(rng.choices(bag, k=max(1, len(bag) // len(records))))
+    return texts
 
 
 def label_prior(
-    engine: Engine, encoder: Encoder, task: Task, shots: list[dict], notes: dict, calibrate: bool | None
-) -> list[float] | None:
-    """The mean probabilities of the labels where the record's fields are a text without content: what the prompt alone
-    makes likely. Dividing by them is contextual calibration (Zhao et al. 2021).
+    engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict], seed: int, notes: dict,
+    calibrate: bool | None,
+) -> list[float] | None:  # fmt: skip
+    """The mean probabilities of the labels of texts of random words of `records`: what prompt and language alone make
+    likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148).
 
     calibrate None: in a list form. notes: of the run, which keep the prior for a run that goes on. None: no calibration.
     """
     if not task.labels or not (task.is_list if calibrate is None else calibrate):
         return None
-    if "prior" in notes:
-        return notes["prior"]
-    answers = [a["label_probs"] for a in label_records(engine, encoder, task, neutral_records(task), shots) if a]
-    if not answers:
-        fail("--calibrate: the label prompt does not fit the context even without a text; show fewer shots")
-    notes["prior"] = [max(sum(probs[name] for probs in answers) / len(answers), 1e-6) for name in task.labels]
+    if "prior" not in notes:
+        answers = label_records(engine, encoder, task, random_texts(task, records, seed), shots)
+        probs = [answer["label_probs"] for answer in answers if answer]
+        if not probs:
+            fail("--calibrate: no label prompt with a text of mean length fits the context; show fewer shots")
+        notes["prior"] = [max(sum(p[name] for p in probs) / len(probs), 1e-6) for name in task.labels]
     return notes["prior"]
 
 

@@ -42,22 +42,25 @@ def test_the_prior_is_divided_out():
 
 
 def test_the_prior_is_asked_for_in_a_list_form_and_once(monkeypatch):
-    task, asked, notes = load_task(ROOT / "prompts/sst2.toml"), [], {}
+    task, asked, notes, read = load_task(ROOT / "prompts/sst2.toml"), [], {}, [{"text": "a b c"}, {"text": "d"}]
 
-    def records_without_content(engine, encoder, task, records, shots):
-        asked.append([r["text"] for r in records])
+    def labelled(engine, encoder, task, records, shots):
+        asked.append([r["text"].split() for r in records])
         return [{"label_probs": {"negative": share, "positive": 1 - share}} for share in (0.9, 0.7)] + [None]
 
-    monkeypatch.setattr(labels, "label_records", records_without_content)
+    def prior(task, notes, calibrate):
+        return label_prior(None, None, task, read, [], 0, notes, calibrate)
+
+    monkeypatch.setattr(labels, "label_records", labelled)
     listed = task.in_form("completion")
     for _ in range(2):
-        assert label_prior(None, None, listed, [], notes, None) == pytest.approx([0.8, 0.2])
-    assert asked == [["N/A", "", "[MASK]"]] and notes["prior"] == pytest.approx([0.8, 0.2])
-    assert (
-        label_prior(None, None, task, [], {}, None) is None and label_prior(None, None, listed, [], {}, False) is None
-    )
-    assert label_prior(None, None, task, [], {}, True) == pytest.approx([0.8, 0.2])
-    assert label_prior(None, None, SUMS, [], {}, True) is None  # text2text
+        assert prior(listed, notes, None) == pytest.approx([0.8, 0.2])
+    assert len(asked) == 1 and notes["prior"] == pytest.approx([0.8, 0.2])
+    assert len(asked[0]) == 20 and all(len(text) == 2 for text in asked[0])  # (3 + 1) / 2 words
+    assert {word for text in asked[0] for word in text} == {"a", "b", "c", "d"}
+    assert prior(task, {}, None) is None and prior(listed, {}, False) is None
+    assert prior(task, {}, True) == pytest.approx([0.8, 0.2])
+    assert prior(SUMS, {}, True) is None  # text2text
 
 
 def test_votes_are_counted_by_meaning(flip):
