@@ -30,7 +30,8 @@ import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # several chunks a split even so: about one in ten texts is turned down, and what is missing is asked for again
-    "ITERATIONS": "2", "NUM_EXAMPLES": "80", "GENERATE_ARGS": "--num-validation 60", "TRAIN_ARGS": "--num-train-epochs 2",
+    "ITERATIONS": "2", "NUM_EXAMPLES": "80", "GENERATE_ARGS": "--num-validation 60 --min-p 0",
+    "TRAIN_ARGS": "--num-train-epochs 2",
     "LABEL_ARGS": "--limit 40", "EVALUATE_ARGS": "--group-by group --num-resamples 100 --limit 240",
 }  # fmt: skip
 OUTPUT = {  # stage -> what it writes in its folder

@@ -97,7 +97,7 @@ def stages(finished, models: Path, out: Path) -> dict[str, tuple]:
     here = finished[0] / "iter-00"
     return {
         "generate.py": ("generate.py", *TASK, "--model", models / "teacher", "--output-dir", out / "iter-00",
-            "--num-examples", 80, "--num-validation", 0),
+            "--num-examples", 80, "--num-validation", 0, "--min-p", 0),
         "train_student.py": ("train_student.py", *TASK, "--model", models / "t5", "--train-file", here / "train.jsonl",
             "--output-dir", out / "student", "--num-train-epochs", 2),
         "score_ood.py": ("score_ood.py", *TASK, "--model", here / "student", "--input-file", here / "validation.jsonl",
