@@ -53,7 +53,7 @@ def load_human(task: Task) -> Human:
 
 
 def classifier(task: Task, data: Human, folder: Path) -> Student:
-    """A student of human examples, which tells the noise of generated labels: that of data/models, trained once."""
+    """A student (BASE) of human examples, trained once: where it disagrees with a generated label, that is taken for noise."""
     file = folder / "human.jsonl"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,10 @@ class Plan:
 
 @functools.cache
 def first_seed(text: str) -> int:
-    """A CPU's generator takes 32 bits; of 77,000 seeds drawn at random two would more likely than not be equal, so those of
-    a split are this number ^ the attempt's."""
+    """The number that, XORed with an attempt's number, is its sampling seed: so no two attempts of a split share one.
+
+    31 bits, as a CPU's generator takes 32; of 77,000 seeds drawn at random two would more likely than not be equal.
+    """
     return random.Random(text).getrandbits(31)
 
 

@@ -93,7 +93,7 @@ def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
     for name in task.fields:
         bag = [word for record in records for word in record[name].split()]
         for text in texts:
-            text[name] = " ".join(rng.choices(bag, k=max(1, len(bag) // len(records))))
+            text[name] = " ".join(rng.choices(bag or [""], k=max(1, len(bag) // len(records))))
     return texts
 
 
@@ -105,6 +105,7 @@ def label_prior(
     likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148).
 
     calibrate None: in a list form. notes: of the run, which keep the prior for a run that goes on. None: no calibration.
+    Ends the stage (exit 1) where no prompt with such a text fits the context.
     """
     if not task.labels or not (task.is_list if calibrate is None else calibrate):
         return None

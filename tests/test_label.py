@@ -63,6 +63,12 @@ def test_the_prior_is_asked_for_in_a_list_form_and_once(monkeypatch):
     assert prior(SUMS, {}, True) is None  # text2text
 
 
+def test_fields_without_words_make_random_texts_too():
+    records = [{"text": ""}, {"text": " "}]
+    texts = labels.random_texts(load_task(ROOT / "prompts/sst2.toml"), records, 0)
+    assert {t["text"] for t in texts} == {""} and len({t["id"] for t in texts}) == 20
+
+
 def test_votes_are_counted_by_meaning(flip):
     assert vote_of(flip, " The SUN") == vote_of(flip, "the sun") != vote_of(flip, "the -sun")
     assert not vote_of(flip, " ") and vote_of(flip, "caf\u00e9") == vote_of(flip, "cafe\u0301")
