@@ -27,11 +27,12 @@ import typer
 
 from gold import teacher
 from gold.attempts import Pools
+from gold.calibration import calibrates, divided, prior_of_batch
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.examples import agrees, example_key, read_examples
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
-from gold.labels import draw_label_shots, label_prior, label_records
+from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label, shows_report
 from gold.reasoning import final_of
@@ -286,10 +287,12 @@ def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) 
     asked = [r for r in records if not r["reason"] and example_key(split.task, r) not in split.seen]
     options, task = split.options, split.task
     shots = draw_label_shots(task, split.pools.seed, None, options["seed"])
-    prior = label_prior(
-        engine, encoder, task, split.pools.seed, shots, options["seed"], split.run.notes, options["calibrate"]
-    )
-    answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"], prior=prior)
+    answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"])
+    if calibrates(task, options["calibrate"]) and any(answers):
+        if "prior" not in (notes := split.run.notes):  # of the first chunk, for all: saved before what it rejects
+            notes["prior"] = prior_of_batch(task, asked, answers)
+            save_notes(split.run)
+        answers = divided(task, answers, notes["prior"])
     for record, answer in zip(asked, answers, strict=True):
         record |= answer or {"reason": "prompt_too_long"}
         if answer and not agrees(task, record, answer["teacher_label"]):

@@ -22,11 +22,12 @@ import typer
 from tqdm import tqdm
 
 from gold import teacher
+from gold.calibration import calibrates, divided, prior_of_words
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
-from gold.labels import draw_label_shots, label_prior, label_records, label_rows
+from gold.labels import draw_label_shots, label_records, label_rows
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
@@ -101,16 +102,15 @@ def main(
     )  # fmt: skip
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
     done = read_done(run.partial, rejected)
-    if done:
-        say(f"{output}: going on after {len(done):,} records")
     how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    how["prior"] = label_prior(engine, encoder, task, of_all_shards, shots, seed, run.notes, calibrate)
+    if calibrates(task, calibrate) and "prior" not in run.notes:  # kept: a run that goes on has the same
+        run.notes["prior"] = prior_of_words(engine, encoder, task, of_all_shards, shots, seed)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
             answers = label_records(engine, encoder, task, chunk, shots, **how)
-            pairs = list(zip(chunk, answers, strict=True))
+            pairs = list(zip(chunk, divided(task, answers, run.notes.get("prior")), strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
             left_out = (
                 {"id": "", "reason": ""} | r | {"reason": "prompt_too_long"} for r, answer in pairs if not answer
@@ -120,7 +120,7 @@ def main(
                 run.notes[name] = run.notes.get(name, 0) + count
             save_notes(run)
             bar.update(len(chunk))
-    finish(run, task, records, encoder, counts, how["prior"])
+    finish(run, task, records, encoder, counts)
     signals.stop_if_any()  # what comes after this stage would not know of it
 
 
@@ -155,7 +155,10 @@ def read_done(*paths: Path) -> set[str]:
     for path in paths:
         path.touch()
         cut_torn_line(path)
-    return {record["id"] for path in paths for _, record in read_records(path)}
+    done = {record["id"] for path in paths for _, record in read_records(path)}
+    if done:
+        say(f"{paths[0]}: going on after {len(done):,} records")
+    return done
 
 
 def labelled(record: dict, answer: dict, task: Task) -> dict:
@@ -164,9 +167,7 @@ def labelled(record: dict, answer: dict, task: Task) -> dict:
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 
-def finish(
-    run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict, prior: list[float] | None
-) -> None:
+def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict) -> None:
     """The run record, and the summary."""
     done = [record for _, record in read_records(run.partial)]
     answered = [r for r in done if r.get(task.answer_field) is not None]
@@ -177,7 +178,7 @@ def finish(
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
     computed, prompts = (run.notes.get(name, 0) for name in ("computed_tokens", "prompt_tokens"))
-    more = {"prior": dict(zip(task.labels, prior, strict=True))} if prior else {}
+    more = {"prior": dict(zip(task.labels, run.notes["prior"], strict=True))} if "prior" in run.notes else {}
     finish_run(run, counts | {"prompt_tokens": prompts, "computed_tokens": computed}, prompt_form=encoder.form, **more)
     if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
         cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")

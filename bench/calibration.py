@@ -23,8 +23,9 @@ import typer
 from bench.human import load_human
 from bench.prompts import TEACHER
 from bench.stages import lines_of, note
+from gold.calibration import prior_of_words
 from gold.examples import read_examples
-from gold.labels import draw_label_shots, label_prior, label_records
+from gold.labels import draw_label_shots, label_records
 from gold.runs import git_state
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
@@ -91,7 +92,7 @@ def main(
                 ways = {
                     "plain": [1.0] * len(task.labels),
                     "contextual": prior_without_content(engine, encoder, task, shown),
-                    "words": label_prior(engine, encoder, task, records, shown, 0, {}, True),
+                    "words": prior_of_words(engine, encoder, task, records, shown, 0),
                     "batch": [max(sum(column) / len(rows), 1e-9) for column in zip(*rows, strict=True)],
                 }
                 line = {"task": name, "form": form, "shots": count, "n": len(rows), "model": model}

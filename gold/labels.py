@@ -2,11 +2,12 @@
 
     answers = label_records(engine, encoder, task, records, shots)         label.py and generate.py --verify use it
 
-A label's probability is that of its tokens and of the token that ends its line (or, in a chat, the turn), normalised
-over the labels. Prompt, label and end are tokenised together: SentencePiece puts a blank before a text, and a blank or
-a line end at the end of a prompt may join what follows it. The labels of a record form a trie of tokens; each node with
-children is one request for one new token and the log-probabilities of the children (`logprob_token_ids`): its prompt is
-in vLLM's prefix cache, which prompt_logprobs would switch off.
+A label's probability is that of its tokens, normalised over the labels. Where one label begins with all tokens of another
+(pos, positive), the token that ends its line (or, in a chat, the turn) counts too. Prompt, label and end are tokenised
+together: SentencePiece puts a blank before a text, and a blank or a line end at the end of a prompt may join what follows
+it. The labels of a record form a trie of tokens; each node with children is one request for one new token and the
+log-probabilities of the children (`logprob_token_ids`): its prompt is in vLLM's prefix cache, which prompt_logprobs would
+switch off.
 """
 
 import math
@@ -14,7 +15,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
 from gold.command import fail
@@ -31,11 +32,10 @@ MAX_CHILDREN = 128  # vLLM's limit on logprob_token_ids
 TAIL = 200  # characters of a prompt that are tokenised again with every label, about 50 tokens
 OVERLAP = 8  # tokens before a label that must be the same after the whole prompt and after its tail
 LABEL_SHOTS = 6  # seed examples in a label prompt
-RANDOM_TEXTS = 20  # that tell the prior of the labels
 
 
 class Row(NamedTuple):
-    """Token ids of a label prompt. rests: of the labels, each with the token that ends it; [] for text2text."""
+    """Token ids of a label prompt. rests: of the labels, perhaps each with the token that ends it; [] for text2text."""
 
     root: list[int]
     rests: list[list[int]]
@@ -64,12 +64,10 @@ def draw_label_shots(task: Task, seeds: list[dict], count: int | None, seed: int
 def label_records(
     engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict],
     num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0,
-    prior: Sequence[float] | None = None,
 ) -> list[dict | None]:  # fmt: skip
     """The teacher's answer to each record: {"teacher_label": ..., "label_probs": {answer: share}}.
 
-    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest. prior: of
-    label_prior, which is divided out.
+    Classification: label_probs of all labels in the task's order (they sum to 1), teacher_label the likeliest.
     text2text: the greedy answer without label_probs, or with num_samples > 1 the answer with most votes (the first of
     them where there is a tie) and the shares of all; "" and {} where no sample is an answer. None for a record whose
     prompt and answer do not fit the context.
@@ -78,7 +76,7 @@ def label_records(
     fits = [row.length(max_tokens) <= engine.max_model_len for row in rows]
     asked = [(record, row) for record, row, fit in zip(records, rows, fits, strict=True) if fit]
     if task.labels:
-        results = [label_probs(task, sums, prior) for sums in log_probs(engine, [row for _, row in asked])]
+        results = [label_probs(task, sums) for sums in log_probs(engine, [row for _, row in asked])]
     else:
         how = {"n": num_samples, "temperature": temperature if num_samples > 1 else 0, "max_tokens": max_tokens}
         how["stop"] = None if encoder.form == "chat" else ["\n\n", *task.parse.stop]
@@ -87,39 +85,7 @@ def label_records(
     return [next(answers) if fit else None for fit in fits]
 
 
-def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
-    """RANDOM_TEXTS records of random words of these, as many in a field as there are in the mean."""
-    rng, texts = random.Random(f"{seed}/prior"), [{"id": f"random-{n}"} for n in range(RANDOM_TEXTS)]
-    for name in task.fields:
-        bag = [word for record in records for word in record[name].split()]
-        for text in texts:
-            text[name] = " ".join(rng.choices(bag or [""], k=max(1, len(bag) // len(records))))
-    return texts
-
-
-def label_prior(
-    engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict], seed: int, notes: dict,
-    calibrate: bool | None,
-) -> list[float] | None:  # fmt: skip
-    """The mean probabilities of the labels of texts of random words of `records`: what prompt and language alone make
-    likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148).
-
-    calibrate None: in a list form. notes: of the run, which keep the prior for a run that goes on. None: no calibration.
-    Ends the stage (exit 1) where no prompt with such a text fits the context.
-    """
-    if not task.labels or not (task.is_list if calibrate is None else calibrate):
-        return None
-    if "prior" not in notes:
-        answers = label_records(engine, encoder, task, random_texts(task, records, seed), shots)
-        probs = [answer["label_probs"] for answer in answers if answer]
-        if not probs:
-            fail("--calibrate: no label prompt with a text of mean length fits the context; show fewer shots")
-        notes["prior"] = [max(sum(p[name] for p in probs) / len(probs), 1e-6) for name in task.labels]
-    return notes["prior"]
-
-
-def label_probs(task: Task, sums: list[float], prior: Sequence[float] | None = None) -> dict:
-    sums = [value - math.log(p) for value, p in zip(sums, prior or [1.0] * len(sums), strict=True)]
+def label_probs(task: Task, sums: list[float]) -> dict:
     weights = [math.exp(value - max(sums)) for value in sums]
     probs = {name: float(f"{w / sum(weights):.6g}") for name, w in zip(task.labels, weights, strict=True)}
     return {"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs}
@@ -162,7 +128,8 @@ def chat_answer(encoder: Encoder) -> tuple[str, str]:
 def running_labels(
     encoder: Encoder, prompts: list[str], labels: Sequence[str], end: str, tail: int = TAIL
 ) -> list[Row]:
-    """For each prompt the row whose root + rests[k] are the tokens of prompt + labels[k] and the first token of `end`.
+    """For each prompt the row whose root + rests[k] are the tokens of prompt + labels[k]; where one label begins with all
+    tokens of another, each also has the first token of `end`.
 
     The root is the longest prefix of tokens that all labels share; it may be shorter than the tokens of the prompt
     alone. Only the prompt's last `tail` characters are tokenised again with every label: where their tokens are not
@@ -189,7 +156,11 @@ def running_labels(
             fail(
                 f"--model: its tokenizer cannot tell the labels or their ends apart: {names}; rename them, or use another"
             )
-        rows.append(Row([*whole[: len(whole) - same], *common], [rest[len(common) :] for rest in rests]))
+        rests = [rest[len(common) :] for rest in rests]
+        bare = sorted(rest[:-1] for rest in rests)  # a prefix stands before what it begins
+        if not any(longer[: len(short)] == short for short, longer in pairwise(bare)):
+            rests = [rest[:-1] for rest in rests]  # the end would cost a request a label, and changes little
+        rows.append(Row([*whole[: len(whole) - same], *common], rests))
     return rows
 
 

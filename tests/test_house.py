@@ -14,7 +14,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "attempts correctness encoding jsonl prompts runs",
     "examples metrics parsing student teacher",
     "labels predict selection",
-    "split trainer",
+    "calibration split trainer",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,9 +9,10 @@ import pytest
 from conftest import ROOT, call, flipped, pair, read_lines, write_lines
 
 import label
-from gold import labels
+from gold import calibration
+from gold.calibration import calibrates, divided, prior_of_batch, prior_of_words
 from gold.examples import agrees
-from gold.labels import Row, chat_answer, draw_label_shots, label_prior, label_probs, label_records, log_probs, vote_of
+from gold.labels import Row, chat_answer, draw_label_shots, label_probs, label_records, log_probs, vote_of
 from gold.stopping import StopSignals
 from gold.task import load_task
 from gold.teacher import Encoder, Engine
@@ -33,39 +33,51 @@ def test_shots_take_the_labels_in_turn(pairs):
     assert one == same != other
 
 
+def probs(**shares):
+    return {"teacher_label": max(shares, key=shares.get), "label_probs": shares}
+
+
 def test_the_prior_is_divided_out():
     """.6 / .75 = .8 and .4 / .25 = 1.6: one third and two thirds."""
-    sums, (first, second) = [math.log(0.6), math.log(0.4)], TASK.labels
-    assert label_probs(TASK, sums)["teacher_label"] == first
-    found = label_probs(TASK, sums, [0.75, 0.25])
-    assert found == {"teacher_label": second, "label_probs": pytest.approx({first: 1 / 3, second: 2 / 3}, abs=1e-6)}
+    assert label_probs(TASK, [math.log(0.6), math.log(0.4)])["teacher_label"] == next(iter(TASK.labels))
+    (found, none) = divided(TASK, [probs(negative=0.6, positive=0.4), None], [0.25, 0.75])
+    expected = {"negative": pytest.approx(1 / 3, abs=1e-5), "positive": pytest.approx(2 / 3, abs=1e-5)}
+    assert none is None and found == {"teacher_label": "positive", "label_probs": expected}
 
 
-def test_the_prior_is_asked_for_in_a_list_form_and_once(monkeypatch):
-    task, asked, notes, read = load_task(ROOT / "prompts/sst2.toml"), [], {}, [{"text": "a b c"}, {"text": "d"}]
+def test_a_prior_is_for_labels_in_a_list_form_or_where_asked_for():
+    task = load_task(ROOT / "prompts/sst2.toml")
+    listed = task.in_form("completion")
+    assert [calibrates(listed, how) for how in (None, True, False)] == [True, True, False]
+    assert [calibrates(task, how) for how in (None, True, False)] == [False, True, False]
+    assert not calibrates(SUMS, True)  # text2text
+
+
+def test_the_prior_of_random_words(monkeypatch):
+    asked, read = [], [{"text": "a b c"}, {"text": "d"}]
 
     def labelled(engine, encoder, task, records, shots):
-        asked.append([r["text"].split() for r in records])
-        return [{"label_probs": {"negative": share, "positive": 1 - share}} for share in (0.9, 0.7)] + [None]
+        asked.extend(r["text"].split() for r in records)
+        return [probs(negative=share, positive=1 - share) for share in (0.9, 0.7)] + [None]
 
-    def prior(task, notes, calibrate):
-        return label_prior(None, None, task, read, [], 0, notes, calibrate)
+    monkeypatch.setattr(calibration, "label_records", labelled)
+    assert prior_of_words(None, None, load_task(ROOT / "prompts/sst2.toml"), read, [], 0) == pytest.approx([0.8, 0.2])
+    assert len(asked) == 20 and all(len(text) == 2 for text in asked)  # (3 + 1) / 2 words
+    assert {word for text in asked for word in text} == {"a", "b", "c", "d"}
 
-    monkeypatch.setattr(labels, "label_records", labelled)
-    listed = task.in_form("completion")
-    for _ in range(2):
-        assert prior(listed, notes, None) == pytest.approx([0.8, 0.2])
-    assert len(asked) == 1 and notes["prior"] == pytest.approx([0.8, 0.2])
-    assert len(asked[0]) == 20 and all(len(text) == 2 for text in asked[0])  # (3 + 1) / 2 words
-    assert {word for text in asked[0] for word in text} == {"a", "b", "c", "d"}
-    assert prior(task, {}, None) is None and prior(listed, {}, False) is None
-    assert prior(task, {}, True) == pytest.approx([0.8, 0.2])
-    assert prior(SUMS, {}, True) is None  # text2text
+
+def test_the_prior_of_a_batch_weighs_all_labels_alike():
+    """Three negative texts of .9 and a positive one of .5: (.9 + .5) / 2 = .7, however many there are of each."""
+    records = [{"label": name} for name in ("negative", "negative", "negative", "positive", "positive")]
+    answers = [*[probs(negative=0.9, positive=0.1)] * 3, probs(negative=0.5, positive=0.5), None]
+    assert dict(zip(TASK.labels, prior_of_batch(TASK, records, answers), strict=True)) == pytest.approx(
+        {"negative": 0.7, "positive": 0.3}
+    )
 
 
 def test_fields_without_words_make_random_texts_too():
     records = [{"text": ""}, {"text": " "}]
-    texts = labels.random_texts(load_task(ROOT / "prompts/sst2.toml"), records, 0)
+    texts = calibration.random_texts(load_task(ROOT / "prompts/sst2.toml"), records, 0)
     assert {t["text"] for t in texts} == {""} and len({t["id"] for t in texts}) == 20
 
 
@@ -279,7 +291,7 @@ def test_dry_run_shows_prompts_and_tokens(command, home):
     done, path, _ = command("pairs", "--input-file", home / "test.jsonl", "--dry-run")
     assert not path.exists() and "=== would label 22 records" in done.stdout
     assert f"First: {read_lines(home / 'test.jsonl')[0]['first']}\nSecond: " in done.stdout
-    assert re.search(r"(?m)^--- Warm: '.*' \| '\\n'$", done.stdout)
+    assert "--- Warm: ' Warm'\n--- not warm: ' not' | ' warm'\n" in done.stdout
 
 
 @pytest.mark.parametrize("script, args", [("label.py", ["--input-file", "test.jsonl"]), ("generate.py", ["--verify"])])

@@ -93,7 +93,8 @@ def direct(model, tokenizer, texts, end):
     special = not tokenizer.chat_template
     ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
     more = [tokenizer(text + end, add_special_tokens=special)["input_ids"] for text in texts]
-    ids = [row[: len(one) + 1] for one, row in zip(ids, more, strict=True)]
+    needed = any(a != b and b[: len(a)] == a for a in ids for b in ids)  # the end counts where a label begins another
+    ids = [row[: len(one) + needed] for one, row in zip(ids, more, strict=True)]
     begin = next(i for i in range(len(ids[0])) if len({tuple(row[: i + 1]) for row in ids}) > 1)
     sums = []
     for row in ids:
@@ -119,9 +120,10 @@ def test_label_tokens_are_those_of_the_whole_text(tokenizers, text, copies, gap,
     prompts = ["Review: good, " * copies * 2 + text, "negativepositive" * copies * 3 + text, "日é" * TAIL]
     labels = [gap + label for label in ("positive", "negative", "pos", "日")]
     for prompt, (root, rests) in zip(prompts, running_labels(encoder_of(tokenizer), prompts, labels, end), strict=True):
-        for label, rest in zip(labels, rests, strict=True):
-            alone, whole = (tokenizer(prompt + label + more)["input_ids"] for more in ("", end))
-            assert root + rest == whole[: len(alone) + 1] and rest
+        alone = [tokenizer(prompt + label)["input_ids"] for label in labels]
+        needed = any(a != b and b[: len(a)] == a for a in alone for b in alone)
+        for label, ids, rest in zip(labels, alone, rests, strict=True):
+            assert root + rest == tokenizer(prompt + label + end)["input_ids"][: len(ids) + needed] and rest
         assert len({rest[0] for rest in rests}) > 1
 
 
@@ -192,9 +194,9 @@ def test_a_record_that_is_too_long_is_left_out_and_counted(engine, model, tokeni
     task, words = load_task(ROOT / "prompts/reviews.toml"), random.Random(0).choices(" ".join(TEXTS).split(), k=800)
 
     def needed(number):
-        """Tokens of the prompt with so many words and of the longest label with its end."""
+        """Tokens of the prompt with so many words and of the longest label."""
         prompt = render_label_prompt(task, {"review": " ".join(words[:number])}, []).user
-        return max(len(tokenizers["dummy prefix"](f"{prompt} {name}")["input_ids"]) + 1 for name in task.labels)
+        return max(len(tokenizers["dummy prefix"](f"{prompt} {name}")["input_ids"]) for name in task.labels)
 
     def engine_up(model, room, *args, **how):
         engine.max_model_len = room

@@ -1,0 +1,71 @@
+"""The prior of a teacher's labels, divided out: small models answer with the label that prompt and language make likely.
+
+prior = prior_of_words(engine, encoder, task, records, shots, seed)      label.py: any records
+prior = prior_of_batch(task, records, answers)                           generate.py --verify: labels are balanced
+answers = divided(task, answers, prior)
+"""
+
+import math
+import random
+from collections.abc import Sequence
+
+from gold.command import fail
+from gold.labels import label_probs, label_records
+from gold.task import Task
+from gold.teacher import Encoder, Engine
+
+RANDOM_TEXTS = 20
+
+
+def calibrates(task: Task, calibrate: bool | None) -> bool:
+    """Whether a prior is divided out; None: in a list form."""
+    return bool(task.labels) and (task.is_list if calibrate is None else calibrate)
+
+
+def divided(task: Task, answers: list[dict | None], prior: Sequence[float] | None) -> list[dict | None]:
+    """The answers of label_records with the labels' probabilities divided by the prior, if there is one."""
+    if prior is None:
+        return answers
+    logs = dict(zip(task.labels, map(math.log, prior), strict=True))
+    return [
+        a and label_probs(task, [math.log(max(a["label_probs"][name], 1e-9)) - logs[name] for name in task.labels])
+        for a in answers
+    ]
+
+
+def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
+    """RANDOM_TEXTS records of random words of these, as many in a field as there are in the mean."""
+    rng, texts = random.Random(f"{seed}/prior"), [{"id": f"random-{n}"} for n in range(RANDOM_TEXTS)]
+    for name in task.fields:
+        bag = [word for record in records for word in record[name].split()]
+        for text in texts:
+            text[name] = " ".join(rng.choices(bag or [""], k=max(1, len(bag) // len(records))))
+    return texts
+
+
+def prior_of_words(
+    engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict], seed: int
+) -> list[float]:
+    """The mean probabilities of the labels of texts of random words of `records`: what prompt and language alone make
+    likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148). Ends the stage (exit 1)
+    where no prompt with such a text fits the context.
+    """
+    answers = [a for a in label_records(engine, encoder, task, random_texts(task, records, seed), shots) if a]
+    if not answers:
+        fail("--calibrate: no label prompt with a text of mean length fits the context; show fewer shots")
+    return mean_probs(task, answers)
+
+
+def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) -> list[float]:
+    """The mean probabilities of the labels of generated records, all labels that were asked for with equal weight: batch
+    calibration (Zhou et al. 2024, arXiv 2309.17249), whose condition, balanced labels, holds by design.
+    """
+    groups = [
+        [a for r, a in zip(records, answers, strict=True) if a and r[task.answer_field] == name] for name in task.labels
+    ]
+    means = [mean_probs(task, group) for group in groups if group]
+    return [sum(column) / len(means) for column in zip(*means, strict=True)]
+
+
+def mean_probs(task: Task, answers: list[dict]) -> list[float]:
+    return [max(sum(a["label_probs"][name] for a in answers) / len(answers), 1e-6) for name in task.labels]
