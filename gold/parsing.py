@@ -147,11 +147,19 @@ def check_fields(task: Task, fields: dict[str, str]) -> str | None:
 
 
 def echoes(task: Task, text: str) -> bool:
-    """Whether a text repeats ECHO words in a row of the prompt's instruction, or a label's whole definition."""
+    """Whether a text repeats ECHO words in a row of the prompt's instruction, or a label's whole definition, or begins as
+    the list of labels does ("Positive: ...")."""
     prompt = task.prompt
+    if task.labels and label_opening(*task.labels).match(text):
+        return True
     instruction = instruction_runs(prompt.system, prompt.train, prompt.validation, prompt.feedback or "")
     said = " ".join(words(text))
     return not instruction.isdisjoint(runs_of(text)) or any(d in said for d in definitions(*task.labels.values()))
+
+
+@functools.cache
+def label_opening(*labels: str) -> re.Pattern:
+    return re.compile(rf"\W*(?:labels?|{'|'.join(map(re.escape, labels))})\s*:", re.IGNORECASE)
 
 
 @functools.cache

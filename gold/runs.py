@@ -176,9 +176,8 @@ def compare(output: Path, before: dict, state: dict, extends: str | None) -> boo
         if name == extends and isinstance(old, int) and isinstance(new, int) and old < new:
             grown = True
         elif old != new and name not in state["not_compared"]:
-            refuse(
-                output, f"was made with {option_name(name)} {old}, now {new}; give the old value, another output, or"
-            )
+            shown = f"without {option_name(name)}" if old is None else f"with {option_name(name)} {old}"
+            refuse(output, f"was made {shown}, now {new}; give the old value, another output, or")
     for name, new in state["inputs"].items():
         if not same_content(before["inputs"].get(name), new):
             value = state["options"][name]

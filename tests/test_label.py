@@ -257,7 +257,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     assert "going on after 14 records" in done.stderr
     assert [path.read_text() for path in files] == [path.read_text() for path in (tmp_path / "whole.jsonl", left_out)]
     assert "up to date" in command("pairs", *args, "--calibrate", name="cut")[0].stderr
-    assert "was made with --num-fewshot None, now 2" in command(
+    assert "was made without --num-fewshot, now 2" in command(
         "pairs", *args, "--calibrate", "--num-fewshot", 2, name="cut", code=1
     )
     told = command("pairs", *args[:-1], 20, name="none", code=1)

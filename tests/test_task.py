@@ -382,6 +382,7 @@ def test_debris(text, reason, pairs):
     ("one or both belong", None), ("both belong to summer", None), ("you write pairs of things", "echo"),
     ("one or both belong to", None), ("you write pairs of", None),
     ("another that is $label ($definition) $start", None),  # a variable ends a run
+    ("warm: the sand", "echo"), ("Labels: warm", "echo"), ("warm sand: the beach", None),  # as the list of labels begins
 ])  # fmt: skip
 def test_an_echo_of_the_instruction_is_no_example(text, reason, pairs):
     assert parse_completion(pairs, f"the beach\nSecond: {text}", "Warm")[1] == reason
