@@ -1,7 +1,8 @@
 """How to ask a real LLM: forms of the prompt and sampling options, on tasks with human data.
 
     python -m data.real_models
-    python -m data.prepare ag_news; python -m data.prepare sst2 --train                 # trec: see data/README.md
+    python -m data.prepare ag_news; python -m data.prepare sst2 --train
+    python -m data.prepare trec --train --source DIR     # DIR holds the official TREC_10.label and train_5500.label
         # the records' numbers are of other extracts: 9,985 rows of ag_news, 6,909 sentences of sst2's training side
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.prompts ag_news sst2 trec
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.prompts sst2 --settings list --num-examples 1000 --seeds 0,1,2

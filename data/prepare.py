@@ -130,6 +130,13 @@ TASKS = {
         "fancyzhx/ag_news", None, {side: ((side,), (f"{side}.csv",)) for side in ("test", "train")},
         {"text": ("text", "title description")}, "none stated; non-commercial use", ("World", "Sports", "Business", "Sci/Tech"),
     ),
+    "trec": Origin(
+        None, None, {"test": ((), ("TREC_10.label",)), "train": ((), ("train_5500.label",))},
+        {"text": ("text",)}, "none stated; to be cited",
+        ("abbreviation", "description", "entity", "human", "location", "number"),
+        aliases={"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location",
+                 "NUM": "number"}, also={"fine": ("fine",)},
+    ),
     "banking77": Origin(
         "legacy-datasets/banking77", None,
         {side: ((side,), (f"banking_data/{side}.csv", f"{side}.csv")) for side in ("test", "train")},
@@ -206,7 +213,7 @@ def file_rows(path: Path, task: str) -> Iterator[tuple[str, dict]]:
     if ending == ".parquet":
         yield from parquet_rows(path)
         return
-    readers = {".tsv": tsv_rows, ".txt": tsv_rows, ".csv": csv_rows, ".json": json_rows}
+    readers = {".tsv": tsv_rows, ".txt": tsv_rows, ".csv": csv_rows, ".json": json_rows, ".label": question_rows}
     if task == "imdb":
         readers[".txt"] = review_rows
     if ending not in [*readers, ".jsonl"]:
@@ -217,7 +224,8 @@ def file_rows(path: Path, task: str) -> Iterator[tuple[str, dict]]:
             yield from jsonl_rows(path)
             return
         opener = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:  # MSR's files begin with a byte order mark
+        encoding = "latin-1" if ending == ".label" else "utf-8-sig"  # MSR's files begin with a byte order mark
+        with opener(path, "rt", encoding=encoding, newline="") as file:
             yield from readers[ending](file, path)
     except UnicodeDecodeError as error:
         fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it, or fetch it again")
@@ -275,6 +283,13 @@ def json_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:
         fail(f"{path}: must be a list of records or SQuAD's form, found {str(data)[:60]!r}; check the file")
     for number, row in enumerate(data):
         yield f"{path} record {number}", row
+
+
+def question_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:
+    """TREC: a question a line, behind its coarse and its fine type: NUM:dist How far is it ... ?"""
+    for number, line in enumerate(filter(str.strip, file), 1):
+        fine, _, text = line.partition(" ")
+        yield f"{path}:{number}", {"text": text, "label": fine.split(":")[0], "fine": fine}
 
 
 def review_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:

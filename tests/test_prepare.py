@@ -37,10 +37,10 @@ def refused(*args: object) -> str:
     return line
 
 
-def write(folder: Path, files: dict[str, str]) -> Path:
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder
 
 
@@ -131,6 +131,12 @@ OFFICIAL = {  # task: (its files, options, the records, what is said)
         {"test.csv": '"3","Title","He said ""so"", twice"\n"1","T","D"\n'}, [],
         records_of("text label", ('Title He said "so", twice', "Business"), ("T D", "World")),
         [],
+    ),
+    "trec": (
+        {"TREC_10.label": "HUM:ind Who rows a caf\u00e9 boat ?\n\nNUM:dist How far is the mill ?\n".encode("latin-1")}, [],
+        records_of("text label fine", ("Who rows a caf\u00e9 boat ?", "human", "HUM:ind"),
+                   ("How far is the mill ?", "number", "NUM:dist")),
+        ["human 1", "number 1"],
     ),
     "banking77": (
         {"banking_data/test.csv": 'text,category\n"My card, is it\nhere?",card_arrival\nOh,reverted_card_payment?\n'}, [],
@@ -420,6 +426,7 @@ HEAD = "sentence1\tsentence2\tlabel\n"
         ("squad", "a.json", '[{"context": ["C."], "question": "Q?", "answer": "C"}]', "'context' must be a text, found"),
         ("svamp", "a.json", '[{"Body": "B", "Question": "Q", "Equation": "1 + 2", "Answer": "few"}]', "must be a number"),
         ("rte", "a.parquet", b"PAR1 no", "a.parquet: not a readable parquet file"),
+        ("trec", "a.label", "NUM:dist How far ?\nWhy\n", "a.label:2: no such label: 'Why'"),
         ("rte", "a.xlsx", "", "cannot be read by its ending '.xlsx'"),
     ],
 )  # fmt: skip
