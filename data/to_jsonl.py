@@ -26,13 +26,17 @@ app = new_app()
 @app.command()
 def main(path: Annotated[Path, typer.Argument(help="A .csv, .tsv, .parquet or .json file, perhaps .gz.")]) -> None:
     """Print one JSON object a line."""
+    for record in records_in(path):
+        print(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def records_in(path: Path) -> list[dict]:
+    """The records of a file of any of these formats, or of JSON Lines."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; check the path, or fetch it again")
-    records = read_parquet(path) if content[:4] == b"PAR1" else read_text(path, decode(path, content))
-    for record in records:
-        print(json.dumps(record, ensure_ascii=False, default=str))
+    return read_parquet(path) if content[:4] == b"PAR1" else read_text(path, decode(path, content))
 
 
 def decode(path: Path, content: bytes) -> str:
