@@ -60,8 +60,12 @@ ARMS: dict[str, tuple[str, dict]] = (
         "active, confirmed": ("active", {"confirmed": True}),
         "gold, pool trained on": ("gold", {"train_on_pool": True}),
     }
-    | {f"{name}, verify": (name, {"verify": True}) for name in ("zerogen", "random", "gold", "active")}
+    | {f"{name}, verify": (name, {"verify": True}) for name in ("zerogen", "random", "gold", "active", "s3")}
 )
+
+
+# Beside them: a student of people's examples, and the teacher's own labels, without and with calibration
+BESIDE: dict[str, bool | None] = {"human": None, "teacher": False, "teacher, calibrated": True}
 
 
 def options_of(text: str) -> dict[str, Any]:
@@ -155,6 +159,27 @@ def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run_beside(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
+    """A student of as many human examples; or the accuracy of the teacher's labels, which no seed changes."""
+    home, dev = root / run["arm"], data.dev[:DEV]
+    home.mkdir(parents=True, exist_ok=True)
+    if run["arm"] != "human":
+        return {"dev": teacher_accuracy(task, run["arm"], home / "dev.jsonl", dev)}
+    begin, file = run["seed"] * run["size"], home / "train.jsonl"
+    write_file(file, data.human[begin : begin + run["size"]])
+    train(task.path, STUDENT, [file], home / "student", steps_for(run["size"]), run["seed"], {}, learning_rate=RATE)
+    return {"dev": round(accuracy(measured(task, home / "student"), dev), 4), "trained_on": run["size"]}
+
+
+def teacher_accuracy(task: Task, arm: str, file: Path, examples: list[dict]) -> float:
+    """Share of the examples that label.py labels as people did."""
+    labelled = file.with_suffix(".labelled.jsonl")
+    write_file(file, examples)
+    quietly(label.main, task.path, str(TEACHER), [file], labelled, calibrate=BESIDE[arm])
+    right = [e["teacher_label"] == e[task.answer_field] for e in read_examples([labelled], task, use=["teacher_label"])]
+    return round(sum(right) / len(right), 4)
+
+
 def folder_of(run: dict) -> Path:
     """Of all arms of a seed."""
     return WORK / run["task"] / f"size{run['size']}-pool{run['pool']}-seed{run['seed']}"
@@ -167,7 +192,11 @@ def measure_report(task: Task, data: Human, runs: list[dict]) -> None:
     for run in runs:
         key = tuple(run[k] for k in names)
         if key not in known:
-            known[key] = round(accuracy(measured(task, folder_of(run) / run["arm"] / "student"), data.report), 4)
+            home = folder_of(run) / run["arm"]
+            if run["arm"].startswith("teacher"):
+                known[key] = teacher_accuracy(task, run["arm"], home / "report.jsonl", data.report)
+            else:
+                known[key] = round(accuracy(measured(task, home / "student"), data.report), 4)
             note(REPORT, dict(zip(names, key, strict=True)) | {"report": known[key]})
         run["report"] = known[key]
 
@@ -241,7 +270,7 @@ def main(
                 continue
             began = time.perf_counter()
             try:
-                found = run_arm(run, loaded, data, folder_of(run))
+                found = (run_beside if arm in BESIDE else run_arm)(run, loaded, data, folder_of(run))
             except RuntimeError as error:  # such as too few confirmed examples of a label
                 print(f"{task} seed {seed} {arm}: {error}", flush=True)
                 continue
