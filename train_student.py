@@ -8,6 +8,7 @@ held_out.jsonl in it, and a run record beside it.
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
     python train_student.py ... --loss kl                             # soft labels: the label_probs of label.py
+    python train_student.py ... --lora-rank 16 --learning-rate 5e-4   # low-rank adapters: less memory (requirements-extra.txt)
     python train_student.py ... --dry-run                             # what would be trained on what; no model
     torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, as transformers' Trainer has it
 
@@ -25,6 +26,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold import command
+from gold.adapters import add_adapters
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside, naming, remove
 from gold.examples import read_examples, with_answer
@@ -60,6 +62,7 @@ def main(
     weight_decay: Annotated[float, training(min=0, help="AdamW's weight decay.")] = 0.01,
     max_source_length: Annotated[int, training(min=1, help="Tokens read; more are cut, and counted.")] = 512,
     max_target_length: Annotated[int, training(min=1, help="Tokens written; more are cut, and counted.")] = 128,
+    lora_rank: Annotated[int | None, training(min=1, help="Train adapters of this rank (LoRA), merged at the end.")] = None,
     new_head: Annotated[bool, training(help="Replace an encoder's head that was trained on other labels.")] = False,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
     dtype: Annotated[Dtype, training(help="auto = bfloat16 where the GPU has it.")] = "auto",
@@ -101,6 +104,7 @@ def main(
     student = load_student(model, task, seed, new_head)
     student.lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     check_labels(student, model)
+    adapters = add_adapters(student, lora_rank) if lora_rank else None
     partial_output = beside(output_dir, ".partial")
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == "kl" else {}
@@ -108,6 +112,7 @@ def main(
         result, log = fit(student, rows, held_out, partial_output / "checkpoints", options)
         if not run:
             return
+        student.network = adapters.merge_and_unload() if adapters else student.network
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
     write_file(run.partial / "training_log.jsonl", log)

@@ -5,7 +5,7 @@
 #   bash tests/run.sh -m "not engine" without those that start vLLM
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [[ -z ${PYTHON:-} ]]; then bash setup.sh tests/requirements.txt; PYTHON=.venv/bin/python; fi
+if [[ -z ${PYTHON:-} ]]; then bash setup.sh requirements-extra.txt tests/requirements.txt; PYTHON=.venv/bin/python; fi
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # as loop.sh with tiny models
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

@@ -55,7 +55,10 @@ def test_a_table_with_capitals_in_labels(made, models, tmp_path):
         tmp_path / "iter-00",
         "--dry-run",
     )
-    assert shown.returncode == 0 and "=== would write 600 examples of the train split; prompt form: completion" in shown.stdout
+    assert (
+        shown.returncode == 0
+        and "=== would write 600 examples of the train split; prompt form: completion" in shown.stdout
+    )
     again, _ = made("Hotels.csv", HOTELS)
     assert again.returncode == 1 and "is there already" in again.stderr
 
