@@ -170,8 +170,12 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
 def check_options(task: Task, options: dict) -> None:
     """Refuse a bad shard, and options that do not go together."""
     parse_shard(options["shard"])
+    if "TODO" in str([task.labels, task.prompt, task.completion]):
+        say(f"warning: {task.path}: lines with TODO are left: the teacher would read them")
     if options["feedback_label"] != "any" and not task.labels:
         raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--feedback-label")
+    if options["calibrate"] and not (options["verify"] and task.labels):
+        raise typer.BadParameter("is for --verify of a task with labels: leave it out", param_hint="--calibrate")
     if options["structured"] and options["reasoning_parser"]:
         raise typer.BadParameter("a forced completion holds no thought: leave it out", param_hint="--reasoning-parser")
     if options["verify"] and task.prompt.label is None:
@@ -324,7 +328,10 @@ def finish(split: Split, encoder: Encoder) -> None:
     notes["settled"] = [*map(max, plan.settled, notes.get("settled", plan.settled))]
     seconds = max(notes.get("generate_seconds", 0.0), 0.01)
     rate = round(counts["completion_tokens"] / seconds, 1)
-    finish_run(run, counts, generate_seconds=seconds, completion_tokens_per_second=rate, prompt_form=encoder.form)
+    more = {"prior": dict(zip(split.task.labels, notes["prior"], strict=True))} if "prior" in notes else {}
+    finish_run(
+        run, counts, generate_seconds=seconds, completion_tokens_per_second=rate, prompt_form=encoder.form, **more
+    )
 
 
 if __name__ == "__main__":

@@ -67,8 +67,12 @@ def main(
     options = dict(locals())
     # Load
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
-    if num_samples > 1 and task.labels:
-        raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
+    for wrong, name in (
+        (num_samples > 1 and task.labels, "--num-samples"),
+        (calibrate and not task.labels, "--calibrate"),
+    ):
+        if wrong:
+            raise typer.BadParameter("samples are for text2text, calibration for labels: leave it out", param_hint=name)
     template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
     of_all_shards = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit]
@@ -101,10 +105,13 @@ def main(
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
-    done = read_done(run.partial, rejected)
-    how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    done, how = (
+        read_done(run.partial, rejected),
+        {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed},
+    )
     if calibrates(task, calibrate) and "prior" not in run.notes:  # kept: a run that goes on has the same
         run.notes["prior"] = prior_of_words(engine, encoder, task, of_all_shards, shots, seed)
+        save_notes(run)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()

@@ -113,6 +113,7 @@ def main(
         if not run:
             return
         student.network = adapters.merge_and_unload() if adapters else student.network
+        result["parameters"] = student.network.num_parameters()
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
     write_file(run.partial / "training_log.jsonl", log)
@@ -209,7 +210,7 @@ def fit(
     counts = {
         "steps": trainer.state.global_step, "best_epoch": best.get("epoch"),
         "held_out_accuracy": round(best["eval_accuracy"], 4) if best else None,
-        "family": student.family, "parameters": student.network.num_parameters(), "dtype": dtype,
+        "family": student.family, "dtype": dtype,
     }  # fmt: skip
     return counts, log
 

@@ -17,7 +17,7 @@ import typer
 
 from bench.human import RATE, accuracy, load_human, measured
 from bench.prompts import STUDENT, steps_for
-from bench.real_teacher import DEV, ROUNDS, folder_of
+from bench.real_teacher import DEV, ROUNDS, folder_of, round_0
 from bench.stages import BATCH, lines_of, note, train
 from gold.runs import git_state
 from gold.task import load_task
@@ -44,11 +44,11 @@ def main(
     loaded = load_task(Path(f"prompts/{task}.toml"))
     data, code = load_human(loaded), git_state()
     for seed, (way, (loss, passes, best)) in itertools.product(map(int, seeds.split(",")), WAYS.items()):
-        key = {"task": task, "arm": arm, "size": size, "seed": seed, "way": way}
+        key = {"task": task, "arm": arm, "size": size, "pool": pool, "seed": seed, "way": way}
         if any(all(line.get(k) == v for k, v in key.items()) for line in lines_of(RESULTS)):
             continue
         root = folder_of({"task": task, "size": size, "pool": pool, "seed": seed})
-        folders = [root / "start" / "iter-00", *(root / arm / f"iter-{i:02d}" for i in range(1, ROUNDS))]
+        folders = [round_0(root, arm), *(root / arm / f"iter-{i:02d}" for i in range(1, ROUNDS))]
         began, folder = time.perf_counter(), root / arm / f"final, {way}"
         steps = round(size / BATCH * passes) if passes else steps_for(size)
         files = [f / "train.jsonl" for f in folders]
@@ -56,7 +56,7 @@ def main(
         found = round(accuracy(measured(loaded, folder), data.dev[:DEV]), 4)
         note(RESULTS, key | {"steps": steps, "dev": found, "seconds": round(time.perf_counter() - began)} | code)
         print(f"{task} {arm} seed {seed} {way}: {found}", flush=True)
-    lines = [line for line in lines_of(RESULTS) if (line["task"], line["arm"], line["size"]) == (task, arm, size)]
+    lines = [line for line in lines_of(RESULTS) if all(line[k] == key[k] for k in ("task", "arm", "size", "pool"))]
     for way in WAYS:
         values = [line["dev"] for line in lines if line["way"] == way]
         if values:

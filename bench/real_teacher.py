@@ -97,6 +97,13 @@ def computed_tokens(path: Path) -> int:
     return json.loads(path.with_name(path.name + ".run.json").read_text())["counts"]["computed_tokens"]
 
 
+def round_0(root: Path, arm: str) -> Path:
+    """The folder of an arm's first round, which arms without changes to it share."""
+    changes = ARMS[arm][1]
+    shared = "start, verify" if "verify" in changes else "start"
+    return root / (arm if "more" in changes else shared) / "iter-00"
+
+
 def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     """All rounds of one arm; the numbers of its line."""
     name, changes = ARMS[run["arm"]]
@@ -107,8 +114,7 @@ def run_arm(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
     how = strategy(name, human_file)
     n = round(run["size"] / ROUNDS * changes.get("more", 1))
     needs_pool, home = how["pool"] == "validation", root / run["arm"]
-    shared = "start, verify" if "verify" in changes else "start"
-    start = (home if "more" in changes else root / shared) / "iter-00"
+    start = round_0(root, run["arm"])
     always = {k: v for k, v in changes.items() if k == "verify"}
     steer = how["feedback"] | {k: v for k, v in changes.items() if k == "feedback_rate"}
     trained_on, feedback, pools, fed = [], [], [], []
@@ -166,9 +172,10 @@ def run_beside(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]
     if run["arm"] != "human":
         return {"dev": teacher_accuracy(task, run["arm"], home / "dev.jsonl", dev)}
     begin, file = run["seed"] * run["size"], home / "train.jsonl"
-    write_file(file, data.human[begin : begin + run["size"]])
+    rows = data.human[begin : begin + run["size"]]
+    write_file(file, rows)
     train(task.path, STUDENT, [file], home / "student", steps_for(run["size"]), run["seed"], {}, learning_rate=RATE)
-    return {"dev": round(accuracy(measured(task, home / "student"), dev), 4), "trained_on": run["size"]}
+    return {"dev": round(accuracy(measured(task, home / "student"), dev), 4), "trained_on": len(rows)}
 
 
 def teacher_accuracy(task: Task, arm: str, file: Path, examples: list[dict]) -> float:
@@ -247,7 +254,9 @@ def difference(runs: dict, arm: str, control: str, part: str) -> str:
 
 def main(
     task: Annotated[str, typer.Argument(help="A task with human data in data/TASK.")],
-    arms: Annotated[str, typer.Option(help="Names of ARMS, with semicolons or commas.")] = "zerogen,random,gold,active",
+    arms: Annotated[
+        str, typer.Option(help="Names of ARMS and BESIDE, with semicolons.")
+    ] = "zerogen,random,gold,active",
     seeds: Annotated[str, typer.Option(help="Seeds.")] = "0",
     size: Annotated[int, typer.Option(help="Accepted training examples.")] = 600,
     pool: Annotated[int, typer.Option(help="Examples of a validation pool.")] = 100,

@@ -22,7 +22,7 @@ from data.to_jsonl import records_in
 from gold.command import Overwrite, fail, new_app, run_command, say
 from gold.jsonl import write_file
 from gold.task import RESERVED, load_task
-from gold.text import exact_form, words
+from gold.text import exact_form, text_key, words
 
 ANSWERS = ("label", "answer", "class", "category", "target", "sentiment", "intent", "gold")  # usual names of the column
 MOST_LABELS, FEWEST = 100, 8  # labels; rows
@@ -45,7 +45,7 @@ def main(
     records = [record for record in records_in(rows) if any(str(v or "").strip() for v in record.values())]
     columns = list(dict.fromkeys(column for record in records for column in record))
     answer = answer or guess_answer(rows, columns)
-    chosen = fields.split(",") if fields else guess_fields(rows, records, columns, answer)
+    chosen = [name.strip() for name in fields.split(",")] if fields else guess_fields(rows, records, columns, answer)
     for option, column in [("answer", answer), *(("fields", field) for field in chosen)]:
         if column not in columns:
             fail(f"--{option} {column}: no such column in {rows}; it has {', '.join(columns)}")
@@ -56,8 +56,8 @@ def main(
         if path.exists() and not overwrite:
             fail(f"{path}: is there already; give another --name, or replace it with --overwrite")
     named = {column: field_name(column) for column in [*chosen, answer]}
-    if len(set(named.values())) < len(named):
-        fail(f"{rows}: two columns would have one name: {named}; rename one")
+    if len({*named.values(), named[answer] + "s"}) < len(chosen) + 2:
+        fail(f"{rows}: the fields {', '.join(chosen)} and the answer {answer} must differ in name; choose others")
     examples = [{new: text_of(r.get(old)) for old, new in named.items()} for r in records]
     whole = [e for e in examples if all(e.values())]
     if len(whole) < len(examples):
@@ -71,12 +71,18 @@ def main(
     seeds, test = split_rows(whole, named[answer], bool(known))
     if not test:
         fail(f"{rows}: only {len(seeds)} different rows, all of them needed as seed examples; give twenty or more")
+    content = task_text(task, [named[c] for c in chosen], named[answer], names, whole)
     task_file.parent.mkdir(parents=True, exist_ok=True)
+    draft = task_file.with_suffix(".draft.toml")
+    draft.write_text(content, encoding="utf-8")
+    try:
+        load_task(draft)  # ends here where it is no task, before anything is replaced
+    finally:
+        draft.unlink()
     data.mkdir(parents=True, exist_ok=True)
     for path, part in zip(paths[1:], (seeds, test), strict=True):
         write_file(path, [{"id": f"{path.stem.split('_')[0]}-{i}"} | e for i, e in enumerate(part, 1)])
-    task_file.write_text(task_text(task, [named[c] for c in chosen], named[answer], names, whole), encoding="utf-8")
-    load_task(task_file)
+    task_file.write_text(content, encoding="utf-8")
     kind = f"classification, labels {', '.join(names)}" if names else "text2text: the answer is a text"
     renamed = ", ".join(f"{old!r} is {new!r}" for old, new in named.items() if old != new)
     say(
@@ -97,25 +103,22 @@ def guess_answer(path: Path, columns: list[str]) -> str:
 
 
 def guess_fields(path: Path, records: list[dict], columns: list[str], answer: str) -> list[str]:
-    """The columns of texts: strings with a letter, several words in most of them, or not all of one value."""
+    """The columns of texts: several words in most of them, and not the same ones again and again."""
     found, left = [], []
     for column in (c for c in columns if c != answer):
         texts = [text_of(r.get(column)) for r in records]
         spoken = sum(bool(re.search(r"[^\W\d_]", t)) and len(words(t)) > 1 for t in texts)
-        (found if spoken > len(texts) / 2 else left).append(column)
+        (found if spoken > len(texts) / 2 and len(set(texts)) > len(texts) / 2 else left).append(column)
     if left:
-        say(f"{path}: left out, for they hold no sentences: {', '.join(left)} (--fields)")
+        say(f"{path}: left out, for they hold no texts, or few different ones: {', '.join(left)} (--fields)")
     if not found:
-        fail(
-            f"{path}: no column holds sentences; which ones does the student read? give --fields, of {', '.join(columns)}"
-        )
+        fail(f"{path}: no column holds texts; which ones does the student read? give --fields, of {', '.join(columns)}")
     return found
 
 
 def text_of(value: object) -> str:
-    """A value as a text in one line; a whole number without .0."""
-    value = int(value) if isinstance(value, float) and value.is_integer() else value
-    return "" if value is None else " ".join(str(value).split())
+    """A value as a text in one line; a whole number without the .0 that a table with gaps gives it."""
+    return "" if value is None else re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(str(value).split()))
 
 
 def field_name(column: str) -> str:
@@ -134,13 +137,16 @@ def label_names(path: Path, examples: list[dict], answer: str, given: str | None
     known: dict[str, str] = {}
     for label, _ in counts.most_common():
         known.setdefault(exact_form(label), label)
-    if len(known) > min(MOST_LABELS, len(examples) / 2) or len(known) < 2:
-        if given or len(known) < 2:
-            fail(
-                f"{path}: {len(known)} different answers in {len(examples)} rows are no labels; check --answer and --labels"
-            )
+    if len(known) < 2:
+        fail(f"{path}: all {len(examples)} rows have the answer {next(iter(known.values()))!r}; check --answer")
+    if not given and len(known) > min(MOST_LABELS, len(examples) / 2):
+        say(
+            f"{path}: {len(known)} different answers in {len(examples)} rows: taken for texts; labels need several rows each"
+        )
         return {}
-    names = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair) if given else {}
+    if given and (bad := next((pair for pair in given.split(",") if "=" not in pair), None)):
+        fail(f'--labels: {bad!r} is no pair; give "old=new", with commas between pairs, such as "0=spam,1=ham"')
+    names = dict(pair.split("=", 1) for pair in given.split(",")) if given else {}
     names = {exact_form(old): new.strip() for old, new in names.items()}
     if numbers := [label for form, label in known.items() if label.lstrip("-").isdigit() and form not in names]:
         asked = ",".join(f"{label}=..." for label in sorted(numbers))
@@ -153,8 +159,14 @@ def label_names(path: Path, examples: list[dict], answer: str, given: str | None
 
 
 def split_rows(examples: list[dict], answer: str, labelled: bool) -> tuple[list[dict], list[dict]]:
-    """(seed examples, test set), by a hash of the text: of each label at most half of its rows become seed examples."""
-    order = sorted({json.dumps(e): e for e in examples}.values(), key=lambda e: sha256(json.dumps(e).encode()).digest())
+    """(seed examples, test set), by a hash of the text: of each label at most half of its rows become seed examples.
+
+    Of rows with one text the first stays.
+    """
+    different: dict[str, dict] = {}
+    for e in examples:
+        different.setdefault("\n".join(text_key(text) for name, text in e.items() if name != answer), e)
+    order = [different[key] for key in sorted(different, key=lambda key: sha256(key.encode()).digest())]
     rows, taken, seeds = Counter(e[answer] for e in order), Counter(), []
     for e in order:
         group = e[answer] if labelled else None
@@ -166,12 +178,16 @@ def split_rows(examples: list[dict], answer: str, labelled: bool) -> tuple[list[
     return seeds, [e for e in order if e not in seeds]
 
 
+def mark(field: str) -> str:
+    """my_review: "My review: $my_review"."""
+    return f"{field.replace('_', ' ').capitalize()}: ${field}"
+
+
 def task_text(name: str, fields: list[str], answer: str, labels: list[str], examples: list[dict]) -> str:
     """The task file: plain prompts that work, in the form of those in prompts/."""
-    lines = "\n".join(f"{field.capitalize()}: ${field}" for field in fields)
-    last = f"{answer.capitalize()}: ${answer}"
-    about = ", with the $answer $label: $definition".replace("$answer", answer) if labels else ""
-    shown = f"The {answer}s and what they mean:\n\n$labels\n\n$shots" if labels else "$shots"
+    lines, last, spoken = "\n".join(map(mark, fields)), mark(answer), answer.replace("_", " ")
+    about = f", with the {spoken} $label: $definition" if labels else ""
+    shown = "The labels and what they mean:\n\n$labels\n\n$shots" if labels else "$shots"
     listed = "- $" + fields[0] if len(fields) == 1 and labels else lines if labels else f"{lines}\n{last}"
     apart = "\n" if listed.startswith("- ") else "\n\n"
     heading = "TODO, a heading such as Short reviews of hotels" + (", $label:" if labels else ":")
@@ -210,7 +226,7 @@ $start'''
 example = '''
 {last + chr(10) + lines if labels else lines + chr(10) + last}'''
 label = '''
-Give the {answer}, and nothing else.
+Give the {spoken}, and nothing else.
 
 {shown}
 

@@ -287,9 +287,10 @@ def json_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:
 
 def question_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:
     """TREC: a question a line, behind its coarse and its fine type: NUM:dist How far is it ... ?"""
-    for number, line in enumerate(filter(str.strip, file), 1):
-        fine, _, text = line.partition(" ")
-        yield f"{path}:{number}", {"text": text, "label": fine.split(":")[0], "fine": fine}
+    for number, line in enumerate(file, 1):
+        fine, _, text = line.strip().replace("\xf0", " ").partition(" ")  # a stray byte of the official training file
+        if fine:
+            yield f"{path}:{number}", {"text": text, "label": fine.split(":")[0], "fine": fine}
 
 
 def review_rows(file: IO[str], path: Path) -> Iterator[tuple[str, dict]]:

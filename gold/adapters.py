@@ -13,7 +13,7 @@ from gold.student import Student
 def add_adapters(student: Student, rank: int) -> Any:
     """peft's LoraModel around the student's network. Ends the stage (exit 1) for an encoder, and without peft."""
     if student.family == "encoder":
-        fail("--lora-rank: an encoder has a new head, which adapters leave as it is drawn; leave the option out")
+        fail("--lora-rank: is for T5 and decoder-only students, --model is an encoder; leave the option out")
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:

@@ -57,14 +57,18 @@ def prior_of_words(
 
 
 def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) -> list[float]:
-    """The mean probabilities of the labels of generated records, all labels that were asked for with equal weight: batch
-    calibration (Zhou et al. 2024, arXiv 2309.17249), whose condition, balanced labels, holds by design.
+    """The mean probabilities of the labels of generated records, all labels with equal weight: batch calibration (Zhou et
+    al. 2024, arXiv 2309.17249). Its condition, balanced labels, holds as far as the teacher writes what it is asked for.
+
+    Each label has one text more, of which the teacher is certain: without it a label of few texts, or none, would have
+    a prior near 0, and get all texts.
     """
+    certain = [{"label_probs": {name: float(name == sure) for name in task.labels}} for sure in task.labels]
     groups = [
-        [a for r, a in zip(records, answers, strict=True) if a and r[task.answer_field] == name] for name in task.labels
+        [sure, *(a for r, a in zip(records, answers, strict=True) if a and r[task.answer_field] == name)]
+        for name, sure in zip(task.labels, certain, strict=True)
     ]
-    means = [mean_probs(task, group) for group in groups if group]
-    return [sum(column) / len(means) for column in zip(*means, strict=True)]
+    return [sum(column) / len(groups) for column in zip(*(mean_probs(task, g) for g in groups), strict=True)]
 
 
 def mean_probs(task: Task, answers: list[dict]) -> list[float]:

