@@ -67,12 +67,7 @@ def main(
     options = dict(locals())
     # Load
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
-    for wrong, name in (
-        (num_samples > 1 and task.labels, "--num-samples"),
-        (calibrate and not task.labels, "--calibrate"),
-    ):
-        if wrong:
-            raise typer.BadParameter("samples are for text2text, calibration for labels: leave it out", param_hint=name)
+    check_options(task, num_samples, calibrate)
     template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
     of_all_shards = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit]
@@ -105,10 +100,8 @@ def main(
         gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
-    done, how = (
-        read_done(run.partial, rejected),
-        {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed},
-    )
+    done = read_done(run.partial, rejected)
+    how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     if calibrates(task, calibrate) and "prior" not in run.notes:  # kept: a run that goes on has the same
         run.notes["prior"] = prior_of_words(engine, encoder, task, of_all_shards, shots, seed)
         save_notes(run)
@@ -129,6 +122,14 @@ def main(
             bar.update(len(chunk))
     finish(run, task, records, encoder, counts)
     signals.stop_if_any()  # what comes after this stage would not know of it
+
+
+def check_options(task: Task, num_samples: int, calibrate: bool | None) -> None:
+    """Refuse options that are for the other kind of task."""
+    if num_samples > 1 and task.labels:
+        raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
+    if calibrate and not task.labels:
+        raise typer.BadParameter("a text2text task has no labels: leave it out", param_hint="--calibrate")
 
 
 def longest_need(
