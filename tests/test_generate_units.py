@@ -258,6 +258,29 @@ def test_longest_need_is_an_upper_bound(template, fed, report, tokenizer, home, 
     assert bare < most - len(report)  # a report that no prompt shows is free
 
 
+def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
+    """Chunk 1: .9 and .6 for Warm, one text asked for of each label; chunk 2 is divided by the same prior."""
+    shares, saved = iter([0.9, 0.6, 0.7]), []
+
+    def labelled(engine, encoder, task, records, shots, **how):
+        return [{"label_probs": {"Warm": (p := next(shares)), "not warm": 1 - p}} for _ in records]
+
+    monkeypatch.setattr(generate, "label_records", labelled)
+    monkeypatch.setattr(generate, "save_notes", lambda run: saved.append(dict(run.notes)))
+    options = {"seed": 0, "max_tokens": 9, "verify": True, "calibrate": True}
+    run = SimpleNamespace(notes={})
+    split = SimpleNamespace(task=pairs, options=options, seen=set(), pools=Pools([]), run=run)
+    rows = [pair(n) | {"label": name, "reason": None} for n, name in enumerate(["Warm", "not warm", "Warm"])]
+    generate.verify(split, rows[:2], None, None)
+    kept = run.notes["prior"]
+    assert kept == pytest.approx([((0.9 + 1) / 2 + (0.6 + 0) / 2) / 2, ((0.1 + 0) / 2 + (0.4 + 1) / 2) / 2])
+    assert saved == [{"prior": kept}] and [r["reason"] for r in rows[:2]] == [None, None]
+    generate.verify(split, rows[2:], None, None)
+    assert run.notes["prior"] == kept and len(saved) == 1
+    # .7 / .625 = 1.12 and .3 / .375 = .8: Warm stays
+    assert rows[2]["teacher_label"] == "Warm" and rows[2]["label_probs"]["Warm"] == pytest.approx(1.12 / 1.92, abs=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage, with a scripted engine
 

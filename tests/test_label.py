@@ -259,7 +259,9 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     assert "vLLM stopped: the engine is gone; what is saved stays" in told
     with (tmp_path / "cut.jsonl.partial").open("a") as file:
         file.write('{"id": "torn')
-    done, *files = command("pairs", *args, "--calibrate", name="cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "prior_of_words", None)  # it is kept: nothing asks for it again
+        done, *files = command("pairs", *args, "--calibrate", name="cut")
     assert "going on after 14 records" in done.stderr
     assert [path.read_text() for path in files] == [path.read_text() for path in (tmp_path / "whole.jsonl", left_out)]
     assert "up to date" in command("pairs", *args, "--calibrate", name="cut")[0].stderr
