@@ -88,6 +88,6 @@ def test_any_other_option_is_refused_by_name(output, finished, tmp_path):
     for option, value in CHANGED[output].items():
         done = call(script, *words, option, *([] if value is None else [value]))
         assert done.returncode == 1, f"{option} {value}: {done.stderr}"
-        one_error(done.stderr, f"was made with {option} ", ", now ")
+        one_error(done.stderr, "was made with", option, ", now ")
         assert done.stderr.rstrip().endswith("--overwrite")
     assert {p: p.read_bytes() for p in (folder / "iter-01").rglob("*") if p.is_file()} == before
