@@ -23,7 +23,7 @@ import typer
 from bench.human import load_human
 from bench.prompts import TEACHER
 from bench.stages import lines_of, note
-from gold.calibration import prior_of_words
+from gold.calibration import mean_probs, prior_of_words
 from gold.examples import read_examples
 from gold.labels import draw_label_shots, label_records
 from gold.runs import git_state
@@ -59,8 +59,7 @@ def best_threshold(rows: list[list[float]], golds: list[str], labels: list[str])
 
 def prior_without_content(engine: Engine, encoder: Encoder, task: Task, shots: list[dict]) -> list[float]:
     records = [{"id": text} | dict.fromkeys(task.fields, text) for text in ("N/A", "", "[MASK]")]
-    probs = [a["label_probs"] for a in label_records(engine, encoder, task, records, shots) if a]
-    return [max(sum(p[name] for p in probs) / len(probs), 1e-6) for name in task.labels]
+    return mean_probs(task, [a for a in label_records(engine, encoder, task, records, shots) if a])
 
 
 def main(

@@ -62,6 +62,7 @@ def test_a_table_with_capitals_in_labels(made, models, tmp_path):
         shown.returncode == 0
         and "=== would write 600 examples of the train split; prompt form: completion" in shown.stdout
     )
+    assert "lines with TODO are left" in shown.stderr
     again, _ = made("Hotels.csv", HOTELS)
     assert again.returncode == 1 and "is there already" in again.stderr
 
