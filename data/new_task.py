@@ -43,6 +43,8 @@ def main(
 ) -> None:  # fmt: skip
     """Write a task file to be edited, its seed examples and its test set."""
     records = [record for record in records_in(rows) if any(str(v or "").strip() for v in record.values())]
+    if not records:
+        fail(f"{rows}: no rows in it; give twenty or more, under a line with the names of the columns")
     columns = list(dict.fromkeys(column for record in records for column in record))
     answer = answer or guess_answer(rows, columns)
     chosen = [name.strip() for name in fields.split(",")] if fields else guess_fields(rows, records, columns, answer)

@@ -90,6 +90,7 @@ def test_pairs_and_texts(made):
 
 @pytest.mark.parametrize("content, options, told", [
     (HOTELS.replace("Sentiment", "Mood"), [], "which column must the student produce? give --answer"),
+    ("text,label\n", [], "no rows in it; give twenty or more"),
     (HOTELS, ["--answer", "mood"], "--answer mood: no such column"),
     (HOTELS, ["--fields", "ID,Text"], "--fields Text: no such column"),
     ("a,label\n" + "1,x\n2,y\n" * 9, [], "no column holds texts"),
