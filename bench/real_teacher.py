@@ -224,7 +224,8 @@ def show_table(task: str, part: str, size: int, pool: int) -> None:
     n = min(DEV, len(data.dev)) if part == "dev" else len(data.report)
     print(f"{task}, {size} examples, pools of {pool}, accuracy on {n} human texts of the {part} part")
     columns = f"{'tokens':>9}{'agreement':>11}{'of fed':>8}{'distinct-2':>12}{'repeats':>9}"
-    print(f"{'arm':<22}{'seeds':>6}{'accuracy':>10}  {gains}{columns}")
+    minus = "".join(f"{'minus ' + control:<28}" for control in ("zerogen", *MORE))
+    print(f"{'arm':<22}{'seeds':>6}{'accuracy':>10}  {minus}{columns}")
     for arm in dict.fromkeys(arm for arm, _ in runs):
         own = [line for (name, _), line in runs.items() if name == arm]
         gains = [difference(runs, arm, control, part) for control in ("zerogen", *MORE)]
