@@ -7,6 +7,7 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
     python generate.py ... --report-file runs/a/iter-00/report/metrics.json       # beside feedback: the student's results
     python generate.py ... --verify                                   # reject what the teacher itself labels otherwise
+    python generate.py ... --server-url http://localhost:8000/v1     # ask `vllm serve`, or any server of OpenAI's API
     python generate.py ... --dry-run                                  # show the prompts; no engine
     python generate.py ... --shard 0/4                                # the first of four processes that share the work
     python generate.py --task-file prompts/reviews.toml --model data/reviews/models/teacher \
@@ -29,6 +30,7 @@ from gold import teacher
 from gold.attempts import Pools
 from gold.calibration import calibrates, divided, prior_of_batch
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.engine import Engine, Request
 from gold.examples import agrees, example_key, read_examples
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
@@ -40,7 +42,7 @@ from gold.runs import finish_run, save_notes
 from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
-from gold.teacher import Encoder, Engine, Request, load_encoder
+from gold.teacher import Encoder
 
 CHUNK = 512  # attempts that are parsed, filtered and saved together
 MIN_VALIDATION, VALIDATION_PER_LABEL = 200, 20  # the OOD pool grows with the labels: a label's band needs 10 examples
@@ -81,9 +83,13 @@ def main(
     chat_template_kwargs: teacher.ChatTemplateKwargs = "{}",
     trust_remote_code: teacher.TrustRemoteCode = False,
     dtype: teacher.EngineDtype = "auto",
+    lora: teacher.Lora = None,
+    engine_args: teacher.EngineArgs = "{}",
     max_model_len: teacher.MaxModelLen = None,
     gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
     tensor_parallel_size: teacher.TensorParallelSize = 1,
+    server_url: teacher.ServerUrl = None,
+    num_concurrent: teacher.NumConcurrent = 64,
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -93,6 +99,7 @@ def main(
     # Load
     task = load_task(task_file)
     check_options(task, options)
+    teacher.check_teacher(options)
     options |= {"feedback_file": expand("--feedback-file", feedback_file), "seed_examples": task.seed_examples}
     options |= {"exclude_file": expand("--exclude-file", exclude_file)}
     if num_validation is None:
@@ -100,7 +107,6 @@ def main(
     pools = Pools(read_examples(task.seed_examples, task), read_feedback(options["feedback_file"], task))
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
     known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
-    template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
     splits = [Split("train", task, options, pools, known, report)]
     splits += [Split("validation", task, options, pools, known)] if options["num_validation"] else []
     if not dry_run:
@@ -110,7 +116,7 @@ def main(
                 split.start(check_only)
         if not any(split.run for split in splits):
             return
-    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code, reasoning_parser)
+    encoder = teacher.open_encoder(options, task)
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):
         fail(
@@ -118,16 +124,14 @@ def main(
         )
     for split in splits:
         split.take_form(task)
+        if split.run:
+            teacher.keep_form(split.run, encoder.form)
     if dry_run:
         for split in splits:
             show_prompts(split, encoder)
         return
     teacher.say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
-    engine = Engine(
-        model, encoder.fitting(max_model_len, longest_need(splits[0], encoder)), signals, dtype,
-        trust_remote_code=trust_remote_code, gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size,
-    )  # fmt: skip
+    engine = teacher.open_engine(options, encoder, 0 if server_url else longest_need(splits[0], encoder), signals)
     for split in (split for split in splits if split.run):
         if split.name == "validation":
             show_training_examples(split, splits[0])
@@ -144,7 +148,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     split.read_outcomes()
     if split.outcomes:
         say(f"{run.output}: going on after {len(split.outcomes):,} attempts")
-    engine.llm.reset_prefix_cache()
+    engine.begin_split()
     earlier = notes.get("generate_seconds", 0.0) - run.seconds
     queue: deque[int] = deque()  # attempts in the order in which they are settled; all of them are under way
     with tqdm(desc=f"{run.output.parent.name} {split.name}", unit=" prompts", total=0, delay=0.2) as bar:
@@ -160,7 +164,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
             append_records(run.partial, accepted)
             append_records(split.rejected, rejected)
             notes |= {name: notes.get(name, 0) + count for name, count in engine.taken_tokens().items()}
-            notes["generate_seconds"] = round(earlier + run.seconds, 2)
+            notes |= {"generate_seconds": round(earlier + run.seconds, 2), "not_taken": sorted(engine.not_taken)}
             save_notes(run)
             rate = notes.get("completion_tokens", 0) / max(notes["generate_seconds"], 0.01)
             bar.set_postfix_str(f"{sum(plan.accepted):,} of {sum(plan.shares):,} accepted, {rate:,.0f} tokens/s")
@@ -224,9 +228,7 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
     attempts = [split.draw(n) for n in split.plan.next_attempts()[:50]]
     with_feedback = [a for a in attempts if a.feedback]
     for a in [a for a in attempts if not a.feedback][:2] + with_feedback[:2]:
-        [ids] = encoder.encode([split.prompt(a)])
-        print(f"--- {a.id}: {len(ids)} tokens, shots {', '.join(shot['id'] for shot in a.shown)}")
-        print(encoder.tokenizer.decode(ids) + "\n")
+        print(f"--- {a.id}: shots {', '.join(shot['id'] for shot in a.shown)}; {encoder.shown(split.prompt(a))}\n")
     for name, pattern in split.patterns.items():
         if pattern:
             print(f"--- forced into {pattern}   ({name or 'text'})")
@@ -235,9 +237,6 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:
     """Render the prompts of these attempts and send those that fit the context to the engine; how many these are."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
     options, attempts = split.options, [split.draw(n) for n in numbers]
     split.under_way |= dict(zip(numbers, attempts, strict=True))
     prompts, room = encoder.encode([split.prompt(a) for a in attempts]), engine.max_model_len - options["max_tokens"]
@@ -249,13 +248,11 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     # A chat model ends its turn by itself, and may put blank lines between fields: the parser looks for stop strings
     how = {"stop": None if encoder.form == "chat" else split.task.parse.stop or None, "temperature": split.temperature}
     how |= {name: options[name] for name in ("top_p", "top_k", "min_p", "max_tokens")}
-    how |= {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_special_tokens": encoder.parser is None}
-    how["skip_clone"] = True  # each request has parameters of its own
-    requests = []
-    for a, ids in fitting:
-        pattern = split.patterns[a.label]
-        forced = StructuredOutputsParams(regex=pattern) if pattern else None
-        requests.append(Request(a.id, ids, SamplingParams(**how, seed=a.sampling_seed, structured_outputs=forced)))
+    if encoder.parser:
+        how["skip_special_tokens"] = False
+    requests = [
+        Request(a.id, ids, how | {"seed": a.sampling_seed, "regex": split.patterns[a.label]}) for a, ids in fitting
+    ]
     engine.send(requests)
     return len(requests)
 
@@ -292,13 +289,13 @@ def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) 
     options, task = split.options, split.task
     shots = draw_label_shots(task, split.pools.seed, None, options["seed"])
     answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"])
-    if calibrates(task, options["calibrate"]) and any(answers):
+    if calibrates(task, options["calibrate"]) and engine.log_probs and any(answers):
         if "prior" not in (notes := split.run.notes):  # of the first chunk, for all: saved before what it rejects
             notes["prior"] = prior_of_batch(task, asked, answers)
             save_notes(split.run)
         answers = divided(task, answers, notes["prior"])
     for record, answer in zip(asked, answers, strict=True):
-        record |= answer or {"reason": "prompt_too_long"}
+        record |= answer or {"reason": encoder.no_answer}
         if answer and not agrees(task, record, answer["teacher_label"]):
             record["reason"] = "label_disagrees"
 

@@ -25,6 +25,7 @@ from gold import teacher
 from gold.calibration import calibrates, divided, prior_of_words
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside
+from gold.engine import Engine
 from gold.examples import agrees, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_records, label_rows
@@ -32,7 +33,7 @@ from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
-from gold.teacher import ENGINE_OPTIONS, Encoder, Engine, load_encoder, prompting
+from gold.teacher import ENGINE_OPTIONS, Encoder, prompting
 
 CHUNK = 512  # records at most that are labelled and saved together
 
@@ -56,9 +57,13 @@ def main(
     seed: Annotated[int, prompting(help="Chooses the seed examples, and the samples.")] = 0,
     trust_remote_code: teacher.TrustRemoteCode = False,
     dtype: teacher.EngineDtype = "auto",
+    lora: teacher.Lora = None,
+    engine_args: teacher.EngineArgs = "{}",
     max_model_len: teacher.MaxModelLen = None,
     gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
     tensor_parallel_size: teacher.TensorParallelSize = 1,
+    server_url: teacher.ServerUrl = None,
+    num_concurrent: teacher.NumConcurrent = 64,
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -68,7 +73,7 @@ def main(
     # Load
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
     check_options(task, num_samples, calibrate)
-    template_kwargs = teacher.read_template_kwargs(chat_template_kwargs, prompt_form)
+    teacher.check_teacher(options)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
     of_all_shards = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit]
     records = of_all_shards[index::shards]
@@ -84,8 +89,10 @@ def main(
         )  # fmt: skip
         if run is None:
             return
-    encoder = load_encoder(model, task, prompt_form, template_kwargs, trust_remote_code)
+    encoder = teacher.open_encoder(options, task)
     task = task.in_form(encoder.form)
+    if not dry_run:
+        teacher.keep_form(run, encoder.form)
     shots = draw_label_shots(task, seeds, num_fewshot, seed)
     if dry_run:
         show_label_prompts(task, encoder, records[:2], shots)
@@ -94,16 +101,14 @@ def main(
 
     # Label, chunk by chunk
     teacher.say_control_tokens(encoder, task, [*shots, *records])
-    need = longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
-    engine = Engine(
-        model, encoder.fitting(max_model_len, need), signals, dtype, trust_remote_code=trust_remote_code,
-        gpu_memory_utilization=gpu_memory_utilization, tensor_parallel_size=tensor_parallel_size,
-    )  # fmt: skip
+    need = 0 if server_url else longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
+    engine = teacher.open_engine(options, encoder, need, signals)
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
     done = read_done(run.partial, rejected)
     how = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     if calibrates(task, calibrate) and "prior" not in run.notes:  # kept: a run that goes on has the same
-        run.notes["prior"] = prior_of_words(engine, encoder, task, of_all_shards, shots, seed)
+        prior = prior_of_words(engine, encoder, task, of_all_shards, shots, seed)
+        run.notes.update({"prior": prior} if prior else {})
         save_notes(run)
     with tqdm(total=len(records), initial=len(done), desc="label", unit="record") as bar:
         for begin in range(0, len(records), size):  # the same chunks after a kill
@@ -113,11 +118,12 @@ def main(
             pairs = list(zip(chunk, divided(task, answers, run.notes.get("prior")), strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
             left_out = (
-                {"id": "", "reason": ""} | r | {"reason": "prompt_too_long"} for r, answer in pairs if not answer
+                {"id": "", "reason": ""} | r | {"reason": encoder.no_answer} for r, answer in pairs if not answer
             )
             append_records(rejected, left_out)
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
+            run.notes["not_taken"] = sorted(engine.not_taken)
             save_notes(run)
             bar.update(len(chunk))
     finish(run, task, records, encoder, counts)
@@ -153,6 +159,8 @@ def longest_need(
 
 def chunk_size(engine: Engine) -> int:
     """How many records are labelled at once: their prompts stay in the prefix cache until all nodes are asked for."""
+    if math.isinf(engine.max_model_len):  # a server's cache is its own affair
+        return CHUNK
     cache = engine.llm.llm_engine.vllm_config.cache_config
     held = (cache.num_gpu_blocks or 0) * cache.block_size  # tokens
     return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
@@ -181,7 +189,7 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
     answered = [r for r in done if r.get(task.answer_field) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
     left = len(records) - len(done)
-    counts |= {"records": len(records), "labelled": len(done), "rejected": {"prompt_too_long": left} if left else {}}
+    counts |= {"records": len(records), "labelled": len(done), "rejected": {encoder.no_answer: left} if left else {}}
     counts |= {"with_answer": len(answered), "agreeing": agreeing}
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
@@ -191,7 +199,7 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
     if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
         cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")
         say(f"warning: {run.output}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")
-    rejected = f" + {left:,} rejected (prompt_too_long) = {len(records):,} read" * bool(left)
+    rejected = f" + {left:,} rejected ({encoder.no_answer}) = {len(records):,} read" * bool(left)
     say(
         f"{run.output}: {len(done):,} labelled{rejected}, {agreeing:,} of {len(answered):,} as their answer says; "
         f"{computed:,} tokens computed for {prompts:,} of prompts"
@@ -200,12 +208,14 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
 
 def show_label_prompts(task: Task, encoder: Encoder, records: list[dict], shots: list[dict]) -> None:
     """Print label prompts, as the teacher gets them, and the tokens by which the labels are told apart."""
-    rows, decode = label_rows(task, encoder, records, shots), encoder.tokenizer.decode
-    for record, row in zip(records, rows, strict=True):
-        print(f"--- label {record['id']}: {len(row.root)} tokens, shots {', '.join(shot['id'] for shot in shots)}")
-        print(decode(row.root) + "\n")
-    for name, rest in zip(task.labels, rows[0].rests, strict=True):
-        print(f"--- {name}: {' | '.join(repr(decode([token])) for token in rest)}")
+    for record in records:
+        prompt = encoder.shown(render_label_prompt(task, record, shots))
+        print(f"--- label {record['id']}: shots {', '.join(shot['id'] for shot in shots)}; {prompt}\n")
+    if encoder.remote:  # its tokens are not known here
+        return
+    [row] = label_rows(task, encoder, records[:1], shots)
+    for name, rest in zip(task.labels, row.rests, strict=False):
+        print(f"--- {name}: {' | '.join(repr(encoder.tokenizer.decode([token])) for token in rest)}")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from bench.human import load_human
 from bench.prompts import TEACHER
 from bench.stages import lines_of, note
 from gold.calibration import mean_probs, prior_of_words
+from gold.engine import Engine
 from gold.examples import read_examples
 from gold.labels import draw_label_shots, label_records
 from gold.runs import git_state
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
-from gold.teacher import Encoder, Engine, load_encoder
+from gold.teacher import Encoder, load_encoder
 
 RESULTS = Path("bench/results/calibration.jsonl")
 

@@ -268,9 +268,10 @@ def prepare(home: Path, scripts: list[str]) -> Any:
     patches = contextlib.ExitStack()
     if "generate.py" in scripts:
         import generate
+        import gold.teacher
 
-        engine = generate.Engine(str(MODELS / "teacher"), 1024, generate.StopSignals())
-        patches.enter_context(mock.patch.object(generate, "Engine", lambda *a, **k: forget(engine)))
+        engine = gold.teacher.Engine(str(MODELS / "teacher"), 1024, generate.StopSignals())
+        patches.enter_context(mock.patch.object(gold.teacher, "Engine", lambda *a, **k: forget(engine)))
         _, args = case("generate.py", random.Random(0), home)
         args[args.index("--output-dir") + 1] = str(home / "done")
         base = args[: args.index("--max-attempts") + 2]

@@ -38,7 +38,7 @@ import typer
 
 import generate
 from bench.machine import machine
-from gold import teacher
+from gold import engine, teacher
 from gold.attempts import Pools, draw_attempt
 from gold.command import say
 from gold.examples import read_examples
@@ -113,8 +113,8 @@ def sample(
     accepts: random weights write nothing that is accepted; the stage then ends when `num_prompts` attempts are made.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    recorder, plain = Recorder(llm), teacher.start_llm
-    teacher.start_llm = lambda *args, **kwargs: recorder
+    recorder, plain = Recorder(llm), engine.start_llm
+    engine.start_llm = lambda *args, **kwargs: recorder
     began = time.perf_counter()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -127,7 +127,7 @@ def sample(
         if accepts or "attempts gave" not in str(end):
             raise
     finally:
-        teacher.start_llm = plain  # with it the engine would stay, and with the engine its process
+        engine.start_llm = plain  # with it the engine would stay, and with the engine its process
     return time.perf_counter() - began, recorder
 
 
@@ -237,7 +237,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
             hits = sum(o.num_cached_tokens or 0 for o in outputs) / sum(len(o.prompt_token_ids) for o in outputs)
         return found, hits
 
-    llm = teacher.start_llm(model, longest + max_tokens)
+    llm = engine.start_llm(model, longest + max_tokens)
     with_cache, hits = seconds_of(llm)
     del llm
     gc.collect()
@@ -250,7 +250,7 @@ def part_prefix(model: str, num_prompts: int, max_tokens: int, repeats: int) -> 
 
     LLM.__init__ = without
     try:
-        llm = teacher.start_llm(model, longest + max_tokens)
+        llm = engine.start_llm(model, longest + max_tokens)
     finally:
         LLM.__init__ = plain
     no_cache, none = seconds_of(llm)
@@ -284,7 +284,7 @@ def main(
         path = random_teacher(model, tokenizer, folder / "model") if model in SHAPES else model
         if {"sample", "pipeline"} & set(chosen):
             began = time.perf_counter()
-            llm = teacher.start_llm(path, 1024)
+            llm = engine.start_llm(path, 1024)
             found["engine_start_seconds"] = round(time.perf_counter() - began, 1)
             found["kv_cache_tokens"] = (llm.llm_engine.vllm_config.cache_config.num_gpu_blocks or 0) * (
                 llm.llm_engine.vllm_config.cache_config.block_size

@@ -25,13 +25,13 @@ import typer
 
 from data.word_problems_grammar import oracle_equation
 from gold.command import say
+from gold.engine import Engine
 from gold.equations import equations_agree
 from gold.jsonl import read_records
 from gold.labels import Row, log_probs
 from gold.runs import git_state, versions
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Engine
 
 TASK_FILE = Path("prompts/word_problems.toml")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

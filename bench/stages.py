@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-import gold.teacher
+import gold.engine
 import train_student
 from gold.disk import beside, remove
 from gold.examples import read_examples
@@ -52,8 +52,8 @@ def alone(place: Path) -> Iterator[None]:
 
 def keep_engine(model: str, max_model_len: int = 1024) -> None:
     """Start the teacher's engine; from here on every stage of this process gets this one."""
-    llm = gold.teacher.start_llm(model, max_model_len)
-    gold.teacher.start_llm = lambda *args, **kwargs: llm
+    llm = gold.engine.start_llm(model, max_model_len)
+    gold.engine.start_llm = lambda *args, **kwargs: llm
 
 
 def train(

@@ -18,12 +18,13 @@ from typing import Annotated
 import typer
 
 from gold.attempts import Pools, draw_attempt
+from gold.engine import start_llm
 from gold.examples import read_examples
 from gold.parsing import parse_completion
 from gold.prompts import render_prompt, structured_pattern
 from gold.runs import git_state, versions
 from gold.task import load_task
-from gold.teacher import load_encoder, start_llm
+from gold.teacher import load_encoder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -9,10 +9,12 @@ import math
 import random
 from collections.abc import Sequence
 
+from gold.answers import label_probs
 from gold.command import fail
-from gold.labels import label_probs, label_records
+from gold.engine import Engine
+from gold.labels import label_records
 from gold.task import Task
-from gold.teacher import Encoder, Engine
+from gold.teacher import Encoder
 
 RANDOM_TEXTS = 20
 
@@ -45,12 +47,14 @@ def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
 
 def prior_of_words(
     engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict], seed: int
-) -> list[float]:
+) -> list[float] | None:
     """The mean probabilities of the labels of texts of random words of `records`: what prompt and language alone make
     likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148). Ends the stage (exit 1)
-    where no prompt with such a text fits the context.
+    where no prompt with such a text fits the context. None: a server without log-probabilities.
     """
     answers = [a for a in label_records(engine, encoder, task, random_texts(task, records, seed), shots) if a]
+    if not engine.log_probs:
+        return None
     if not answers:
         fail("--calibrate: no label prompt with a text of mean length fits the context; show fewer shots")
     return mean_probs(task, answers)

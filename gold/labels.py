@@ -10,23 +10,21 @@ log-probabilities of the children (`logprob_token_ids`): its prompt is in vLLM's
 switch off.
 """
 
-import math
 import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gold.answers import label_probs, written_answers
 from gold.command import fail
-from gold.equations import evaluate_equation
-from gold.parsing import another_begins, first_example, plain_marks, without_opening
-from gold.programmes import optimum
-from gold.prompts import Prompt, render_label_prompt, split_example
-from gold.reasoning import strip_reasoning
+from gold.engine import Engine, Request
+from gold.prompts import Prompt, render_label_prompt
+from gold.remote_labels import remote_labels
+from gold.server import Server
 from gold.task import Task
-from gold.teacher import Encoder, Engine, Request
-from gold.text import exact_form, text_key
+from gold.teacher import Encoder
 
 MAX_CHILDREN = 128  # vLLM's limit on logprob_token_ids
 TAIL = 200  # characters of a prompt that are tokenised again with every label, about 50 tokens
@@ -35,7 +33,10 @@ LABEL_SHOTS = 6  # seed examples in a label prompt
 
 
 class Row(NamedTuple):
-    """Token ids of a label prompt. rests: of the labels, perhaps each with the token that ends it; [] for text2text."""
+    """Token ids of a label prompt. rests: of the labels, perhaps each with the token that ends it; [] for text2text.
+
+    root: for a server the Prompt itself.
+    """
 
     root: list[int]
     rests: list[list[int]]
@@ -62,7 +63,7 @@ def draw_label_shots(task: Task, seeds: list[dict], count: int | None, seed: int
 
 
 def label_records(
-    engine: Engine, encoder: Encoder, task: Task, records: list[dict], shots: list[dict],
+    engine: Engine | Server, encoder: Encoder, task: Task, records: list[dict], shots: list[dict],
     num_samples: int = 1, temperature: float = 0.7, max_tokens: int = 128, seed: int = 0,
 ) -> list[dict | None]:  # fmt: skip
     """The teacher's answer to each record: {"teacher_label": ..., "label_probs": {answer: share}}.
@@ -72,6 +73,9 @@ def label_records(
     them where there is a tie) and the shares of all; "" and {} where no sample is an answer. None for a record whose
     prompt and answer do not fit the context.
     """
+    if encoder.remote and task.labels:
+        prompts = encoder.encode([render_label_prompt(task, record, shots) for record in records])
+        return remote_labels(engine, task, records, prompts)
     rows = label_rows(task, encoder, records, shots)
     fits = [row.length(max_tokens) <= engine.max_model_len for row in rows]
     asked = [(record, row) for record, row, fit in zip(records, rows, fits, strict=True) if fit]
@@ -80,15 +84,9 @@ def label_records(
     else:
         how = {"n": num_samples, "temperature": temperature if num_samples > 1 else 0, "max_tokens": max_tokens}
         how["stop"] = None if encoder.form == "chat" else ["\n\n", *task.parse.stop]
-        results = written_answers(engine, task, asked, how, seed)
+        results = written_answers(engine, task, [(record, row.root) for record, row in asked], how, seed)
     answers = iter(results)
     return [next(answers) if fit else None for fit in fits]
-
-
-def label_probs(task: Task, sums: list[float]) -> dict:
-    weights = [math.exp(value - max(sums)) for value in sums]
-    probs = {name: float(f"{w / sum(weights):.6g}") for name, w in zip(task.labels, weights, strict=True)}
-    return {"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,9 +94,10 @@ def label_probs(task: Task, sums: list[float]) -> dict:
 
 
 def label_rows(task: Task, encoder: Encoder, records: list[dict], shots: list[dict]) -> list[Row]:
-    prompts = encoder.frame([render_label_prompt(task, record, shots) for record in records])
+    rendered = [render_label_prompt(task, record, shots) for record in records]
     if not task.labels:
-        return [Row(ids, []) for ids in encoder.token_ids(prompts)]
+        return [Row(prompt, []) for prompt in encoder.encode(rendered)]
+    prompts = encoder.frame(rendered)
     if encoder.form == "chat":
         gap, end = chat_answer(encoder)
     else:  # as a label stands between two shots; the opening of the next one decides whether "\n\n" is one token or two
@@ -174,8 +173,6 @@ def common_prefix(rows: list[list[int]]) -> list[int]:
 
 def log_probs(engine: Engine, rows: list[Row]) -> list[list[float]]:
     """Sum of the log-probabilities (nats) of the tokens of each rest after the root of its row: (rows, rests)."""
-    from vllm import SamplingParams
-
     nodes: dict[tuple, dict[int, None]] = defaultdict(dict)  # (row, path of tokens after its root) -> its children
     for i, row in enumerate(rows):
         for rest in row.rests:
@@ -190,7 +187,7 @@ def log_probs(engine: Engine, rows: list[Row]) -> list[list[float]]:
         ]  # fmt: skip
         one = {"max_tokens": 1, "temperature": 0, "detokenize": False}
         requests = [
-            Request(f"label-{n}", [*rows[i].root, *path], SamplingParams(**one, logprob_token_ids=children))
+            Request(f"label-{n}", [*rows[i].root, *path], one | {"logprob_token_ids": children})
             for n, ((i, *path), children) in enumerate(asked)
         ]
         for (node, children), output in zip(asked, engine.complete(requests), strict=True):
@@ -200,53 +197,3 @@ def log_probs(engine: Engine, rows: list[Row]) -> list[list[float]]:
         [sum(log_p[i, *rest[:depth]] for depth in range(1, len(rest) + 1)) for rest in row.rests]
         for i, row in enumerate(rows)
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# text2text: answers that the teacher writes
-
-
-def written_answers(engine: Engine, task: Task, asked: list[tuple[dict, Row]], how: dict, seed: int) -> list[dict]:
-    """label_records of a text2text task. how: sampling parameters."""
-    from vllm import SamplingParams
-
-    requests = []
-    for n, (record, row) in enumerate(asked):
-        sampling_seed = random.Random(f"{seed}/{record.get('id')}").getrandbits(31)
-        requests.append(Request(f"answer-{n}", row.root, SamplingParams(**how, seed=sampling_seed)))
-    results = []
-    for (record, _), output in zip(asked, engine.complete(requests), strict=True):
-        answers = [read_answer(task, record, one.text, one.finish_reason) for one in output.outputs]
-        if how["n"] == 1:
-            results.append({"teacher_label": answers[0]})
-            continue
-        votes: dict[Any, list[str]] = defaultdict(list)
-        for answer in answers:
-            votes[vote_of(task, answer)].append(answer)
-        votes.pop(None, None)
-        best, total = max(votes.values(), key=len, default=[""]), sum(map(len, votes.values()))
-        results.append({"teacher_label": best[0], "label_probs": {v[0]: len(v) / total for v in votes.values()}})
-    return results
-
-
-def read_answer(task: Task, record: dict, text: str, finish_reason: str) -> str:
-    """The answer in a completion of a label prompt; "" where it is cut off.
-
-    A chat model may repeat where it was to begin and explain afterwards, a base model may begin another example.
-    """
-    template = task.label_template
-    start = split_example(template, {name: record[name] for name in task.fields}).start
-    final, reason = strip_reasoning(text, template)
-    if reason:
-        return ""
-    final = without_opening(plain_marks(final, template, None), start).strip()
-    answer = first_example(final, template, ["\n\n", *task.parse.stop]).strip()
-    return answer if finish_reason != "length" or another_begins(template, answer, text) else ""
-
-
-def vote_of(task: Task, answer: str) -> Any:
-    """What makes two answers the same vote; None for an answer that is none."""
-    if task.metric in ("equation_value", "optimum"):
-        value = (evaluate_equation if task.metric == "equation_value" else optimum)(answer)
-        return None if value is None else float(f"{value:.6g}")
-    return (text_key(answer) if task.metric == "squad" else exact_form(answer)) or None

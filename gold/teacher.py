@@ -1,30 +1,29 @@
-"""The teacher: a causal LLM in vLLM's offline engine.
+"""The teacher: a causal LLM in vLLM's offline engine, or behind a server (gold/server.py).
 
-encoder = load_encoder(model, "auto", {}, False)              its tokenizer: prompts -> token ids
-engine = Engine(model, 1024, StopSignals())
-engine.send([Request("a-0", ids, params)]); outputs = engine.wait(["a-0"])       others stay under way
+encoder = open_encoder(options, task)                             prompts -> token ids; for a server texts
+engine = open_engine(options, encoder, 1024, StopSignals())
+engine.send([Request("a-0", ids, {"max_tokens": 64})]); outputs = engine.wait(["a-0"])       others stay under way
 """
 
 import contextlib
-import gc
 import json
-import os
-import time
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.causes import cause_of
-from gold.command import Dtype, fail, files, say
+from gold.command import Dtype, fail, files, option_name, say
 from gold.control_tokens import broken_up, told_of_prompts
+from gold.engine import Engine
 from gold.model_folder import check_model_folder, refuse_model
 from gold.prompts import Prompt
 from gold.reasoning import reasoning_parser
+from gold.runs import Run
+from gold.server import Server
 from gold.stopping import StopSignals
 from gold.task import Task
 
@@ -33,11 +32,13 @@ SMALL = (
 )  # parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
 MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by `import torch`: vLLM's NUMA binding warns at each start
-
 # Options of generate.py and label.py
 
-ENGINE_OPTIONS = ["max_model_len", "gpu_memory_utilization", "tensor_parallel_size"]
+OF_ENGINE = {  # options that a server has its own values of, and their defaults
+    "max_model_len": None, "gpu_memory_utilization": 0.9, "tensor_parallel_size": 1, "dtype": "auto", "engine_args": "{}",
+    "lora": None, "trust_remote_code": False, "reasoning_parser": None,
+}  # fmt: skip
+ENGINE_OPTIONS = ["max_model_len", "gpu_memory_utilization", "tensor_parallel_size", "server_url", "num_concurrent"]
 engine = partial(typer.Option, rich_help_panel="Engine (not compared on resume)")
 prompting = partial(typer.Option, rich_help_panel="Sampling")
 TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
@@ -54,6 +55,32 @@ EngineDtype = Annotated[Dtype, prompting(help="auto = float32 on a CPU, else the
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (the longest prompt and what it asks for).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
 TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]
+EngineArgs = Annotated[str, prompting(help="""More of vLLM's engine, as JSON: '{"quantization": "fp8"}'.""")]
+Lora = Annotated[Path | None, files(help="LoRA adapter of the teacher, a folder.")]
+ServerUrl = Annotated[str | None, engine(help="Ask --model there: http://host:port/v1; key in OPENAI_API_KEY.")]
+NumConcurrent = Annotated[int, engine(min=1, help="Requests under way to the server.")]
+
+
+def check_teacher(options: dict) -> None:
+    """Refuse teacher options that are wrong by themselves or do not go together (exit code 2, or 1 for a file)."""
+    read_template_kwargs(options["chat_template_kwargs"], options["prompt_form"])
+    with contextlib.suppress(ValueError):
+        if isinstance(given := json.loads(options["engine_args"]), dict):
+            if own := [name for name in ("model", *OF_ENGINE) if name in given]:
+                raise typer.BadParameter(f"{own[0]} has an option of its own", param_hint="--engine-args")
+            given = None
+    if given is not None:
+        raise typer.BadParameter("is a JSON object of arguments of vLLM's engine", param_hint="--engine-args")
+    if options["lora"] and not (options["lora"] / "adapter_config.json").exists():
+        fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
+    if not (url := options["server_url"]):
+        return
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
+    for name, default in OF_ENGINE.items():
+        if options.get(name, default) != default:
+            raise typer.BadParameter("is the server's own affair: leave it out", param_hint=option_name(name))
 
 
 def read_template_kwargs(text: str, prompt_form: str) -> dict:
@@ -74,10 +101,13 @@ class Encoder:
     chat_template_kwargs: dict
     context: int | None  # tokens that the model holds; None: its config does not say
     parser: Any = None  # vLLM's parser of the teacher's thoughts, where one is asked for
+    remote: bool = False  # behind a server; tokenizer is None then where the model is not on this machine
     cache: dict[Prompt, list[int]] = field(default_factory=dict)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of prompts, in one call of the tokenizer: one by one would be most of our own time."""
+        """Token ids of prompts, in one call of the tokenizer: one by one would be most of our own time. Remote: texts."""
+        if self.remote:
+            return [Prompt(*map(self.plain, prompt)) for prompt in prompts]
         if len(self.cache) > MAX_CACHED:
             self.cache.clear()
         if unseen := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]:
@@ -86,8 +116,23 @@ class Encoder:
 
     def frame(self, prompts: Sequence[Prompt]) -> list[str]:
         """Prompts as one text each. Control tokens that people's texts spell out are broken up: the frame alone has any."""
-        plain = [Prompt(*(broken_up(self.tokenizer, text) for text in prompt)) for prompt in prompts]
+        plain = [Prompt(*map(self.plain, prompt)) for prompt in prompts]
         return [self.in_chat(p) if self.form == "chat" else "\n\n".join(filter(None, p)) for p in plain]
+
+    def plain(self, text: str) -> str:
+        return broken_up(self.tokenizer, text) if self.tokenizer else text
+
+    def shown(self, prompt: Prompt) -> str:
+        """The prompt as the teacher gets it, for --dry-run; with its length where that is known."""
+        [ids] = self.encode([prompt])
+        if self.remote:
+            return "as text\n" + "\n\n".join(filter(None, ids))
+        return f"{len(ids)} tokens\n{self.tokenizer.decode(ids)}"
+
+    @property
+    def no_answer(self) -> str:
+        """The reason where a record gets no answer."""
+        return "engine_error" if self.remote else "prompt_too_long"
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Of framed texts. A chat template writes its own BOS; a plain text gets the tokenizer's, but no EOS at its end."""
@@ -140,11 +185,50 @@ def load_encoder(
     if prompt_form == "chat" and not tokenizer.chat_template:
         fail("--prompt-form chat: the tokenizer of --model has no chat template; give --prompt-form completion")
     if prompt_form == "auto":
-        small = task.completion and num_parameters(config, trust_remote_code) < SMALL
-        prompt_form = "chat" if tokenizer.chat_template and not small else "completion"
+        prompt_form = fitting_form(task, config, tokenizer, trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     thoughts = reasoning_parser(parser, tokenizer, chat_template_kwargs) if parser else None
     return Encoder(tokenizer, prompt_form, chat_template_kwargs, context, thoughts)
+
+
+def open_encoder(options: dict, task: Task) -> Encoder:
+    """The encoder that a stage's options ask for. A server's form is chat, but with auto that of load_encoder where the
+    model lies on this machine too.
+    """
+    template_kwargs = read_template_kwargs(options["chat_template_kwargs"], options["prompt_form"])
+    model, form = options["model"], options["prompt_form"]
+    if not options["server_url"]:
+        parser = options.get("reasoning_parser")
+        return load_encoder(model, task, form, template_kwargs, options["trust_remote_code"], parser)
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = None
+    with contextlib.suppress(Exception):  # it need not be here; the server alone has to have it
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        if form == "auto":
+            form = fitting_form(task, AutoConfig.from_pretrained(model, local_files_only=True), tokenizer)
+    return Encoder(tokenizer, "chat" if form == "auto" else form, template_kwargs, None, remote=True)
+
+
+def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals) -> "Engine | Server":
+    """The engine, or the server, of a stage's options. need: tokens of the longest prompt and its answer."""
+    if options["server_url"]:
+        return Server(
+            options["server_url"],
+            options["model"],
+            encoder.form,
+            encoder.chat_template_kwargs,
+            options["num_concurrent"],
+        )
+    names = ("trust_remote_code", "gpu_memory_utilization", "tensor_parallel_size")
+    engine_options = {name: options[name] for name in names} | json.loads(options["engine_args"])
+    need = encoder.fitting(options["max_model_len"], need)
+    return Engine(options["model"], need, signals, options["dtype"], options["lora"], **engine_options)
+
+
+def fitting_form(task: Task, config: Any, tokenizer: Any, trust_remote_code: bool = False) -> str:
+    small = task.completion and num_parameters(config, trust_remote_code) < SMALL
+    return "chat" if tokenizer.chat_template and not small else "completion"
 
 
 def num_parameters(config: Any, trust_remote_code: bool) -> int:
@@ -155,113 +239,18 @@ def num_parameters(config: Any, trust_remote_code: bool) -> int:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
 
 
+def keep_form(run: Run, form: str) -> None:
+    """The form that a run began with; ends the stage (exit 1) where auto means another one now, as a server's may."""
+    if (before := run.notes.setdefault("prompt_form", form)) != form:
+        fail(f"{run.output}: was started with the {before} form, now {form}; give --prompt-form {before}")
+
+
 def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) -> None:
     """Say once what Encoder.frame breaks up in the task file's prompts and in the records that prompts will show."""
+    if encoder.tokenizer is None:
+        return
     prompts = [text for text in task.prompt.model_dump().values() if text]
     texts = ["\n".join(str(record.get(name, "")) for name in [*task.fields, task.answer_field]) for record in records]
     for what, shown in (("prompts of the task file", prompts), ("records", texts)):
         for line in told_of_prompts(what, encoder.tokenizer, shown):
             say(line)
-
-
-class Request(NamedTuple):
-    id: str
-    prompt_ids: list[int]
-    params: Any  # vllm.SamplingParams
-
-
-class Engine:
-    """vLLM's offline engine with requests under way, each with an id of ours; it counts the tokens that it computes.
-
-    signals: an error that vLLM raises after a signal to the whole job is not reported as one.
-    """
-
-    def __init__(
-        self, model: str, max_model_len: int, signals: StopSignals, dtype: str = "auto", **engine_options: Any
-    ):  # fmt: skip
-        started = time.perf_counter()
-        self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
-        self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
-        self.done: dict[str, Any] = {}
-        with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
-            self.llm = start_llm(model, max_model_len, dtype, **engine_options)
-        say(f"engine up in {time.perf_counter() - started:.1f} s, context {max_model_len:,} tokens")
-
-    @contextlib.contextmanager
-    def errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # too little memory, a shape that no kernel knows, ...: many kinds
-            self.signals.stop_if_any()
-            more = "what is saved stays: run again to resume (VLLM_LOGGING_LEVEL=INFO tells more)"
-            fail(f"--model {self.model}: vLLM {what}: {cause_of(error)}; {more}")
-
-    def send(self, requests: Sequence[Request]) -> None:
-        with self.errors("takes a request not"):
-            for identifier, ids, params in requests:
-                self.llm.llm_engine.add_request(identifier, {"prompt_token_ids": ids}, params)
-                self.sent.add(identifier)
-
-    def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
-        """vLLM's outputs of these requests, in this order; those of others stay until they are asked for."""
-        missing = {identifier for identifier in ids if identifier not in self.done}
-        with self.errors("stopped"):
-            while missing:
-                for output in self.llm.llm_engine.step():
-                    if any(one.finish_reason == "abort" for one in output.outputs):  # half a text
-                        raise RuntimeError("the engine has given up its requests")
-                    self.done[output.request_id] = output
-                    missing.discard(output.request_id)
-                    if bar is not None:
-                        bar.update()
-        outputs = [self.done.pop(identifier) for identifier in ids]
-        self.sent -= set(ids)
-        for output in outputs:
-            self.tokens["prompt_tokens"] += len(output.prompt_token_ids)
-            self.tokens["cached_tokens"] += output.num_cached_tokens or 0
-            self.tokens["completion_tokens"] += sum(len(one.token_ids) for one in output.outputs)
-        return outputs
-
-    def complete(self, requests: Sequence[Request]) -> list[Any]:
-        self.send(requests)
-        return self.wait([request.id for request in requests])
-
-    def taken_tokens(self) -> dict[str, int]:
-        """Tokens since the last call; computed: those of prompts that the prefix cache did not hold, and new ones."""
-        tokens, self.tokens = self.tokens, Counter()
-        computed = tokens["prompt_tokens"] - tokens["cached_tokens"] + tokens["completion_tokens"]
-        return {**tokens, "computed_tokens": computed}
-
-
-def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:
-    """A vllm.LLM. Settings that only the CPU build needs are chosen here, and never over the user's environment."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM logs to stdout
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-    import torch
-
-    if not torch.cuda.is_available():
-        import torch._dynamo
-
-        torch._dynamo.config.disable = True  # vLLM compiles the ranks of log-probabilities, in 10 s, for a stage of 1 s
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # start in 2.5 s instead of 15 to 20 s
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        dtype = "float32" if dtype == "auto" else dtype  # vLLM takes bfloat16, where a text depends on the batch
-        engine_options |= {
-            "enforce_eager": True,  # torch.compile takes 15 to 35 s at every start, and gains a tenth of the rest
-            "block_size": 32,  # the default of 128 tokens keeps shorter prompts out of the prefix cache
-            "enable_chunked_prefill": False,  # a seeded request whose prompt is split over two steps kills the engine
-            "max_num_batched_tokens": max(4096, max_model_len),
-            "max_num_seqs": 1024,  # with the default of 256 a tiny model writes the same text at 0.6 of the speed
-        }
-    from vllm import LLM
-
-    engine_options |= {"runner": "generate", "enable_prefix_caching": True, "seed": 0}
-    # By default the first request chooses the backend, and a pattern in the dialect of another one ends in an error
-    engine_options |= {"structured_outputs_config": {"backend": "xgrammar"}}
-    llm = LLM(model=model, max_model_len=max_model_len, dtype=dtype, **engine_options)
-    # Garbage collection would take a tenth of all time: it looks through all modules and the requests under way
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
-    return llm

@@ -13,7 +13,7 @@ import pytest
 import typer
 from conftest import PAIRS, ROOT, call, pair, read_lines, run, write_lines
 
-import gold.teacher
+import gold.engine
 
 STAGES = ("generate.py", "label.py", "train_student.py", "score_ood.py", "evaluate.py")
 SCRIPTS = (*STAGES, "report.py")
@@ -57,7 +57,7 @@ def command(home, models, tmp_path):
 
 @pytest.fixture
 def no_engine(monkeypatch):
-    monkeypatch.setattr(gold.teacher, "start_llm", lambda *args, **options: pytest.fail("an engine was started"))
+    monkeypatch.setattr(gold.engine, "start_llm", lambda *args, **options: pytest.fail("an engine was started"))
 
 
 def words_of(options: dict) -> list:

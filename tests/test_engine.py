@@ -14,13 +14,13 @@ import pytest
 from conftest import ROOT, call, read_lines
 
 import generate
-from gold import teacher
+from gold import engine
+from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.parsing import REASONS
 from gold.prompts import render_prompt, structured_pattern
 from gold.stopping import STOPPED, StopSignals
 from gold.task import load_task
-from gold.teacher import Engine
 
 pytestmark = pytest.mark.engine
 TASK = load_task(ROOT / "prompts/reviews.toml")
@@ -40,7 +40,7 @@ def sample(llm, small_teacher, tmp_path, monkeypatch):
     """generate.py on the engine that is up: (accepted, rejected, run record)."""
 
     def sample(*args, name="a"):
-        monkeypatch.setattr(teacher, "start_llm", lambda *of, **how: llm)
+        monkeypatch.setattr(engine, "start_llm", lambda *of, **how: llm)
         done = call(
             "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path / name,
             "--num-examples", 60, "--num-validation", 0, "--max-tokens", 64, *args,

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from gold import attempts, runs, teacher
+from gold import attempts, engine, runs, teacher
 from gold.attempts import Plan, Pools, draw_attempt, shares_of
+from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
 from gold.prompts import Prompt, render_prompt
@@ -271,7 +272,7 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
     run = SimpleNamespace(notes={})
     split = SimpleNamespace(task=pairs, options=options, seen=set(), pools=Pools([]), run=run)
     rows = [pair(n) | {"label": name, "reason": None} for n, name in enumerate(["Warm", "not warm", "Warm"])]
-    generate.verify(split, rows[:2], None, None)
+    generate.verify(split, rows[:2], None, Engine)
     kept = run.notes["prior"]
     assert kept == pytest.approx([((0.9 + 1) / 2 + (0.6 + 0) / 2) / 2, ((0.1 + 0) / 2 + (0.4 + 1) / 2) / 2])
     assert saved == [{"prior": kept}] and [r["reason"] for r in rows[:2]] == [None, None]
@@ -316,7 +317,7 @@ def command(home, models, tmp_path, monkeypatch):
     """generate.py by its command line: 6 examples, 4 for validation."""
 
     def command(*args, folder="iter-00", answer=by_seed, llm=None):
-        monkeypatch.setattr(teacher, "start_llm", lambda *args, **options: llm or scripted(answer))
+        monkeypatch.setattr(engine, "start_llm", lambda *args, **options: llm or scripted(answer))
         monkeypatch.setattr(runs, "git_state", lambda: {"git_commit": "x"})  # two processes less
         gc.collect()  # the lock of a run that was killed
         return call(
@@ -462,7 +463,7 @@ def test_attempts_run_out_and_go_on(name, command, generated, tmp_path, monkeypa
     assert len(accepted) == 20 and len({r["id"] for r in accepted + rejected}) == counts["attempted"]
     # An extension whose engine does not start can be undone; one that has begun cannot
     with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
-        patch.setattr(generate, "Engine", lambda *args, **options: 1 / 0)
+        patch.setattr(teacher, "Engine", lambda *args, **options: 1 / 0)
         command("--num-examples", 30, "--num-validation", 0)
     assert generated("--num-examples", 20) == (counts, accepted, rejected)
     assert command("--num-examples", 30, "--num-validation", 0, "--max-attempts", 1).returncode == 1

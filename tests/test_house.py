@@ -11,9 +11,11 @@ HEAVY = {"torch", "transformers", "vllm", "sklearn"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
     "causes command control_tokens decoding equations fingerprint losses programmes text truncation unreadable",
     "disk distances model_folder reasoning scores stopping task",
-    "attempts correctness encoding jsonl prompts runs",
-    "examples metrics parsing student teacher",
-    "adapters labels predict selection",
+    "attempts correctness encoding engine jsonl prompts runs",
+    "examples metrics parsing serve server student",
+    "adapters answers predict selection teacher",
+    "remote_labels",
+    "labels",
     "calibration split trainer",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))

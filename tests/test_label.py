@@ -9,13 +9,15 @@ import pytest
 from conftest import ROOT, call, flipped, pair, read_lines, write_lines
 
 import label
-from gold import calibration
+from gold import calibration, teacher
+from gold.answers import label_probs, vote_of
 from gold.calibration import calibrates, divided, prior_of_batch, prior_of_words
+from gold.engine import Engine
 from gold.examples import agrees
-from gold.labels import Row, chat_answer, draw_label_shots, label_probs, label_records, log_probs, vote_of
+from gold.labels import Row, chat_answer, draw_label_shots, label_records, log_probs
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, Engine
+from gold.teacher import Encoder
 
 SUMS = load_task(ROOT / "prompts/word_problems.toml")
 TASK = load_task(ROOT / "prompts/reviews.toml")
@@ -61,7 +63,7 @@ def test_the_prior_of_random_words(monkeypatch):
         return [probs(negative=share, positive=1 - share) for share in (0.9, 0.7)] + [None]
 
     monkeypatch.setattr(calibration, "label_records", labelled)
-    assert prior_of_words(None, None, load_task(ROOT / "prompts/sst2.toml"), read, [], 0) == pytest.approx([0.8, 0.2])
+    assert prior_of_words(Engine, None, load_task(ROOT / "prompts/sst2.toml"), read, [], 0) == pytest.approx([0.8, 0.2])
     assert len(asked) == 20 and all(len(text) == 2 for text in asked)  # (3 + 1) / 2 words
     assert {word for text in asked for word in text} == {"a", "b", "c", "d"}
 
@@ -124,7 +126,7 @@ class FakeEngine(Engine):
         outputs = []
         for _, ids, params in requests:
             self.tokens["prompt_tokens"] += len(ids)
-            tokens = params.logprob_token_ids or []
+            tokens = params.get("logprob_token_ids", [])
             logprobs = [{t: SimpleNamespace(logprob=-((sum(ids) + t) % 7 + 1)) for t in tokens}]
             ones = [SimpleNamespace(text=t, finish_reason=self.finish_reason) for t in self.texts]
             outputs.append(SimpleNamespace(outputs=ones or [SimpleNamespace(logprobs=logprobs)]))
@@ -198,7 +200,7 @@ def command(models, home, tmp_path, monkeypatch):
         text = (home / f"{task}.toml").read_text().replace("[prompt]", LABEL_PROMPT + LABEL_EXAMPLE[task])
         text = text.replace('seed_examples = "', f'seed_examples = "{home}/')
         (tmp_path / f"{task}.toml").write_text(text)
-        monkeypatch.setattr(label, "Engine", lambda model, room, *of, **how: FakeEngine(texts, room=room))
+        monkeypatch.setattr(teacher, "Engine", lambda model, room, *of, **how: FakeEngine(texts, room=room))
         monkeypatch.setattr(label, "chunk_size", lambda engine: 7)
         done = call(
             "label.py", "--task-file", tmp_path / f"{task}.toml", "--model", models["qwen2"], "--output-file",

@@ -7,13 +7,15 @@ import pytest
 from conftest import ROOT, call, read_lines
 
 import generate
+from gold import teacher
+from gold.engine import Engine
 from gold.labels import label_records
 from gold.parsing import another_begins
 from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, Engine
+from gold.teacher import Encoder
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
@@ -90,7 +92,7 @@ def sample(engine, teachers, tmp_path, monkeypatch):
     def sample(kind, *args, number=4, folder="out"):
         sent, send = [], engine.send
         with monkeypatch.context() as patch:
-            patch.setattr(generate, "Engine", lambda *of, **how: engine)
+            patch.setattr(teacher, "Engine", lambda *of, **how: engine)
             patch.setattr(engine, "send", lambda requests: sent.extend(r.params for r in requests) or send(requests))
             done = call(
                 "generate.py", "--task-file", ROOT / "prompts/reviews.toml", "--model", teachers / kind, "--output-dir",

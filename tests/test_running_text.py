@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import label as stage
+from gold.engine import Engine
 from gold.examples import read_examples
 from gold.labels import TAIL, Row, label_records, log_probs, running_labels
 from gold.prompts import Prompt, render_label_prompt
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, Engine
+from gold.teacher import Encoder
 
 NAMES = ("positive", "negative", "positive_again", "pos")  # several tokens, and one label begins as another does
 TASK = load_task(ROOT / "prompts/reviews.toml").model_copy(update={"labels": dict.fromkeys(NAMES, "one")})

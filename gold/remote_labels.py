@@ -1,0 +1,97 @@
+"""A teacher's labels through a server: no tokenizer is known here, so the server's own tokens and log-probabilities count.
+
+answers = remote_labels(server, encoder.form, task, records, prompts)     as gold.labels.label_records
+
+Completion form: each label stands after the prompt, and the server gives the log-probabilities of all tokens (`echo`), as in
+lm-evaluation-harness; those from the first token on in which the labels differ are summed. Chat form: the 20 likeliest
+first tokens of the answer, each for the label that it begins. Without log-probabilities the greedy answer alone counts.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gold.answers import label_probs, read_answer
+from gold.command import say
+from gold.engine import Request
+from gold.prompts import Prompt
+from gold.server import Server
+from gold.task import Task
+
+TOP = 20  # OpenAI's limit on top_logprobs
+ANSWER_TOKENS = 32
+
+
+def remote_labels(server: Server, task: Task, records: list[dict], prompts: Sequence[Prompt]) -> list[dict | None]:
+    """teacher_label and label_probs of each record; without label_probs where the server has no log-probabilities, and with
+    teacher_label "" where the answer is no label. None: the server failed at it.
+    """
+    if not records:
+        return []
+    if server.form == "completion" and server.log_probs:
+        answers = echoed_labels(server, task, prompts)
+        if server.log_probs:
+            return answers
+    how = {"max_tokens": ANSWER_TOKENS, "temperature": 0}
+    if server.form == "completion":
+        how["stop"] = ["\n\n", *task.parse.stop]
+    elif server.log_probs:
+        how |= {"logprobs": True, "top_logprobs": TOP}
+    requests = [Request(f"label-{n}", prompt, how) for n, prompt in enumerate(prompts)]
+    outputs = [output.outputs[0] for output in server.complete(requests)]
+    if server.form == "chat" and not any(one.logprobs and one.logprobs.content for one in outputs):
+        without_log_probs(server)
+    return [answered(task, record, one) for record, one in zip(records, outputs, strict=True)]
+
+
+def without_log_probs(server: Server) -> None:
+    if server.log_probs:
+        say(
+            f"warning: {server.url} gives no log-probabilities: teacher_label is the greedy answer, without label_probs"
+        )
+    server.log_probs = False
+
+
+def echoed_labels(server: Server, task: Task, prompts: Sequence[Prompt]) -> list[dict | None]:
+    names = [*task.labels]
+    gap = re.search(r"( *)\$[^$]*$", task.label_template)[1]  # as a label stands between two shots
+    begins = any(a != b and b.startswith(a) for a in names for b in names)
+    end = "\n\n" if begins else ""  # pos, positive: what ends the label counts too
+    how = {"max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    requests = [
+        Request(f"label-{n}-{k}", Prompt("", prompt.user.rstrip(" ") + gap + name + end), how)
+        for n, prompt in enumerate(prompts) for k, name in enumerate(names)
+    ]  # fmt: skip
+    outputs, answers = [output.outputs[0] for output in server.complete(requests)], []
+    for n in range(len(prompts)):
+        group = outputs[n * len(names) : (n + 1) * len(names)]
+        if any(one.finish_reason == "error" for one in group):
+            answers.append(None)
+            continue
+        if any(not one.logprobs or len(one.logprobs.tokens) < 3 for one in group):  # the new token alone: no echo
+            without_log_probs(server)
+            return []
+        tokens = [one.logprobs.tokens[:-1] for one in group]  # the last one is new
+        same = next(i for i, column in enumerate(zip(*tokens, strict=False)) if len(set(column)) > 1)
+        answers.append(label_probs(task, [sum(one.logprobs.token_logprobs[same:-1]) for one in group]))
+    return answers
+
+
+def answered(task: Task, record: dict, output: Any) -> dict | None:
+    """The label that an answer spells; with the log-probabilities of its first token, the shares of all labels."""
+    if output.finish_reason == "error":
+        return None
+    text = read_answer(task, record, output.text, "stop").lower()
+    spelt = max((name for name in task.labels if text.startswith(name.lower())), key=len, default="")
+    if not (output.logprobs and output.logprobs.content):
+        return {"teacher_label": spelt}
+    shares = dict.fromkeys(task.labels, 0.0)
+    for token in output.logprobs.content[0].top_logprobs:
+        start = token.token.strip().lower()
+        begun = [name for name in task.labels if start and name.lower().startswith(start)]
+        for name in [spelt] if spelt in begun else begun:  # two labels that begin alike: the one that is written
+            shares[name] += math.exp(token.logprob) / (1 if spelt in begun else len(begun))
+    if not any(shares.values()):
+        return {"teacher_label": spelt}
+    return label_probs(task, [math.log(max(share, 1e-9)) for share in shares.values()])
