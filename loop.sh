@@ -6,6 +6,7 @@
 #   TEACHER=Qwen/Qwen2.5-7B-Instruct STUDENT=google-t5/t5-base bash loop.sh prompts/rte.toml runs/rte
 #   STRATEGY=zerogen bash loop.sh prompts/reviews.toml runs/zerogen        another strategy; strategies/ has them all
 #   LAUNCH="srun --gpus=1" TEACHER=... STUDENT=... bash loop.sh prompts/rte.toml runs/cluster
+#   SERVE=1 TEACHER=... STUDENT=... bash loop.sh prompts/rte.toml runs/rte           one vLLM server for all iterations
 #
 # Killed? Run the same line again: finished stages say "up to date", the one that was cut off goes on. Ctrl-C ends the stage at once;
 # at SIGTERM generate.py and label.py end their chunk first. PYTHON=/path/to/python installs nothing, and uses your own.
@@ -59,6 +60,7 @@ if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
   if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $data/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
+if ((${SERVE:-0})); then source gold/serve.sh; fi
 task=(--task-file "$TASK_FILE" --seed "$SEED")
 
 # The untrained student and the teacher itself

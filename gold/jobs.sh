@@ -13,6 +13,7 @@ end() { # the signal's name; the shell dies of it too (130, 143, 129): a loop ar
   done 2> /dev/null
   if [[ -n $(jobs -r) ]]; then echo "SIGTERM: waits for the stage above; Ctrl-C ends it at once" >&2; fi
   while [[ -n $(jobs -r) ]]; do wait -f %1; done
+  if [[ -n ${server:-} ]]; then kill "$server"; fi # of gold/serve.sh: a death by SIGTERM or SIGHUP runs no trap on EXIT
   trap - "$1"
   kill -s "$1" $$
 }

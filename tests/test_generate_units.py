@@ -276,7 +276,7 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
     kept = run.notes["prior"]
     assert kept == pytest.approx([((0.9 + 1) / 2 + (0.6 + 0) / 2) / 2, ((0.1 + 0) / 2 + (0.4 + 1) / 2) / 2])
     assert saved == [{"prior": kept}] and [r["reason"] for r in rows[:2]] == [None, None]
-    generate.verify(split, rows[2:], None, None)
+    generate.verify(split, rows[2:], None, Engine)
     assert run.notes["prior"] == kept and len(saved) == 1
     # .7 / .625 = 1.12 and .3 / .375 = .8: Warm stays
     assert rows[2]["teacher_label"] == "Warm" and rows[2]["label_probs"]["Warm"] == pytest.approx(1.12 / 1.92, abs=1e-5)

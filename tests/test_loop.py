@@ -3,8 +3,13 @@
 import importlib
 import json
 import os
+import re
 import shlex
+import signal
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -192,3 +197,55 @@ def test_variables_that_will_not_do_are_refused_at_once(task, variables, told, t
     done = dry_loop(task, tmp_path / "r", **variables)
     assert done.returncode == 1 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert done.stdout == "" and not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """A stand-in for Python: `-m gold.serve` listens on its port, another stage asks whether somebody does, and may wait."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    stub = tmp_path / "python"
+    stub.write_text(f"""#!/usr/bin/env bash
+if [[ $2 == gold.serve ]]; then echo $$ > {tmp_path}/pid; exec {sys.executable} -m http.server "$5" --bind 127.0.0.1; fi
+exec 3<> /dev/tcp/127.0.0.1/{port}
+if [[ $1 == generate.py && -n ${{SLOW:-}} ]]; then touch {tmp_path}/working; sleep 60; fi
+""")
+    stub.chmod(0o755)
+    return {"SERVE": "1", "PORT": str(port), "PYTHON": str(stub), **HOME}
+
+
+def lives(tmp_path) -> bool:
+    pid = (tmp_path / "pid").read_text().strip()
+    return Path(f"/proc/{pid}").exists() and "http.server" in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_one_server_for_all_iterations_ends_with_the_loop(serving, tmp_path):
+    done = dry_loop(REVIEWS, tmp_path / "run", **serving, ITERATIONS="2")
+    assert done.returncode == 0, done.stderr
+    url = f"--server-url http://127.0.0.1:{serving['PORT']}/v1"
+    asking = [line for line in done.stdout.splitlines() if re.match(r"\+ (generate|label)\.py", line)]
+    assert len(asking) == 3 and all(line.endswith(url) for line in asking)
+    assert done.stdout.count("+ vllm serve org/teacher") == 1 and not lives(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_the_server_ends_with_a_loop_that_is_stopped(name, serving, tmp_path):
+    env, command = {**os.environ, **serving, "SLOW": "1"}, ["bash", "loop.sh", REVIEWS, str(tmp_path / "run")]
+    loop = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "working").exists():
+        assert loop.poll() is None
+        time.sleep(0.05)
+    assert lives(tmp_path)
+    loop.send_signal(getattr(signal, name))
+    loop.wait(30)
+    time.sleep(0.5)
+    assert not lives(tmp_path)
+
+
+def test_a_port_that_is_taken_is_told(serving, tmp_path):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", int(serving["PORT"])))
+        one.listen()
+        done = dry_loop(REVIEWS, tmp_path / "run", **serving)
+    assert done.returncode == 1 and "give another PORT" in done.stderr

@@ -1,0 +1,346 @@
+"""A teacher behind a server: a real `vllm serve`, and before it a proxy that lets requests fail as networks and servers do."""
+
+import gc
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, call, read_lines
+
+from gold import server as gold_server
+from gold import teacher
+from gold.engine import Engine
+from gold.stopping import STOPPED, StopSignals
+
+pytestmark = pytest.mark.engine
+KEY = "a-key-of-the-tests"
+TASK = ROOT / "prompts/reviews.toml"
+TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}
+
+{% endfor %}"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def model(small_teacher, tmp_path_factory):
+    """The small teacher with a chat template that has no system turn."""
+    folder = tmp_path_factory.mktemp("served") / "teacher"
+    shutil.copytree(small_teacher, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    """The port of `python -m gold.serve`; it ends with what has started it."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "gold.serve",
+        str(model),
+        "--port",
+        str(port),
+        "--api-key",
+        KEY,
+        "--max-model-len",
+        "640",
+    ]
+    log = (model.parent / "serve.log").open("w")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    while True:
+        with socket.socket() as one:
+            if not one.connect_ex(("127.0.0.1", port)):
+                break
+        assert process.poll() is None, (model.parent / "serve.log").read_text()[-3000:]
+        time.sleep(0.2)
+    yield port
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+
+
+class Proxy(ThreadingHTTPServer):
+    """Hands requests on to the server. fault: called with a request's number and body: None, or (status, headers, text);
+    status 0 cuts the connection.
+    """
+
+    daemon_threads, request_queue_size = True, 128
+
+    def __init__(self, to: int):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.to, self.bodies, self.lock = to, [], threading.Lock()
+        self.fault: Callable[[int, dict], tuple[int, dict, str] | None] = lambda number, body: None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_one(self):
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body, fault = json.loads(sent or b"{}"), None
+        if sent:
+            with self.server.lock:
+                number = len(self.server.bodies)
+                self.server.bodies.append(body)
+            fault = self.server.fault(number, body)
+        if fault and not fault[0]:
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        if fault:
+            status, headers, data = fault[0], fault[1], json.dumps({"error": {"message": fault[2]}}).encode()
+        else:
+            to = http.client.HTTPConnection("127.0.0.1", self.server.to)
+            keep = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
+            to.request(self.command, self.path, sent or None, keep)
+            answer = to.getresponse()
+            status, headers, data = answer.status, {}, answer.read()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = handle_one
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def proxy(served, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Proxy(served) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        yield one
+        one.shutdown()
+
+
+@pytest.fixture
+def generated(model, tmp_path):
+    """generate.py with this teacher: (what it printed, accepted, rejected, its run record if it has ended well)."""
+
+    def generated(name, *args, form="completion"):
+        gc.collect()  # the lock of a run that ended by an error
+        done = call(
+            "generate.py", "--task-file", TASK, "--model", model, "--output-dir", tmp_path / name, "--num-examples", 30,
+            "--num-validation", 6, "--max-tokens", 48, "--prompt-form", form, *args,
+        )  # fmt: skip
+        path = tmp_path / name / "train.jsonl"
+        if done.returncode:
+            return done, None, None, None
+        record = json.loads(path.with_name("train.jsonl.run.json").read_text())
+        return done, read_lines(path), read_lines(path.with_suffix(".rejected.jsonl")), record
+
+    return generated
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine(str(model), 640, StopSignals())
+
+
+@pytest.fixture
+def in_process(engine, generated, tmp_path, monkeypatch):
+    """The folder of what generate.py makes with the engine in this process."""
+
+    def in_process(form="completion"):
+        with monkeypatch.context() as patch:
+            patch.setattr(teacher, "Engine", lambda *of, **how: engine)
+            done, *_ = generated(f"{form}-in-process", form=form)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / f"{form}-in-process"
+
+    return in_process
+
+
+def texts_of(folder) -> list[str]:
+    return [(folder / f"{name}.jsonl").read_text() for name in ("train", "train.rejected", "validation")]
+
+
+@pytest.mark.parametrize("form", ["completion", "chat"])
+def test_a_server_gives_the_records_of_the_engine_in_the_process(form, proxy, generated, in_process, tmp_path):
+    done, _, _, record = generated(form, "--server-url", proxy.url, form=form)
+    assert done.returncode == 0, done.stderr
+    assert texts_of(tmp_path / form) == texts_of(in_process(form))
+    assert record["options"]["server_url"] == proxy.url and KEY not in json.dumps(record)
+    assert record["counts"]["computed_tokens"] > 0
+    # generate.py asks by text or by messages; the template without a system turn gets it in the user's
+    asked = proxy.bodies[-1]
+    assert (
+        isinstance(asked["prompt"], str) if form == "completion" else [m["role"] for m in asked["messages"]] == ["user"]
+    )
+
+
+def test_what_fails_on_the_way_is_tried_again(proxy, generated, in_process, tmp_path):
+    """A 429 that says when, a 500, a 503, a cut connection and a slow client: the same records, nothing twice."""
+
+    def fault(number, body):
+        if number == 8:
+            time.sleep(3)
+        faults = {3: (429, {"Retry-After": "1"}, "slowly"), 4: (500, {}, "oh"), 5: (0, {}, ""), 7: (503, {}, "full")}
+        return faults.get(number)
+
+    proxy.fault = fault
+    done, *_ = generated("faults", "--server-url", proxy.url)
+    assert done.returncode == 0, done.stderr
+    assert texts_of(tmp_path / "faults") == texts_of(in_process())
+
+
+def test_a_server_that_is_gone_ends_the_stage_and_the_next_run_goes_on(
+    proxy, generated, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gold_server, "RETRIES", 0)
+    monkeypatch.setattr("generate.CHUNK", 8)
+    proxy.fault = lambda number, body: (0, {}, "") if number >= 20 else None
+    done, *_ = generated("gone", "--server-url", proxy.url)
+    assert done.returncode == STOPPED
+    assert re.search(
+        r"error: --server-url .*: .*; what is saved stays: run it again once the server is up\n", done.stderr
+    )
+    kept = read_lines(tmp_path / "gone/train.jsonl.partial")
+    assert kept and "Traceback" not in done.stderr and "pending" not in done.stderr
+    proxy.fault = lambda number, body: None
+    done, accepted, _, _ = generated("gone", "--server-url", proxy.url)
+    assert done.returncode == 0 and accepted[: len(kept)] == kept
+    assert texts_of(tmp_path / "gone") == texts_of(in_process())
+
+
+def test_a_request_that_fails_for_good_is_a_reject(proxy, generated, monkeypatch):
+    monkeypatch.setattr(gold_server, "RETRIES", 0)
+    chosen = set()
+
+    def fault(number, body):
+        if number >= 5 and (body["seed"] in chosen or len(chosen) < 2):
+            chosen.add(body["seed"])
+            return (500, {}, "cannot do it") if len(chosen) == 1 else (400, {}, "too long for me")
+
+    proxy.fault = fault
+    done, accepted, rejected, record = generated("bad", "--server-url", proxy.url)
+    assert done.returncode == 0 and "a request failed, and is rejected" in done.stderr
+    failed = [r for r in rejected if r["reason"] == "engine_error"]
+    assert {r["sampling_seed"] for r in failed} == chosen and len(chosen) == 2
+    assert record["counts"]["rejected"]["engine_error"] == 2 and len(accepted) == 30
+
+
+def test_a_server_that_fails_at_everything_is_no_heap_of_rejects(proxy, generated, tmp_path, monkeypatch):
+    monkeypatch.setattr(gold_server, "RETRIES", 0)
+    proxy.fault = lambda number, body: (500, {}, "broken") if number >= 5 else None
+    done, *_ = generated("broken", "--server-url", proxy.url)
+    assert done.returncode == STOPPED and "broken" in done.stderr
+    assert not read_lines(tmp_path / "broken/train.rejected.jsonl.partial")
+
+
+def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated):
+    """As OpenAI's own: no min_p, no seed for this model, and max_completion_tokens in the place of max_tokens."""
+
+    def fault(number, body):
+        if refused := [name for name in ("min_p", "seed", "max_tokens") if name in body]:
+            return 400, {}, f"Unsupported parameter: '{refused[0]}'"
+        body["max_tokens"] = body["max_completion_tokens"]
+
+    proxy.fault = fault
+    done, _, _, record = generated("poor", "--server-url", proxy.url, form="chat")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("does not take seed, min_p: left out") == 1
+    assert record["notes"]["not_taken"] == ["min_p", "seed"]
+
+
+@pytest.mark.parametrize(
+    "change, code, message",
+    [
+        ({"key": "wrong"}, 1, "set OPENAI_API_KEY to a key that this server takes"),
+        ({"model": "another"}, 1, r"--model another: .* has no such model; it has .*teacher"),
+        ({"path": "/v2"}, 1, "check the address, which mostly ends in /v1"),
+        ({"url": "http://me:secret@127.0.0.1/v1"}, 2, "without a key or password"),
+        ({"url": "127.0.0.1:8000"}, 2, "is http://host:port/v1"),
+        ({"options": ["--tensor-parallel-size", "2"]}, 2, "is the server's own affair: leave it out"),
+        ({"options": ["--structured", "--reasoning-parser", "qwen3"]}, 2, "leave it out"),
+    ],
+)
+def test_wrong_options_are_told_before_any_work(change, code, message, proxy, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(gold_server, "RETRIES", 0)
+    monkeypatch.setenv("OPENAI_API_KEY", change.get("key", KEY))
+    url = change.get("url", proxy.url.replace("/v1", change.get("path", "/v1")))
+    done = call(
+        "generate.py", "--task-file", TASK, "--model", change.get("model", model), "--output-dir", tmp_path / "x",
+        "--num-examples", 4, "--num-validation", 0, "--server-url", url, *change.get("options", []),
+    )  # fmt: skip
+    assert done.returncode == code and re.search(message, " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())), (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr and KEY not in done.stderr
+
+
+@pytest.fixture
+def labelled(model, tmp_path):
+    """label.py on 12 records: (what it printed, the records)."""
+
+    def labelled(name, *args, form="completion"):
+        done = call(
+            "label.py", "--task-file", TASK, "--model", model, "--input-file", ROOT / "data/reviews/test.jsonl", "--limit", 12,
+            "--output-file", tmp_path / f"{name}.jsonl", "--prompt-form", form, *args,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done, read_lines(tmp_path / f"{name}.jsonl")
+
+    return labelled
+
+
+@pytest.mark.parametrize("form", ["completion", "chat"])
+def test_labels_of_a_server_are_those_of_the_engine(form, proxy, engine, labelled, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "Engine", lambda *of, **how: engine)
+        _, here = labelled("here", form=form)
+    _, there = labelled("there", "--server-url", proxy.url, form=form)
+    for a, b in zip(here, there, strict=True):
+        assert a["teacher_label"] == b["teacher_label"]
+        assert sum(b["label_probs"].values()) == pytest.approx(1, abs=1e-4)
+        if form == "completion":  # in a chat the first token counts alone, whatever blank it begins with
+            assert b["label_probs"] == pytest.approx(a["label_probs"], abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["completion", "chat"])
+def test_a_server_without_log_probabilities_gives_its_greedy_answer(form, proxy, labelled):
+    proxy.fault = lambda number, body: (400, {}, "no logprobs") if "logprobs" in body else None
+    done, records = labelled("greedy", "--server-url", proxy.url, form=form)
+    assert done.stderr.count("gives no log-probabilities") == 1
+    assert {r["teacher_label"] for r in records} <= {"positive", "negative", ""}
+    assert not any("label_probs" in r for r in records)
+
+
+def test_the_server_ends_with_what_has_started_it(model, tmp_path):
+    """SIGKILL, which no trap sees: gold/serve.py asks the kernel for a signal of its own."""
+    script = f"{sys.executable} -m gold.serve {model} --port {free_port()} > {tmp_path}/log 2>&1 & echo $!; sleep 60"
+    shell = subprocess.Popen(["bash", "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = int(shell.stdout.readline())
+    while "vllm" not in Path(f"/proc/{server}/cmdline").read_text():  # until it has become the server
+        time.sleep(0.1)
+    shell.kill()
+    state = Path(f"/proc/{server}/stat")
+    for _ in range(300):
+        if not state.exists() or state.read_text().split(") ")[1][0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(server, signal.SIGKILL)
+    pytest.fail("the server lives on")
