@@ -49,6 +49,7 @@ class Engine:
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
             if lora:
                 rank = json.loads((lora / "adapter_config.json").read_text())["r"]
+                rank = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two alone
                 engine_options |= {"enable_lora": True, "max_lora_rank": rank}
             self.how = {"lora_request": lora_request(lora)} if lora else {}
             self.llm = start_llm(model, max_model_len, dtype, **engine_options)

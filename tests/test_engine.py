@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, read_lines
+from conftest import ROOT, call, read_lines, run
 
 import generate
 from gold import engine
@@ -162,3 +162,46 @@ def test_an_engine_in_a_process_of_its_own_is_stopped_in_time(small_teacher, tmp
     records = read_lines(partial) + read_lines(tmp_path / "train.rejected.jsonl.partial")
     attempts = sorted(int(record["id"][-6:]) for record in records)
     assert len(attempts) % 16 == 0 and attempts == list(range(len(attempts)))  # whole chunks, each attempt once
+
+
+def test_an_adapter_of_the_teacher_is_as_good_as_merged(small_teacher, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=6, lora_alpha=24, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(small_teacher), config)
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(small_teacher).save_pretrained(tmp_path / "merged")
+    texts = {}
+    for name, args in {
+        "adapter": ["--model", small_teacher, "--lora", tmp_path / "adapter"],
+        "merged": ["--model", tmp_path / "merged"],
+    }.items():
+        done = run(
+            "generate.py", "--task-file", "prompts/reviews.toml", "--output-dir", tmp_path / name, "--num-examples", 4,
+            "--num-validation", 0, "--max-attempts", 12, "--max-tokens", 24, *args,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        paths = [p for end in ("", ".partial") for p in (tmp_path / name).glob(f"train*.jsonl{end}")]
+        texts[name] = {r["id"]: r["completion"] for path in paths for r in read_lines(path)}
+    same = texts["adapter"].keys() & texts["merged"].keys()
+    assert len(same) >= 6 and all(texts["adapter"][i] == texts["merged"][i] for i in same)
+
+
+@pytest.mark.parametrize(
+    "args, code, message",
+    [
+        (["--engine-args", '{"no_such_argument": 1}'], 1, "vLLM cannot start: .*no_such_argument"),
+        (["--engine-args", "[1]"], 2, "is a JSON object of arguments of vLLM's engine"),
+        (["--engine-args", '{"dtype": "float32"}'], 2, "dtype has an option of its own"),
+        (["--lora", ROOT / "prompts"], 1, "--lora .*: no adapter_config.json in it"),
+    ],
+)
+def test_arguments_of_the_engine_and_adapters_are_checked(args, code, message, small_teacher, tmp_path):
+    done = call(
+        "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path, *args
+    )  # fmt: skip
+    assert done.returncode == code and re.search(message, " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split()))
