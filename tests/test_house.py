@@ -7,14 +7,14 @@ import pytest
 from conftest import ROOT
 
 STAGES = ("generate", "label", "train_student", "score_ood", "evaluate", "report")
-HEAVY = {"torch", "transformers", "vllm", "sklearn"}
+HEAVY = {"torch", "transformers", "vllm", "sklearn", "matplotlib", "jinja2", "markupsafe"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
     "causes command control_tokens decoding equations fingerprint losses programmes text truncation unreadable",
-    "disk distances model_folder reasoning scores stopping task",
+    "disk distances figures model_folder reasoning scores stopping task",
     "attempts correctness encoding jsonl prompts runs",
-    "examples metrics parsing student teacher",
-    "adapters labels predict selection",
-    "calibration split trainer",
+    "examples gather metrics parsing student teacher",
+    "adapters labels predict sections selection",
+    "calibration page split trainer",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))
 
