@@ -100,9 +100,9 @@ def with_intervals(
                 axes.plot(
                     x, value, marker, color=colour, markersize=5.5, fillstyle="full" if tick.isdecimal() else "none"
                 )
-            axes.plot([], [], color=colour, marker=marker, label=label)
+            axes.plot([], [], color=colour, marker=marker, label=label if len(label) <= 40 else f"…{label[-39:]}")
         if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=2, fontsize=10)
+            figure.legend(loc="outside upper left", fontsize=10)
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.5, len(ticks) - 0.5)
         if limits:

@@ -75,7 +75,7 @@ def gather(run: Path, rows: list[dict]) -> Gathered:
         gather_scored(found, folder, fed)
     for row in rows:
         if (place := row["iteration"]) and "metric" in row:
-            found.metrics[place] = load(run / place / "metrics.json")
+            found.metrics[place] = groups_checked(run / place / "metrics.json", row["metric"])
             gather_predictions(found, run / place, place, row["metric"])
         if labelled := load(run / place / "labelled.jsonl.run.json"):
             found.speed[place] = {
@@ -84,6 +84,20 @@ def gather(run: Path, rows: list[dict]) -> Gathered:
             }
     found.facts = facts_of(run, found)
     return found
+
+
+def groups_checked(path: Path, metric: str) -> dict:
+    """metrics.json, of which report.py has checked the headline; each group and label has its number and size."""
+    metrics = load(path)
+    try:
+        for key in (k for k in metrics if k.startswith("by_")):
+            for m in metrics[key].values():
+                number = m["f1" if key == "by_label" else metric]
+                sum((m["n"], number["value"], number["low"], number["high"]))
+        return metrics
+    except (AttributeError, LookupError, TypeError) as error:
+        problem = f"not what evaluate.py writes: {type(error).__name__}: {error}"
+        fail(f"{path}: {problem}; run it again with --overwrite")
 
 
 def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
@@ -167,13 +181,13 @@ def gather_predictions(found: Gathered, folder: Path, place: str, metric: str) -
 def facts_of(run: Path, found: Gathered) -> dict[str, str]:
     """The lines of the header, from the run records."""
     records = [load(path) for path in sorted(run.glob("**/*.run.json"))]
-    by_stage = {r["stage"]: r for r in records}  # the last of each
+    by_stage = {r.get("stage"): r for r in records}  # the last of each
     made, scored, trained = (by_stage.get(f"{s}.py", {}) for s in ("generate", "score_ood", "train_student"))
     student = load(run / "untrained/predictions.jsonl.run.json") or load(run / "iter-00/student.run.json") or trained
     options = scored.get("options", {})
     feedback = f"{options['score']}, quantiles {options['low']} to {options['high']}" if options else "none"
-    commits = sorted({f"{r.get('git_commit')}{' (changed)' * bool(r.get('git_dirty'))}" for r in records})
-    tokens = sum(r["counts"].get("computed_tokens", 0) for r in records)
+    commits = sorted({f"{c}{' (changed)' * bool(r.get('git_dirty'))}" for r in records if (c := r.get("git_commit"))})
+    tokens = sum(r.get("counts", {}).get("computed_tokens", 0) for r in records)
     names = {m["task"] for m in found.metrics.values() if "task" in m}
     return {
         "task": ", ".join(sorted(names)) or made.get("options", {}).get("task_file", "-"),

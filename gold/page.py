@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gold import sections
 from gold.command import fail
 from gold.disk import beside, naming
 from gold.gather import MAX_TEXT, Gathered
-from gold.sections import Drawer, differences, group_keys, headlines, panels, series_of, view_of_run, visible
+from gold.sections import Drawer, visible
 
 KINDS = ("feedback", "wrong", "rejected", "accepted")
 MAX_RECORDS, MAX_BYTES = 20_000, 13 * 2**20  # of the records in the page
@@ -44,12 +45,15 @@ def view_of(runs: list[Gathered], metric: str | None) -> dict[str, Any]:
     names = [run.name for run in runs]
     return {
         "title": visible(" · ".join(names)),
-        "runs": [view_of_run(run, draw, metric) for run in runs],
+        "runs": [sections.view_of_run(run, draw, metric) for run in runs],
         "metric": metric,
-        "headlines": headlines(runs, metric),
-        "overall": draw.points(metric, places, series_of(runs, places, "overall", None, metric)) if places else None,
-        "groups": [panels(draw, runs, places, key, metric) for key in group_keys(runs)],
-        "differences": differences(runs, metric),
+        "headlines": sections.headlines(runs, metric),
+        "overall": draw.points(metric, places, sections.series_of(runs, places, "overall", None, metric))
+        if places
+        else None,
+        "groups": [sections.panels(draw, runs, places, key, metric) for key in sections.group_keys(runs)],
+        "results": sections.side_by_side(runs, metric) if len(runs) > 1 else sections.results(runs[0], metric),
+        "differences": sections.differences(runs, metric),
         "facts": [[name, *(visible(run.facts[name]) for run in runs)] for name in runs[0].facts],
         **records_of(runs),
     }

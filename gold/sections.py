@@ -8,6 +8,7 @@ import itertools
 import re
 from collections import Counter
 from typing import Any
+from urllib.parse import urlencode
 
 from gold import figures
 from gold.distances import tfidf_distances
@@ -19,7 +20,14 @@ from gold.text import words
 MAX_PANELS, MAX_ROWS = 12, 12  # of groups and labels
 MAX_COMPARED = 1_000  # texts of an iteration whose similarity is measured
 RESAMPLES = 10_000  # as evaluate.py's
-UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+
+
+def short(name: str) -> str:
+    """As long as a panel is wide."""
+    return name if len(name) <= 32 else f"{name[:31]}…"
 
 
 def visible(text: Any) -> str:
@@ -83,22 +91,27 @@ def group_keys(runs: list[Gathered]) -> list[str]:
 
 
 def panels(draw: Drawer, runs: list[Gathered], places: list[str], key: str, metric: str) -> dict[str, Any]:
-    """A small figure for each group (the largest), or each label (those with the lowest F1 at the end)."""
+    """A small figure for each group (the largest), or each label (those with the lowest F1 of the last student)."""
     metric = "f1" if key == "by_label" else metric
-    found: dict[str, dict] = {}  # name: its last numbers
-    for place in places:
-        for run in runs:
-            found |= run.metrics.get(place, {}).get(key, {})
+    found: dict[str, dict] = {}  # name: its last numbers, those of the final student if there is one
+    sizes: dict[str, set] = {}
+    for run in runs:
+        for place in sorted(places, key=lambda place: place not in ("untrained", "teacher")):
+            found |= (numbers := run.metrics.get(place, {}).get(key, {}))
+            for name, m in numbers.items():
+                sizes.setdefault(name, set()).add(m["n"])
+    titles = {name: f"{short(name)} (n = {' or '.join(f'{n:,}' for n in sorted(sizes[name]))})" for name in found}
     order = (lambda n: found[n][metric]["value"]) if key == "by_label" else (lambda n: -found[n]["n"])
     names = sorted(found, key=order)[:MAX_PANELS] if len(found) > MAX_PANELS else list(found)
     series = {name: series_of(runs, places, key, name, metric) for name in names}
     ends = [x for s in series.values() for points in s.values() for point in points if point for x in point]
-    margin = 0.05 * (max(ends) - min(ends) or 1)
-    how = {"limits": (min(ends) - margin, max(ends) + margin), "size": (330, 200)}
+    low, high = min(ends, default=0), max(ends, default=1)
+    margin = 0.05 * (high - low or 1)
+    how = {"limits": (low - margin, high + margin), "size": (330, 200)}
     which = "those with the lowest F1" if key == "by_label" else "the largest"
     return {
         "title": f"{'F1' if metric == 'f1' else metric} by {key.removeprefix('by_')}",
-        "figures": [draw.points(f"{name} (n = {found[name]['n']:,})", places, s, **how) for name, s in series.items()],
+        "figures": [draw.points(titles[name], places, s, **how) for name, s in series.items()],
         "note": f"{len(names)} of {len(found):,} are shown: {which}." if len(names) < len(found) else "",
     }
 
@@ -111,7 +124,6 @@ def view_of_run(run: Gathered, draw: Drawer, metric: str | None) -> dict[str, An
     places = list(run.texts)
     return {
         "name": visible(run.name),
-        "results": results(run, metric),
         "funnel": funnel(run),
         "score": run.score,
         "histograms": [histogram(draw, place, run) for place in run.scores],
@@ -135,6 +147,13 @@ def headlines(runs: list[Gathered], metric: str | None) -> list[dict[str, str]]:
     return found
 
 
+def side_by_side(runs: list[Gathered], metric: str | None) -> dict[str, Any]:
+    places = list(dict.fromkeys(place for run in runs for place in run.metrics))
+    found = ([run.metrics.get(place, {}).get("overall", {}).get(metric) for run in runs] for place in places)
+    rows = [[place, *(shown(point_of(m)) for m in line)] for place, line in zip(places, found, strict=True)]
+    return {"head": ["", *(visible(run.name) for run in runs)], "rows": rows}
+
+
 def results(run: Gathered, metric: str | None) -> dict[str, Any]:
     keys = [key for key in group_keys([run]) if key != "by_label"]
     columns = list(dict.fromkeys((key, name) for key in keys for m in run.metrics.values() for name in m.get(key, {})))
@@ -154,11 +173,10 @@ def funnel(run: Gathered) -> dict[str, Any]:
     order = [*REASONS, *sorted(found - {*REASONS, "attempted", "accepted"})]
     lines = []
     for name in ["attempted", *(reason for reason in order if reason in found), "accepted"]:
-        line: list[Any] = [name]
+        line: list[Any] = [visible(name)]
         for place, counts in run.counts.items():
-            link = {"attempted": "", "accepted": f"kind=accepted&at={place}"}.get(
-                name, f"kind=rejected&reason={name}&at={place}"
-            )
+            what = {"kind": "accepted"} if name == "accepted" else {"kind": "rejected", "reason": visible(name)}
+            link = "" if name == "attempted" else urlencode(what | {"run": visible(run.name), "at": place})
             share = counts[name] / counts["attempted"] if counts["attempted"] else 0
             line.append({"text": f"{counts[name]:,}", "share": share, "link": link})
         lines.append(line)
@@ -186,7 +204,7 @@ def histogram(draw: Drawer, place: str, run: Gathered) -> dict[str, Any]:
         band = f"{len(inside):,} selected" + (f" from {min(inside):.3f} to {max(inside):.3f}" if inside else "")
         values = [value for value, _ in pairs]
         told.append(f"{label}: {len(pairs):,} scored from {min(values):.3f} to {max(values):.3f}, {band}")
-    groups = {visible(label): pairs for label, pairs in run.scores[place].items()}
+    groups = {visible(short(label)): pairs for label, pairs in run.scores[place].items()}
     sentence = f"{run.score} over the pool of {place}. {'; '.join(told)}."
     return {"place": place} | draw.draw(figures.histogram, sentence, groups, run.score)
 
@@ -199,14 +217,15 @@ def diversity(draw: Drawer, places: list[str], run: Gathered) -> list[dict]:
     most = min([MAX_COMPARED, *map(len, filter(None, run.texts.values()))])
     points: dict[str, list] = {"distinct-2": [], "self-similarity": [], "words per text, with the middle 80 %": []}
     for place in places:
-        texts, similar, length = run.texts[place], None, None
+        texts, distinct, similar, length = run.texts[place], None, None, None
         if texts:
+            distinct = rows[place]["distinct_2"]
             low, median, high = np.quantile([len(words(text)) for text in texts], [0.1, 0.5, 0.9]).tolist()
             length = median, low, high
         if most > 1 and texts:
             some = [{"id": n, "source": texts[n * len(texts) // most]} for n in range(most)]
             similar = 1 - sum(tfidf_distances(some, some)) / most
-        for name, x in zip(points, (rows[place]["distinct_2"], similar, length), strict=True):
+        for name, x in zip(points, (distinct, similar, length), strict=True):
             points[name].append((x, x, x) if isinstance(x, float) else x)
     size = {"size": (330, 190)}
     return [draw.points(name, places, {run.name: p}, **size) for name, p in points.items()]
