@@ -83,7 +83,7 @@ def to_svg(figure: Any, name: str) -> str:
 
 def with_intervals(
     name: str, ticks: Sequence[str], series: dict[str, list[Point]], title: str, limits: tuple | None = None,
-    size: tuple[float, float] = (400, 250),
+    size: tuple[float, float] = (400, 250), legend: bool = True,
 ) -> str:  # fmt: skip
     """Points with their intervals at named places; those of the iterations (ticks that are numbers) are joined."""
     with drawing(*size) as (figure, (axes,)):
@@ -101,7 +101,7 @@ def with_intervals(
                     x, value, marker, color=colour, markersize=5.5, fillstyle="full" if tick.isdecimal() else "none"
                 )
             axes.plot([], [], color=colour, marker=marker, label=label if len(label) <= 40 else f"…{label[-39:]}")
-        if len(series) > 1:
+        if legend and len(series) > 1:
             figure.legend(loc="outside upper left", fontsize=10)
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.5, len(ticks) - 0.5)

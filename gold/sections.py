@@ -107,7 +107,7 @@ def panels(draw: Drawer, runs: list[Gathered], places: list[str], key: str, metr
     ends = [x for s in series.values() for points in s.values() for point in points if point for x in point]
     low, high = min(ends, default=0), max(ends, default=1)
     margin = 0.05 * (high - low or 1)
-    how = {"limits": (low - margin, high + margin), "size": (330, 200)}
+    how = {"limits": (low - margin, high + margin), "size": (330, 200), "legend": False}
     which = "those with the lowest F1" if key == "by_label" else "the largest"
     return {
         "title": f"{'F1' if metric == 'f1' else metric} by {key.removeprefix('by_')}",
