@@ -200,5 +200,5 @@ def facts_of(run: Path, found: Gathered) -> dict[str, str]:
         "all stages": f"{sum(s for row in found.rows for s in row['seconds'].values()):,.0f} s",
         "tokens computed by the teacher": f"{tokens:,}" if tokens else "-",
         "commit": ", ".join(commits) or "-",
-        "finished": max((r.get("finished_at", "") for r in records), default="-"),
+        "finished": max((r.get("finished_at", "") for r in records), default="") or "-",
     }

@@ -27,7 +27,7 @@ UNSEEN = re.compile(
 
 def short(name: str) -> str:
     """As long as a panel is wide."""
-    return name if len(name) <= 32 else f"{name[:31]}…"
+    return name if len(name) <= 32 else f"{name[:16]}…{name[-15:]}"
 
 
 def visible(text: Any) -> str:
@@ -186,14 +186,15 @@ def funnel(run: Gathered) -> dict[str, Any]:
 def label_balance(run: Gathered) -> dict[str, Any]:
     total: Counter[str] = sum(run.labels.values(), Counter())
     lines = []
-    for label, _ in total.most_common(MAX_ROWS):
+    many = 2 * len(total) > total.total()  # they are no classes
+    for label, _ in total.most_common(0 if many else MAX_ROWS):
         cells = ((c[label], c[label] / c.total() if c else 0) for c in run.labels.values())
         lines.append([visible(label), *({"text": f"{n:,}", "share": share, "link": ""} for n, share in cells)])
     hidden = len(total) - len(lines)
     return {
         "head": ["", *run.labels],
         "rows": lines,
-        "note": f"{hidden:,} more answers are not shown." if hidden else "",
+        "note": f"{hidden:,} {'different' if many else 'more'} answers are not shown." if hidden else "",
     }
 
 

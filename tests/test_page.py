@@ -240,6 +240,19 @@ def test_what_is_not_there_is_left_out(tmp_path):
     assert "Nothing was scored" in paged(run) and "All 0 records" in paged(run)
 
 
+def test_of_many_labels_and_answers_some_are_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    rows = [{"id": str(n), "source": f"{n} apples", "target": f"{n} + 1"} for n in range(40)]  # text2text
+    write_lines(run / "iter-00/train.jsonl", rows)
+    (run / "iter-01/train.jsonl").unlink()
+    path = run / "final/metrics.json"
+    labels = {f"a label with a long name that ends in {n:02d}": {"n": 2, "f1": number(n / 100)} for n in range(77)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"by_label": labels}))
+    page = paged(run)
+    assert "12 of 79 are shown: those with the lowest F1." in page and "40 different answers are not shown" in page
+    assert "a label with a l…e that ends in 00 (n = 2)" in page and "ends in 12" not in page
+
+
 def test_without_matplotlib_the_table_is_there_and_one_line_names_the_cure(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
