@@ -29,7 +29,8 @@ def write_page(path: Path, runs: list[Gathered]) -> None:
         fail(f"--html: the runs are measured by {' and by '.join(sorted(metrics))}; compare runs of one task")
     templates = jinja2.FileSystemLoader(Path(__file__).parent)
     how = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Environment(loader=templates, **how).get_template("page.html")
+    shown = {"finalize": lambda value: value if hasattr(value, "__html__") else visible(value)}
+    template = jinja2.Environment(loader=templates, **how, **shown).get_template("page.html")
     text = template.render(view_of(runs, metrics.pop() if metrics else None))
     draft = beside(path, ".draft")
     with naming(draft):
