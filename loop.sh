@@ -102,4 +102,4 @@ done
 # The final student: everything, robust loss
 run train_student.py "${task[@]}" --model "$STUDENT" --output-dir "$RUN/final/student" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final" --model "$RUN/final/student" "${tests[@]}"
-run report.py "$RUN"
+run report.py "$RUN" --html

@@ -3,7 +3,8 @@
 Reads the run records, metrics and accepted training examples in RUN; loads no model.
 
     python report.py runs/demo
-    python report.py runs/demo runs/mine
+    python report.py runs/demo --html               # and one page with figures and all records: runs/demo/report.html
+    python report.py runs/demo runs/zerogen --html  # the runs side by side, in one page: runs/demo/comparison.html
 
 The columns with the interval and of the groups have the headline number of metrics.json; its name is their title.
 tokens: what the teacher computed for an accepted example, rejected attempts included: prompt tokens that were not in the
@@ -13,14 +14,14 @@ selected, over all that was scored; each iteration has another student, so compa
 training examples whose text, as duplicates are told, stands in a test set too (`repeats_of_test` in the rows).
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gold.command import fail, new_app, run_command
+from gold.command import fail, files, new_app, run_command
 from gold.disk import beside
+from gold.gather import gather, load, shards
 from gold.jsonl import read_records, write_file
 from gold.text import distinct_2, text_key, words
 
@@ -30,18 +31,31 @@ app = new_app()
 
 
 @app.command()
-def main(runs: Annotated[list[Path], typer.Argument(help="Run folders, as loop.sh writes them.")]) -> None:
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, as loop.sh writes them.")],
+    html: Annotated[
+        bool, files(help="Also a page: RUN/report.html; of several runs, comparison.html in the first.")
+    ] = False,
+) -> None:
     """Print the table of each run."""
+    gathered = []
     for run in runs:
         try:
             rows = rows_of(run)
             print_table(run, rows)
+            gathered += [gather(run, rows)] if html else []
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             problem = f"a run record or metrics.json in it is not what a stage writes: {type(error).__name__}: {error}"
             fail(f"{run}: {problem}; run that stage again with --overwrite")
         draft = run / "metrics.jsonl.draft"
         write_file(draft, rows)
         draft.replace(run / "metrics.jsonl")
+    if html:
+        from gold.page import write_page  # here: its libraries take a second
+
+        page = runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
+        write_page(page, gathered)
+        print(f"the page: {page}")
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -81,12 +95,6 @@ def rows_of(run: Path) -> list[dict]:
     return rows
 
 
-def shards(folder: Path, name: str) -> list[Path]:
-    """The file, or its shards; duplicates between shards count here: they were accepted."""
-    path = folder / name
-    return sorted(folder.glob(f"{path.stem}-?????-of-?????{path.suffix}")) or [path]
-
-
 def training_texts(folder: Path) -> list[str]:
     files = [path for path in shards(folder, "train.jsonl") if path.exists()]
     return [str(record.get("source", "")) for path in files for _, record in read_records(path)]
@@ -95,19 +103,6 @@ def training_texts(folder: Path) -> list[str]:
 def test_predictions(run: Path) -> list[Path]:
     """The predictions on test sets: those of an iteration may be on its own validation examples."""
     return [path for name in ("untrained", "final") for path in sorted((run / name).glob("**/predictions.jsonl"))]
-
-
-def load(path: Path) -> dict:
-    """A JSON file that a stage wrote; {} where it is not there (that stage has not run)."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} instead of an object")
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
 def seconds_of(folder: Path, generate: float) -> dict[str, float]:

@@ -7,16 +7,16 @@ import pytest
 from conftest import ROOT
 
 STAGES = ("generate", "label", "train_student", "score_ood", "evaluate", "report")
-HEAVY = {"torch", "transformers", "vllm", "sklearn"}
+HEAVY = {"torch", "transformers", "vllm", "sklearn", "matplotlib", "jinja2", "markupsafe"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
     "causes command control_tokens decoding equations fingerprint losses programmes text truncation unreadable",
-    "disk distances model_folder reasoning scores stopping task",
+    "disk distances figures model_folder reasoning scores stopping task",
     "attempts correctness encoding engine jsonl prompts runs",
-    "examples metrics parsing serve server student",
-    "adapters answers predict selection teacher",
+    "examples gather metrics parsing serve server student",
+    "adapters answers predict sections selection teacher",
     "remote_labels",
     "labels",
-    "calibration split trainer",
+    "calibration page split trainer",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))
 
