@@ -55,7 +55,7 @@ fi
 mkdir -p "$RUN"
 export TQDM_MININTERVAL=1 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads make a busy CPU ten times slower
 source gold/jobs.sh
-if [[ -z ${PYTHON:-} ]]; then set -m; bash setup.sh < /dev/null & job_ends; PYTHON=.venv/bin/python; fi
+if [[ -z ${PYTHON:-} ]]; then set -m; bash setup.sh requirements-extra.txt < /dev/null & job_ends; PYTHON=.venv/bin/python; fi
 if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
   if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $data/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi

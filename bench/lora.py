@@ -3,9 +3,9 @@
     python -m bench.lora                          # Qwen2.5-0.5B's shape, random weights; about 15 minutes on 2 cores
     python -m bench.lora --shape tiny-qwen --num-examples 200        # does it work?
 
-Each training is a process of its own. Memory: the most that the process had (maximum resident set, getrusage); on a CPU
-this holds the weights, gradients, Adam's two moments and activations. The lengths are those of the embedded reviews, 10 to 30 tokens, so
-this is memory of weights more than of activations. A line a training goes to bench/results/lora.jsonl.
+Each training is a process of its own. Memory: the most that the process had (maximum resident set, getrusage). On a CPU
+this holds the weights, gradients, Adam's two moments and activations. The texts are those of the embedded reviews, 10 to 30
+tokens, so it is memory of weights more than of activations. A line a training goes to bench/results/lora.jsonl.
 """
 
 import json

@@ -39,7 +39,7 @@ def drawing(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, l
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        fail("--html needs matplotlib, which requirements.txt names: bash setup.sh (or pip install matplotlib)")
+        fail("--html: needs matplotlib: bash setup.sh requirements-extra.txt, or pip install matplotlib")
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the page's fonts draw the text
     with matplotlib.rc_context(STYLE), warnings.catch_warnings(action="ignore"):
         figure = Figure((width / 72, height / 72), layout="constrained")

@@ -42,8 +42,10 @@ class Server:
     max_model_len = math.inf  # the server knows, and refuses what is too long
 
     def __init__(self, url: str, model: str, form: str, chat_template_kwargs: dict, num_concurrent: int):
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            fail("--server-url: needs openai: bash setup.sh requirements-extra.txt, or pip install openai")
         self.url, self.model, self.form, self.template_kwargs = url, model, form, chat_template_kwargs
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self.client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)

@@ -259,7 +259,7 @@ def test_without_matplotlib_the_table_is_there_and_one_line_names_the_cure(tmp_p
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = call("report.py", run, "--html")
     assert done.returncode == 1 and "iter-01" in done.stdout and (run / "metrics.jsonl").exists()
-    one_error(done.stderr, "--html needs matplotlib", "bash setup.sh")
+    one_error(done.stderr, "--html: needs matplotlib", "bash setup.sh")
 
 
 @in_a_browser
