@@ -1,8 +1,8 @@
 """Fine-tune a small language model on generated examples: the student of one iteration, or the final one.
 
 Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or
-a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl and
-held_out.jsonl in it, and a run record beside it.
+a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl,
+held_out.jsonl and a model card (README.md) in it, and a run record beside it.
 
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
@@ -30,6 +30,7 @@ import typer
 
 from gold import command
 from gold.adapters import add_adapters
+from gold.cards import model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside, naming, remove
 from gold.examples import read_examples, with_answer
@@ -125,6 +126,8 @@ def main(
             curves.replace(partial_output / "runs")
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
+        card = model_card(student, options, train, len(held_out), result)
+        (run.partial / "README.md").write_text(card, encoding="utf-8")
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)

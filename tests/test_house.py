@@ -13,7 +13,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "disk distances model_folder reasoning scores stopping task",
     "attempts correctness encoding jsonl prompts runs",
     "examples metrics parsing student teacher",
-    "adapters labels predict selection",
+    "adapters cards labels predict selection",
     "calibration split trainer",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))
