@@ -32,7 +32,7 @@ from gold import command
 from gold.adapters import add_adapters
 from gold.cards import model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.disk import beside, naming, remove
+from gold.disk import beside, naming, remove, write_text
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
@@ -126,8 +126,7 @@ def main(
             curves.replace(partial_output / "runs")
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
-        card = model_card(student, options, train, len(held_out), result)
-        (run.partial / "README.md").write_text(card, encoding="utf-8")
+        write_text(run.partial / "README.md", model_card(student, options, train, len(held_out), result))
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)

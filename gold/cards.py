@@ -1,6 +1,7 @@
-"""The README.md of a student: a model card as the Hugging Face hub reads it, with code that gives evaluate.py's answers.
+"""The README.md of a student and of generated data, as the Hugging Face hub and `datasets` read them.
 
-(folder / "README.md").write_text(model_card(student, options, train, held_out, counts))
+(folder / "README.md").write_text(model_card(student, options, train, held_out, counts))       with code that works
+write_data_card(folder, task, options)                                        load_dataset(folder) then reads texts as texts
 """
 
 import re
@@ -11,12 +12,13 @@ from typing import Any
 
 from gold.command import say
 from gold.control_tokens import plain_ids
-from gold.disk import beside
+from gold.disk import beside, write_text
 from gold.encoding import frame_of_source, source_limit
-from gold.jsonl import read_records
+from gold.jsonl import parse_shard, read_records
 from gold.metrics import mean_interval
 from gold.runs import git_state, read_json
 from gold.student import Student
+from gold.task import Task
 
 PIPELINES = {"encoder": "text-classification", "encoder-decoder": "text2text-generation", "decoder": "text-generation"}
 SHOWN = 100  # examples among which the shortest is the one of the code
@@ -68,6 +70,21 @@ On a test set, with 95 % intervals, in metrics.json:
 """
 
 
+DATA_CARD = """---
+{front}
+---
+
+# Examples of the task {name}, written by a large language model
+
+**Licence: not stated yet.** Put `license: ...` into the lines at the top: what the teacher and the seed examples allow.
+
+The task: {description}
+
+The teacher was {teacher}. {mark}
+"""
+MARK = "This file was made by generate.py; without this line it is left as it is."
+
+
 def model_card(student: Student, options: dict, train: list[dict], held_out: int, counts: dict) -> str:
     """The card. options: of train_student.py; counts: what fit has counted. Texts of the task file are escaped."""
     from huggingface_hub import ModelCardData
@@ -94,6 +111,48 @@ def model_card(student: Student, options: dict, train: list[dict], held_out: int
         results=results_of(counts["held_out_accuracy"], held_out, task.metric),
         command=shlex.join([*words, "--output-dir", f"{folder}.test"]),
     )  # fmt: skip
+
+
+def write_data_card(folder: Path, task: Task, options: dict) -> None:
+    """README.md beside the splits, with their files and the type of every field: `datasets` would guess from the values.
+
+    options: of generate.py. A file of that name which is the user's own stays.
+    """
+    from huggingface_hub import DatasetCardData
+
+    path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return
+    names = [
+        "id",
+        *task.fields,
+        task.answer_field,
+        "source",
+        "target",
+        "task",
+        "iteration",
+        "split",
+        "feedback",
+        "shots",
+    ]
+    names += ["sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    features = [
+        {"name": n, "list": "string"} if n == "shots" else {"name": n, "dtype": types.get(n, "string")} for n in names
+    ]
+    if options["verify"] and task.labels:
+        features.append({"name": "label_probs", "struct": [{"name": n, "dtype": "float64"} for n in task.labels]})
+    shards = f"-*-of-{parse_shard(options['shard'])[1]:05d}" if options["shard"] else ""
+    splits = ["train", "validation"] if options["num_validation"] else ["train"]
+    data_files = [{"split": name, "path": f"{name}{shards}.jsonl"} for name in splits]
+    front = DatasetCardData(
+        tags=["gold", "synthetic-data"], configs=[{"config_name": "default", "data_files": data_files}],
+        dataset_info={"features": features},
+    )  # fmt: skip
+    card = DATA_CARD.format(
+        front=front.to_yaml().strip(), name=plain(task.name), description=plain(task.description),
+        teacher=plain(options["model"]), mark=MARK,
+    )  # fmt: skip
+    write_text(path, card)
 
 
 def plain(text: Any) -> str:

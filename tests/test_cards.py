@@ -1,11 +1,19 @@
-"""Model cards: the code in a student's README.md gives the answers of evaluate.py; no text of a task breaks the card."""
+"""Cards: the code in a student's README.md gives the answers of evaluate.py, `datasets` reads generated files to the letter.
+
+No text of a task breaks a card.
+"""
 
 import json
 import re
+import tempfile
 
 import pytest
 from conftest import PAIRS, call, pair, read_lines, write_lines
 from huggingface_hub import ModelCard
+from test_generate_units import command  # noqa: F401
+
+from gold.cards import write_data_card
+from gold.task import load_task
 
 NASTY = "a | b `x` *y* <script>\n---\n```python\n# {{x}} {0} $z$ [l](u) \u0000 \\ é"
 
@@ -96,3 +104,59 @@ def test_texts_of_a_task_stay_text(models, home, tmp_path):
     assert len(re.findall(r"(?<!\\)\|", row)) == 4
     found = predictions(tmp_path / "nasty.toml", tmp_path / "student", file, tmp_path / "out")[:20]
     assert answers_of(tmp_path / "student", [p["source"] for p in found]) == [p["prediction"] for p in found]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generated data
+
+HOSTILE = ["007", "2024-01-01", '{"a": 1}', "null", "true", "1e400", "[]", '"', "\u2028", " 5", "plain"]
+
+
+def load(folder) -> dict[str, list[dict]]:
+    """The data set as a user loads it, and a hub would."""
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory() as cache:  # one for all would give the files of the last call
+        return {name: list(split) for name, split in load_dataset(str(folder), cache_dir=cache).items()}
+
+
+def test_generated_files_load_to_the_letter(command, tmp_path):  # noqa: F811
+    """Every field of both splits, whatever its texts look like; rejects, run records and students beside them are no data."""
+    done = command("--num-examples", 2 * len(HOSTILE))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "iter-00"
+    files = {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
+    assert load(folder) == {name: read_lines(file) for name, file in files.items()}
+    rows = read_lines(files["train"])
+    for row, text in zip(rows, HOSTILE, strict=False):
+        row |= {"first": text, "second": text, "completion": text, "source": text, "shots": [text]}
+    write_lines(files["train"], rows)
+    (folder / "student").mkdir()
+    write_lines(folder / "student" / "train.jsonl", [{"no": "data"}])
+    assert load(folder)["train"] == rows
+    # A README.md of the user's own stays
+    (folder / "README.md").write_text("mine")
+    assert command("--num-examples", 30).returncode == 0 and (folder / "README.md").read_text() == "mine"
+
+
+def test_shards_and_label_probs_load(home, tmp_path):
+    text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
+    (home / "null.toml").write_text(text)
+    task = load_task(home / "null.toml")
+    write_data_card(tmp_path, task, {"verify": True, "shard": "1/2", "num_validation": 0, "model": "a: b #\n---"})
+    rest = {
+        "source": "s",
+        "target": "t",
+        "task": "pairs",
+        "iteration": 1,
+        "split": "train",
+        "feedback": True,
+        "shots": ["a"],
+    }
+    rest |= {"sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null"}
+    rows = [{"id": f"{n}", "first": "007" * n, "second": "x", "label": "null", **rest,
+             "label_probs": {"null": 0.1, "not warm": 1e-9}} for n in (1, 2)]  # fmt: skip
+    for n, row in enumerate(rows):
+        write_lines(tmp_path / f"train-0000{n}-of-00002.jsonl", [row])
+        write_lines(tmp_path / f"train-0000{n}-of-00002.rejected.jsonl", [{"id": "r", "reason": "empty_field"}])
+    assert load(tmp_path) == {"train": rows}
