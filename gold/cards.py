@@ -137,7 +137,7 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     ]
     names += ["sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
     features = [
-        {"name": n, "list": "string"} if n == "shots" else {"name": n, "dtype": types.get(n, "string")} for n in names
+        {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
     ]
     if options["verify"] and task.labels:
         features.append({"name": "label_probs", "struct": [{"name": n, "dtype": "float64"} for n in task.labels]})
@@ -220,7 +220,7 @@ def code_of(student: Student, folder: str, examples: list[dict]) -> str:
         # The newline is tokenised apart, as in training: as one text ".\n" may be one token
         prefix, suffix = spelt_frame(student, [e["source"] for e in examples[:SHOWN]])
         how |= {"truncation": "only_first", "text_pair": suffix, "add_special_tokens": False}
-        how["max_length"] += len(tokenizer(suffix, add_special_tokens=False)["input_ids"])
+        how["max_length"] += len(frame_of_source(tokenizer, family)[2])
         how["split_special_tokens"] = not prefix
         text = f"{prefix!r} + source" if prefix else text
         given = "sources" if text == "source" else f"[{text} for source in sources]"
