@@ -1,7 +1,7 @@
 """Generate labelled examples of a task with a teacher LLM in vLLM: the training and validation splits of one iteration.
 
 Reads a task file, its seed examples and, from iteration 1 on, feedback examples. Writes into --output-dir: train.jsonl,
-validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl), and run records.
+validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl), run records, and a data set card.
 
     python generate.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
     python generate.py ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
@@ -29,6 +29,7 @@ import typer
 from gold import teacher
 from gold.attempts import Pools
 from gold.calibration import calibrates, divided, prior_of_batch
+from gold.cards import write_data_card
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.engine import Engine, Request
 from gold.examples import agrees, example_key, read_examples
@@ -116,6 +117,7 @@ def main(
                 split.start(check_only)
         if not any(split.run for split in splits):
             return
+        write_data_card(output_dir, task, options)
     encoder = teacher.open_encoder(options, task)
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):

@@ -1,14 +1,15 @@
 """Fine-tune a small language model on generated examples: the student of one iteration, or the final one.
 
 Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or
-a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl and
-held_out.jsonl in it, and a run record beside it.
+a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl,
+held_out.jsonl and a model card (README.md) in it, and a run record beside it.
 
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
     python train_student.py ... --loss kl                             # soft labels: the label_probs of label.py
     python train_student.py ... --lora-rank 16 --learning-rate 5e-4   # low-rank adapters: less memory (requirements-extra.txt)
+    python train_student.py ... --report-to tensorboard               # losses and held-out accuracy as curves, in student/runs
     python train_student.py ... --dry-run                             # what would be trained on what; no model
     torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, as transformers' Trainer has it
 
@@ -17,8 +18,10 @@ test data.
 """
 
 import hashlib
+import importlib.util
 import math
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,8 +30,9 @@ import typer
 
 from gold import command
 from gold.adapters import add_adapters
+from gold.cards import model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.disk import beside, naming, remove
+from gold.disk import beside, naming, remove, write_text
 from gold.examples import read_examples, with_answer
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
@@ -39,6 +43,7 @@ from gold.task import Task, load_task, render
 MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
 Loss = Literal["ce", "sce", "kl"]
 Schedule = Literal["linear", "cosine", "constant"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 app = new_app()
 training = partial(typer.Option, rich_help_panel="Training")
@@ -66,6 +71,7 @@ def main(
     new_head: Annotated[bool, training(help="Replace an encoder's head that was trained on other labels.")] = False,
     seed: Annotated[int, training(help="Seed of new weights, order and dropout.")] = 0,
     dtype: Annotated[Dtype, training(help="auto = bfloat16 where the GPU has it.")] = "auto",
+    report_to: Annotated[Tracker, training(help="Send losses and accuracy to this tracker too.")] = "none",
     limit: Limit = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -75,6 +81,7 @@ def main(
     # Load
     task, counts = load_task(task_file), {}
     check_model_folder(model)
+    check_tracker(report_to)
     options["train_file"] = expand("--train-file", train_file)
     # kl: label_probs stand in for the label, which need not be there
     how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == "kl" else {}
@@ -96,7 +103,8 @@ def main(
         return
     run, inputs = None, ["task_file", "model", "train_file"]
     if command.is_main_process():
-        run = start_run("train_student.py", output_dir, options, inputs, overwrite=overwrite)
+        how = {"overwrite": overwrite, "not_compared": ["report_to"]}
+        run = start_run("train_student.py", output_dir, options, inputs, **how)
     if not proceeds(bool(run), options["processes"]):
         return
 
@@ -114,8 +122,11 @@ def main(
             return
         student.network = adapters.merge_and_unload() if adapters else student.network
         result["parameters"] = student.network.num_parameters()
+        if (curves := partial_output / "checkpoints" / "runs").exists():  # TensorBoard's
+            curves.replace(partial_output / "runs")
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
+        write_text(run.partial / "README.md", model_card(student, options, train, len(held_out), result))
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)
@@ -124,6 +135,12 @@ def main(
         f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
     )
+
+
+def check_tracker(name: str) -> None:
+    """End the stage (exit 1) where the tracker's package is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        fail(f"--report-to {name}: needs a package that is not installed: {sys.executable} -m pip install {name}")
 
 
 def is_held_out(identifier: str) -> bool:
@@ -190,7 +207,8 @@ def fit(
         bf16=dtype == "bfloat16", fp16=dtype == "float16", use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch" if held_out else "no", save_strategy="best" if held_out else "no",
         load_best_model_at_end=bool(held_out), metric_for_best_model="choice", save_total_limit=1, save_only_model=True,
-        logging_steps=20, logging_first_step=True, disable_tqdm=True, report_to=[],
+        logging_steps=20, logging_first_step=True, disable_tqdm=True,
+        report_to=options["report_to"], run_name=str(checkpoints.parent.with_suffix("")),
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         ddp_find_unused_parameters=False,  # there are none, and to look for them takes time at every step
         train_sampling_strategy="group_by_length", remove_unused_columns=False, label_names=["labels"],

@@ -150,10 +150,13 @@ def without_times(value: Any) -> Any:
 def content(path: Path, folders: list[Path]) -> Any:
     """What must be the same in two runs: the bytes; records and logs without times, commands, code version, run folders."""
     data = path.read_bytes()
-    if not path.name.endswith((".run.json", "metrics.json", "training_log.jsonl", "metrics.jsonl")):
+    if not path.name.endswith((".run.json", "metrics.json", "training_log.jsonl", "metrics.jsonl", ".md")):
         return data
+    data = data.replace(b"\\_", b"_")  # of a card
     for folder in folders:  # either one's, since a copied run names the folder that it was made in
         data = data.replace(bytes(folder), b"RUN")
+    if path.suffix == ".md":
+        return [line for line in data.splitlines() if b"git_commit" not in line]
     lines = data.splitlines() if path.suffix == ".jsonl" else [data]
     return [without_times(json.loads(line)) for line in lines]
 

@@ -72,7 +72,7 @@ def train(
         "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": learning_rate, "per_device_train_batch_size": BATCH,
         "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
         "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "seed": seed, "dtype": "auto", "processes": 1,
+        "seed": seed, "dtype": "auto", "processes": 1, "report_to": "none",
     } | loss  # fmt: skip
     draft, checkpoints = beside(folder, ".partial"), beside(folder, ".checkpoints")
     with contextlib.redirect_stderr(io.StringIO()):

@@ -30,10 +30,14 @@ def beside(path: Path, suffix: str) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """The same of a text."""
     draft = beside(path, ".draft")
     with naming(draft), draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     return draft.replace(path)

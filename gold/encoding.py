@@ -24,6 +24,26 @@ def encode_targets(texts: list[str], tokenizer: Any, family: str, limit: int | N
     return [row[:limit] for row in ids]
 
 
+def frame_of_source(tokenizer: Any, family: str) -> tuple[list[int], list[int], list[int]]:
+    """The token ids before a source, after it, and those of a decoder's newline, where its tokenizer has one."""
+    before, after = frame_of(tokenizer)
+    if family != "decoder":
+        return before, after, []
+    return before, after[:-1] if after[-1:] == [tokenizer.eos_token_id] else after, plain_ids(tokenizer, ["\n"])[0][0]
+
+
+def source_limit(tokenizer: Any, family: str, lengths: dict[str, int], positions: int | None) -> tuple[int, str]:
+    """(how many tokens of a source are read, its frame included; the reason)."""
+    limit, target, room = lengths["max_source_length"], lengths["max_target_length"], positions
+    if family == "decoder":
+        room = positions and positions - len(frame_of_source(tokenizer, family)[2]) - target
+    if room is None or room >= limit:
+        return limit, f"--max-source-length {limit}"
+    if room < 1:
+        fail(f"--max-target-length {target}: leaves no room for a source in {positions} positions; lower it")
+    return room, f"the {room} tokens that the model's {positions} positions leave them"
+
+
 def encode_sources(
     examples: list[dict], tokenizer: Any, family: str, task: Task, lengths: dict[str, int], positions: int | None
 ) -> list[list[int]]:
@@ -31,17 +51,8 @@ def encode_sources(
 
     positions: how many tokens the model holds: the source and, of a decoder, a newline and the longest target.
     """
-    before, after = frame_of(tokenizer)
-    limit, target, room, newline = lengths["max_source_length"], lengths["max_target_length"], positions, []
-    reason = f"--max-source-length {limit}"
-    if family == "decoder":
-        newline = plain_ids(tokenizer, ["\n"])[0][0]  # none, if the tokenizer drops it
-        after = after[:-1] if after[-1:] == [tokenizer.eos_token_id] else after
-        room = positions and positions - len(newline) - target
-    if room is not None and room < limit:
-        limit, reason = room, f"the {room} tokens that the model's {positions} positions leave them"
-        if room < 1:
-            fail(f"--max-target-length {target}: leaves no room for a source in {positions} positions; lower it")
+    before, after, newline = frame_of_source(tokenizer, family)
+    limit, reason = source_limit(tokenizer, family, lengths, positions)
     sources = readable_ids("sources", [e["source"] for e in examples], tokenizer)
     sources = cut_sources(sources, examples, tokenizer, task, max(limit - len(before) - len(after), 0), reason)
     # An empty prompt predicts nothing: it begins with EOS

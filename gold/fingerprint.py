@@ -35,7 +35,8 @@ def fingerprint(value: Any, cache: Path) -> Any:
         digest, size, number = hashlib.sha256(), 0, 0
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file.relative_to(path).as_posix()
-            if file.name not in LOGS and file.suffix.lower() != ".md" and not f"/{name}".count("/."):
+            is_log = file.name in LOGS or "tfevents" in file.name or file.suffix.lower() == ".md"
+            if not is_log and not f"/{name}".count("/."):
                 digest.update(f"{name}\0{hash_of(file, cache)}\n".encode())
                 size, number = size + file.stat().st_size, number + 1
         return f"sha256:{digest.hexdigest()} of {number} files, {size / 1e6:,.1f} MB"

@@ -77,6 +77,8 @@ class Student:
     def save(self, folder: Path, dtype: str) -> None:
         """Weights, tokenizer, and gold.json: lengths, dtype of the computations and templates of the training."""
         self.network.config.use_cache = True  # Trainer turns it off, and saves that
+        if self.family != "encoder":  # for other programs: our own stages say it at every call
+            self.network.generation_config.update(do_sample=False, max_new_tokens=self.max_new_tokens)
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         templates = {"source": self.task.student.source, "target": self.task.student.target}

@@ -23,7 +23,7 @@ def test_the_files_of_a_run_its_table_and_its_feedback(finished):
     in_iteration = {
         "train.jsonl", "train.jsonl.run.json", "train.rejected.jsonl", "validation.jsonl", "validation.jsonl.run.json",
         "validation.rejected.jsonl", "student", "student.run.json", "scored.jsonl", "scored.jsonl.run.json",
-        "feedback.jsonl", "predictions.jsonl", "predictions.jsonl.run.json", "metrics.json",
+        "feedback.jsonl", "predictions.jsonl", "predictions.jsonl.run.json", "metrics.json", "README.md",
     }  # fmt: skip
     assert {p.name for p in (run / "iter-00").iterdir()} == in_iteration
     assert {p.name for p in (run / "iter-01").iterdir()} == in_iteration

@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
-from conftest import ROOT, call, read_lines
+from conftest import ROOT, call, read_lines, refusal
 
 import generate
 from gold import teacher
@@ -15,7 +16,7 @@ from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder
+from gold.teacher import Encoder, load_encoder
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
@@ -245,3 +246,17 @@ def test_the_system_text_is_shown_whatever_the_template_has(template, shown, tea
 def test_where_another_example_begins(text, whole):
     assert another_begins(TASK.prompt.example, "Good.", text) is whole
     assert not another_begins(TASK.prompt.example, "", text)
+
+
+def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):
+    """Positions by number, called n_positions, no chat template, no form of its own: prompts are plain texts."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shutil.copytree(models["bos"], tmp_path / "gpt2")  # for its tokenizer
+    GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=8, n_layer=1, n_head=1, vocab_size=40)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    encoder = load_encoder(str(tmp_path / "gpt2"), pairs, "auto", {}, False)
+    assert (encoder.form, encoder.context, encoder.fitting(None, 900)) == ("completion", 256, 256)
+    told = refusal(encoder.fitting, 300, 900)
+    assert "--max-model-len 300: the model's context holds 256 tokens" in told

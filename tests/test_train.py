@@ -116,7 +116,9 @@ def test_trained_student(name, trained, home, pairs, flip):
 
     folder, (family, kind) = trained[name], CLASSES[name]
     files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "gold.json"}
-    files |= {"training_log.jsonl", "held_out.jsonl"} | ({"generation_config.json"} if family != "encoder" else set())
+    files |= {"training_log.jsonl", "held_out.jsonl", "README.md"} | (
+        {"generation_config.json"} if family != "encoder" else set()
+    )
     assert {p.name for p in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     # Trainer would leave a use_cache that decodes in quadratic time; a forward pass with labels its own kind of loss

@@ -1,0 +1,249 @@
+"""The README.md of a student and of generated data, as the Hugging Face hub and `datasets` read them.
+
+(folder / "README.md").write_text(model_card(student, options, train, held_out, counts))       with code that works
+write_data_card(folder, task, options)                                        load_dataset(folder) then reads texts as texts
+"""
+
+import re
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gold.command import say
+from gold.control_tokens import plain_ids
+from gold.disk import beside, write_text
+from gold.encoding import frame_of_source, source_limit
+from gold.jsonl import parse_shard, read_records
+from gold.metrics import mean_interval
+from gold.runs import git_state, read_json
+from gold.student import Student
+from gold.task import Task
+
+PIPELINES = {"encoder": "text-classification", "encoder-decoder": "text2text-generation", "decoder": "text-generation"}
+SHOWN = 100  # examples among which the shortest is the one of the code
+DETAILS = """loss sce_alpha sce_beta learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps
+    processes lr_scheduler_type warmup_ratio weight_decay lora_rank max_source_length max_target_length seed""".split()
+
+CARD = """---
+{front}
+---
+
+# A student of the task {name}
+
+**Licence: not stated yet.** Put `license: ...` into the lines at the top: what the base model, the teacher and your data allow.
+
+The task: {description}
+
+The base model is {base}. It was fine-tuned by the scripts of GOLD ([arXiv 2403.19754](https://arxiv.org/abs/2403.19754)),
+in which a large language model writes the training examples. It reads texts of the form "{source}".
+
+{labels}
+## Use
+
+```python
+{code}
+```
+
+`answers` are those of evaluate.py, in its spelling. Two exceptions: of a text of more than {limit:,} tokens this code cuts
+the end, evaluate.py that of the longest field; a text that spells out a control token of the model may be read otherwise.
+
+## Training data
+
+{data}
+
+{train:,} examples were trained on; {held_out:,} were held out, and chose the best epoch.
+
+## Training
+
+{training}
+
+## Results
+
+{results}
+
+On a test set, with 95 % intervals, in metrics.json:
+
+```
+{command}
+```
+"""
+
+
+DATA_CARD = """---
+{front}
+---
+
+# Examples of the task {name}, written by a large language model
+
+**Licence: not stated yet.** Put `license: ...` into the lines at the top: what the teacher and the seed examples allow.
+
+The task: {description}
+
+The teacher was {teacher}. {mark}
+"""
+MARK = "This file was made by generate.py; without this line it is left as it is."
+
+
+def model_card(student: Student, options: dict, train: list[dict], held_out: int, counts: dict) -> str:
+    """The card. options: of train_student.py; counts: what fit has counted. Texts of the task file are escaped."""
+    from huggingface_hub import ModelCardData
+
+    task, folder, base = student.task, str(options["output_dir"]), options["model"]
+    of_hub = not Path(base).is_dir()  # the hub takes no path for a base
+    front = ModelCardData(
+        base_model=base if of_hub else None, library_name="transformers", pipeline_tag=PIPELINES[student.family],
+        tags=["gold", "knowledge-distillation", "synthetic-data", task.kind],
+    )  # fmt: skip
+    definitions = [[name, task.targets[i], text] for i, (name, text) in enumerate(task.labels.items())]
+    labels = table(["label", "the student's answer", "definition"], definitions) if definitions else ""
+    details = {name: options[name] for name in DETAILS if options[name] is not None and name[:4] != "sce_"}
+    if options["loss"] == "sce":
+        details |= {"sce_alpha": options["sce_alpha"], "sce_beta": options["sce_beta"]}
+    made = {name: counts[name] for name in ("family", "dtype", "parameters", "steps", "best_epoch")}
+    code = {"transformers": version("transformers"), "git_commit": git_state()["git_commit"]}
+    words = ["python", "evaluate.py", "--task-file", str(task.path), "--model", folder, "--test-file", "test.jsonl"]
+    return CARD.format(
+        front=front.to_yaml().strip(), name=plain(task.name), description=plain(task.description), base=plain(base),
+        source=plain(task.student.source), labels=f"{labels}\n" if labels else "", limit=limit_of(student),
+        code=code_of(student, folder, train), train=len(train), held_out=held_out, data=data_table(options["train_file"]),
+        training=table(["", ""], [[name, value] for name, value in (made | details | code).items()]),
+        results=results_of(counts["held_out_accuracy"], held_out, task.metric),
+        command=shlex.join([*words, "--output-dir", f"{folder}.test"]),
+    )  # fmt: skip
+
+
+def write_data_card(folder: Path, task: Task, options: dict) -> None:
+    """README.md beside the splits, with their files and the type of every field: `datasets` would guess from the values.
+
+    options: of generate.py. A file of that name which is the user's own stays.
+    """
+    from huggingface_hub import DatasetCardData
+
+    path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return
+    names = [
+        "id",
+        *task.fields,
+        task.answer_field,
+        "source",
+        "target",
+        "task",
+        "iteration",
+        "split",
+        "feedback",
+        "shots",
+    ]
+    names += ["sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    features = [
+        {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
+    ]
+    if options["verify"] and task.labels:
+        features.append({"name": "label_probs", "struct": [{"name": n, "dtype": "float64"} for n in task.labels]})
+    shards = f"-*-of-{parse_shard(options['shard'])[1]:05d}" if options["shard"] else ""
+    splits = ["train", "validation"] if options["num_validation"] else ["train"]
+    data_files = [{"split": name, "path": f"{name}{shards}.jsonl"} for name in splits]
+    front = DatasetCardData(
+        tags=["gold", "synthetic-data"], configs=[{"config_name": "default", "data_files": data_files}],
+        dataset_info={"features": features},
+    )  # fmt: skip
+    card = DATA_CARD.format(
+        front=front.to_yaml().strip(), name=plain(task.name), description=plain(task.description),
+        teacher=plain(options["model"]), mark=MARK,
+    )  # fmt: skip
+    write_text(path, card)
+
+
+def plain(text: Any) -> str:
+    """One line in which Markdown and HTML find nothing of theirs."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return re.sub(r"([\\`*_\[\]<>#|&~$])", r"\\\1", line)
+
+
+def table(heads: list[str], rows: list[list]) -> str:
+    lines = [heads, ["---"] * len(heads), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def data_table(paths: list[Path]) -> str:
+    """Each file, its lines, and from the run records of generate.py and score_ood.py the teacher and what steered it."""
+    rows = []
+    for path in paths:
+        made = (read_json(beside(path, ".run.json")) or {}).get("options", {})
+        steered = []
+        for feedback in made.get("feedback_file") or []:
+            by = read_json(Path(feedback).with_name("scored.jsonl.run.json")) or {"options": {}}
+            steered.append(f"{feedback}, by {by['options'].get('score', 'a score not known')}")
+        teacher, number = made.get("model", "not known"), sum(1 for _ in read_records(path))
+        rows.append([path, number, teacher, "; ".join(steered) or "none"])
+    return table(["file", "records", "teacher", "feedback that its prompts showed"], rows)
+
+
+def results_of(accuracy: float | None, held_out: int, metric: str) -> str:
+    if accuracy is None:
+        return "No examples were held out."
+    right = round(accuracy * held_out)
+    m = mean_interval([1.0] * right + [0.0] * (held_out - right), 0, 10_000)
+    found = [["held out of the training files", held_out, f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"]]
+    return table(["examples", "n", f"share correct by {plain(metric)} [95 % interval]"], found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Code that gives evaluate.py's answers
+
+
+def limit_of(student: Student) -> int:
+    """How many tokens of a source the student reads, the tokenizer's frame included."""
+    return source_limit(student.tokenizer, student.family, student.lengths, student.positions)[0]
+
+
+def code_of(student: Student, folder: str, examples: list[dict]) -> str:
+    """Lines of Python that answer `sources`, and put evaluate.py's predictions into `answers`."""
+    tokenizer, task, family = student.tokenizer, student.task, student.family
+    clean = ".strip().lower()" if task.labels else ".strip()"
+    source = min((e["source"] for e in examples[:SHOWN]), key=len)
+    how: dict[str, Any] = {"truncation": True, "max_length": limit_of(student), "split_special_tokens": True}
+    text, load = "source", [f'student = pipeline("{PIPELINES[family]}", model={folder!r})']
+    if family == "encoder":
+        names = {name: text for name, text in zip(task.labels, task.targets, strict=True) if name != text}
+        target = f'{names!r}.get(found["label"], found["label"])' if names else 'found["label"]'
+        run = [f"answers = [{target}{clean} for found in student(sources, **how)]"]
+    elif family == "encoder-decoder":  # transformers 5 has no pipeline for it
+        how["return_tensors"] = "pt"
+        load = [f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"]
+        load += [f"student = AutoModelForSeq2SeqLM.from_pretrained({folder!r})"]
+        run = ["written = [student.generate(tokenizer(source, **how).input_ids)[0] for source in sources]"]
+        run += ["texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)"]
+        run += [f"answers = [text{clean} for text in texts]"]
+    else:
+        # The newline is tokenised apart, as in training: as one text ".\n" may be one token
+        prefix, suffix = spelt_frame(student, [e["source"] for e in examples[:SHOWN]])
+        how |= {"truncation": "only_first", "text_pair": suffix, "add_special_tokens": False}
+        how["max_length"] += len(frame_of_source(tokenizer, family)[2])
+        how["split_special_tokens"] = not prefix
+        text = f"{prefix!r} + source" if prefix else text
+        given = "sources" if text == "source" else f"[{text} for source in sources]"
+        more = "return_full_text=False, clean_up_tokenization_spaces=False"
+        run = [f"written = student({given}, tokenizer_encode_kwargs=how, {more})"]
+        run += [f'answers = [one["generated_text"]{clean} for [one] in written]']
+    names = "AutoModelForSeq2SeqLM, AutoTokenizer" if family == "encoder-decoder" else "pipeline"
+    lines = [f"from transformers import {names}", "", *load, f"sources = [{source!r}]", f"how = {how!r}", *run]
+    return "\n".join(lines)
+
+
+def spelt_frame(student: Student, sources: list[str]) -> tuple[str, str]:
+    """What is to be written before and after a decoder's source so that both as a pair of texts have the tokens of training.
+
+    A tokenizer may need a blank after its BOS. Where nothing helps, that is said.
+    """
+    tokenizer = student.tokenizer
+    before, after, newline = frame_of_source(tokenizer, "decoder")
+    spelt, suffix = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after))
+    wanted = [before + ids + after + newline for ids in plain_ids(tokenizer, sources)[0]]
+    for prefix in (spelt, f"{spelt} "):
+        pairs = [tokenizer(prefix + text, f"{suffix}\n", add_special_tokens=False)["input_ids"] for text in sources]
+        if pairs == wanted:
+            return prefix, f"{suffix}\n"
+    say("README.md: its code reads other tokens than the student: this tokenizer's frame cannot be spelt out")
+    return spelt, f"{suffix}\n"
