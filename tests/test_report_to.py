@@ -18,7 +18,7 @@ def train(home, models, output, *args):
 
 def test_curves_of_tensorboard(home, models, tmp_path):
     """The curves are those of training_log.jsonl. They change neither the student nor its fingerprint."""
-    pytest.importorskip("tensorboard", reason="of requirements-extra.txt")
+    pytest.importorskip("tensorboard", reason="of tests/requirements.txt")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output = tmp_path / "student"

@@ -246,7 +246,7 @@ def test_a_request_that_fails_for_good_is_a_reject(proxy, generated, monkeypatch
 def test_a_server_that_fails_at_everything_is_no_heap_of_rejects(proxy, generated, tmp_path, monkeypatch):
     monkeypatch.setattr(gold_server, "RETRIES", 0)
     proxy.fault = lambda number, body: (500, {}, "broken") if number >= 5 else None
-    done, *_ = generated("broken", "--server-url", proxy.url)
+    done, *_ = generated("broken", "--num-examples", 80, "--server-url", proxy.url)
     assert done.returncode == STOPPED and "broken" in done.stderr
     assert not read_lines(tmp_path / "broken/train.rejected.jsonl.partial")
 
