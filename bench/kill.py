@@ -162,8 +162,9 @@ def content(path: Path, folders: list[Path]) -> Any:
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """Files of two run folders, loop.log apart, that are in one of them only or do not hold the same."""
-    ours, others = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} - {Path("loop.log")} for f in (run, whole))
+    """Files of two run folders that are in one of them only or do not hold the same. loop.log and the page tell seconds."""
+    told = {Path("loop.log"), Path("report.html")}
+    ours, others = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} - told for f in (run, whole))
     folders = sorted([run, whole], key=lambda folder: -len(bytes(folder)))  # one may begin as the other
     different = {n for n in ours & others if content(run / n, folders) != content(whole / n, folders)}
     return sorted(map(str, (ours ^ others) | different))

@@ -127,7 +127,7 @@ def test_texts_of_base_and_chat_models_in_both_forms(kind, form, stop, finish_re
     done, accepted, rejected, sent = sample(kind, "--prompt-form", form)
     assert done.returncode == 0, done.stderr
     assert len(accepted) == 4 and all(is_review(r["review"]) and r["finish_reason"] == finish_reason for r in accepted)
-    assert all((p.stop or None) == stop for p in sent) and {r["reason"] for r in rejected} <= {"duplicate", "surplus"}
+    assert all(p["stop"] == stop for p in sent) and {r["reason"] for r in rejected} <= {"duplicate", "surplus"}
     if form == "completion":
         assert all(is_review(r["completion"]) for r in accepted)
         record = json.loads((tmp_path / "out/train.jsonl.run.json").read_text())

@@ -5,7 +5,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gold.labels import read_answer
+from gold.answers import read_answer
 from gold.parsing import parse_completion
 from gold.reasoning import strip_reasoning
 from gold.task import load_task
