@@ -166,7 +166,8 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
             append_records(run.partial, accepted)
             append_records(split.rejected, rejected)
             notes |= {name: notes.get(name, 0) + count for name, count in engine.taken_tokens().items()}
-            notes |= {"generate_seconds": round(earlier + run.seconds, 2), "not_taken": sorted(engine.not_taken)}
+            notes["not_taken"] = sorted({*notes.get("not_taken", []), *engine.not_taken})
+            notes["generate_seconds"] = round(earlier + run.seconds, 2)
             save_notes(run)
             rate = notes.get("completion_tokens", 0) / max(notes["generate_seconds"], 0.01)
             bar.set_postfix_str(f"{sum(plan.accepted):,} of {sum(plan.shares):,} accepted, {rate:,.0f} tokens/s")

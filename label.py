@@ -84,8 +84,8 @@ def main(
     if not dry_run:
         signals, output = StopSignals(), shard_path(output_file, shard)
         run = start_run(
-            "label.py", output, options, ["task_file", "model", "input_file", "seed_examples"], resumable=True,
-            also=[output.with_suffix(".rejected.jsonl")], overwrite=overwrite, not_compared=ENGINE_OPTIONS,
+            "label.py", output, options, ["task_file", "input_file", "seed_examples", *teacher.teacher_files(options)],
+            resumable=True, also=[output.with_suffix(".rejected.jsonl")], overwrite=overwrite, not_compared=ENGINE_OPTIONS,
         )  # fmt: skip
         if run is None:
             return
@@ -123,7 +123,7 @@ def main(
             append_records(rejected, left_out)
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
-            run.notes["not_taken"] = sorted(engine.not_taken)
+            run.notes["not_taken"] = sorted({*run.notes.get("not_taken", []), *engine.not_taken})
             save_notes(run)
             bar.update(len(chunk))
     finish(run, task, records, encoder, counts)

@@ -30,7 +30,7 @@ import typer
 
 from gold import command
 from gold.adapters import add_adapters
-from gold.cards import model_card
+from gold.cards import data_table, model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside, naming, remove, write_text
 from gold.examples import read_examples, with_answer
@@ -113,7 +113,7 @@ def main(
     student.lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     check_labels(student, model)
     adapters = add_adapters(student, lora_rank) if lora_rank else None
-    partial_output = beside(output_dir, ".partial")
+    partial_output, data = beside(output_dir, ".partial"), data_table(options["train_file"])
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == "kl" else {}
     with naming(partial_output):
@@ -126,7 +126,7 @@ def main(
             curves.replace(partial_output / "runs")
         remove(partial_output / "checkpoints")
         student.save(run.partial, dtype=result["dtype"])
-        write_text(run.partial / "README.md", model_card(student, options, train, len(held_out), result))
+        write_text(run.partial / "README.md", model_card(student, options, data, train, len(held_out), result))
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)

@@ -30,9 +30,10 @@ def divided(task: Task, answers: list[dict | None], prior: Sequence[float] | Non
         return answers
     logs = dict(zip(task.labels, map(math.log, prior), strict=True))
     return [
-        a and label_probs(task, [math.log(max(a["label_probs"][name], 1e-9)) - logs[name] for name in task.labels])
+        label_probs(task, [math.log(max(a["label_probs"][name], 1e-9)) - logs[name] for name in task.labels])
+        if a and "label_probs" in a else a  # a server's answer may have none
         for a in answers
-    ]
+    ]  # fmt: skip
 
 
 def random_texts(task: Task, records: list[dict], seed: int) -> list[dict]:
@@ -52,7 +53,8 @@ def prior_of_words(
     likely. Dividing by them is domain-context calibration (Fei et al. 2023, arXiv 2305.19148). Ends the stage (exit 1)
     where no prompt with such a text fits the context. None: a server without log-probabilities.
     """
-    answers = [a for a in label_records(engine, encoder, task, random_texts(task, records, seed), shots) if a]
+    answers = label_records(engine, encoder, task, random_texts(task, records, seed), shots)
+    answers = [a for a in answers if a and "label_probs" in a]
     if not engine.log_probs:
         return None
     if not answers:
@@ -69,7 +71,14 @@ def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) 
     """
     certain = [{"label_probs": {name: float(name == sure) for name in task.labels}} for sure in task.labels]
     groups = [
-        [sure, *(a for r, a in zip(records, answers, strict=True) if a and r[task.answer_field] == name)]
+        [
+            sure,
+            *(
+                a
+                for r, a in zip(records, answers, strict=True)
+                if a and r[task.answer_field] == name and "label_probs" in a
+            ),
+        ]
         for name, sure in zip(task.labels, certain, strict=True)
     ]
     return [sum(column) / len(groups) for column in zip(*(mean_probs(task, g) for g in groups), strict=True)]

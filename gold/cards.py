@@ -1,6 +1,6 @@
 """The README.md of a student and of generated data, as the Hugging Face hub and `datasets` read them.
 
-(folder / "README.md").write_text(model_card(student, options, train, held_out, counts))       with code that works
+(folder / "README.md").write_text(model_card(student, options, data, train, held_out, counts))       with code that works
 write_data_card(folder, task, options)                                        load_dataset(folder) then reads texts as texts
 """
 
@@ -36,7 +36,7 @@ CARD = """---
 The task: {description}
 
 The base model is {base}. It was fine-tuned by the scripts of GOLD ([arXiv 2403.19754](https://arxiv.org/abs/2403.19754)),
-in which a large language model writes the training examples. It reads texts of the form "{source}".
+in which a large language model writes training examples. It reads texts of the form "{source}".
 
 {labels}
 ## Use
@@ -52,7 +52,7 @@ the end, evaluate.py that of the longest field; a text that spells out a control
 
 {data}
 
-{train:,} examples were trained on; {held_out:,} were held out, and chose the best epoch.
+{train:,} examples were trained on; {held_out:,} were held out{chose}.
 
 ## Training
 
@@ -82,11 +82,11 @@ The task: {description}
 
 The teacher was {teacher}. {mark}
 """
-MARK = "This file was made by generate.py; without this line it is left as it is."
+MARK = "This file was made by generate.py; --overwrite makes it anew, unless this line is gone."
 
 
-def model_card(student: Student, options: dict, train: list[dict], held_out: int, counts: dict) -> str:
-    """The card. options: of train_student.py; counts: what fit has counted. Texts of the task file are escaped."""
+def model_card(student: Student, options: dict, data: str, train: list[dict], held_out: int, counts: dict) -> str:
+    """The card. options: of train_student.py; data: see data_table; counts: what fit has counted. Texts are escaped."""
     from huggingface_hub import ModelCardData
 
     task, folder, base = student.task, str(options["output_dir"]), options["model"]
@@ -106,7 +106,8 @@ def model_card(student: Student, options: dict, train: list[dict], held_out: int
     return CARD.format(
         front=front.to_yaml().strip(), name=plain(task.name), description=plain(task.description), base=plain(base),
         source=plain(task.student.source), labels=f"{labels}\n" if labels else "", limit=limit_of(student),
-        code=code_of(student, folder, train), train=len(train), held_out=held_out, data=data_table(options["train_file"]),
+        code=code_of(student, folder, train), train=len(train), held_out=held_out, data=data,
+        chose=", and chose the best epoch" * bool(held_out),
         training=table(["", ""], [[name, value] for name, value in (made | details | code).items()]),
         results=results_of(counts["held_out_accuracy"], held_out, task.metric),
         command=shlex.join([*words, "--output-dir", f"{folder}.test"]),
@@ -116,12 +117,15 @@ def model_card(student: Student, options: dict, train: list[dict], held_out: int
 def write_data_card(folder: Path, task: Task, options: dict) -> None:
     """README.md beside the splits, with their files and the type of every field: `datasets` would guess from the values.
 
-    options: of generate.py. A file of that name which is the user's own stays.
+    options: of generate.py. A file that is there stays, with its edits. Of several shards the first one writes it.
     """
     from huggingface_hub import DatasetCardData
 
+    index, count = parse_shard(options["shard"])
+    if index:
+        return
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.exists() and not (options["overwrite"] and MARK in path.read_text(encoding="utf-8", errors="replace")):
         return
     names = [
         "id",
@@ -141,7 +145,7 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     ]
     if options["verify"] and task.labels:
         features.append({"name": "label_probs", "struct": [{"name": n, "dtype": "float64"} for n in task.labels]})
-    shards = f"-*-of-{parse_shard(options['shard'])[1]:05d}" if options["shard"] else ""
+    shards = f"-*-of-{count:05d}" if options["shard"] else ""
     splits = ["train", "validation"] if options["num_validation"] else ["train"]
     data_files = [{"split": name, "path": f"{name}{shards}.jsonl"} for name in splits]
     front = DatasetCardData(

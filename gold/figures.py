@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from gold.command import fail
-
 Point = tuple[float, float, float] | None  # value, low, high
 SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 INK, MUTED, RULE, BAND = "#010101", "#020202", "#030303", "#040404"
@@ -35,11 +33,9 @@ STYLE = {
 @contextlib.contextmanager
 def drawing(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, list]]:
     """An empty figure of so many points, and its axes, one below the other."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        fail("--html: needs matplotlib: bash setup.sh requirements-extra.txt, or pip install matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the page's fonts draw the text
     with matplotlib.rc_context(STYLE), warnings.catch_warnings(action="ignore"):
         figure = Figure((width / 72, height / 72), layout="constrained")

@@ -159,7 +159,8 @@ def gather_scored(found: Gathered, folder: Path, fed: dict[str, dict]) -> None:
         groups.setdefault(str(label), []).append((value, name in ids))
     if len(groups) > 6:  # one panel
         groups = {f"all {len(groups):,} answers": [pair for pairs in groups.values() for pair in pairs]}
-    found.scores[folder.name] = groups
+    if groups:
+        found.scores[folder.name] = groups
     found.records += selected
     fed |= {row["id"]: row for row in selected}
 

@@ -3,6 +3,7 @@
 # bash heeds no signal while a command in the foreground works. So a stage is a job in the background (set -m: with a process group of
 # its own), and what comes to this shell is passed on to all of that group. A job that does not end by it is killed within a second;
 # SIGTERM may take longer, since generate.py and label.py end their chunk first. A second signal kills. tee hears the last words.
+server= # of gold/serve.sh
 end() { # the signal's name; the shell dies of it too (130, 143, 129): a loop around this script must not go on
   set +e
   trap 'kill -KILL %1' HUP INT QUIT TERM
@@ -13,7 +14,7 @@ end() { # the signal's name; the shell dies of it too (130, 143, 129): a loop ar
   done 2> /dev/null
   if [[ -n $(jobs -r) ]]; then echo "SIGTERM: waits for the stage above; Ctrl-C ends it at once" >&2; fi
   while [[ -n $(jobs -r) ]]; do wait -f %1; done
-  if [[ -n ${server:-} ]]; then kill "$server"; fi # of gold/serve.sh: a death by SIGTERM or SIGHUP runs no trap on EXIT
+  if [[ -n $server ]]; then end_server; fi # a death by SIGTERM or SIGHUP runs no trap on EXIT
   trap - "$1"
   kill -s "$1" $$
 }

@@ -1,10 +1,11 @@
 """A teacher's labels through a server: no tokenizer is known here, so the server's own tokens and log-probabilities count.
 
-answers = remote_labels(server, encoder.form, task, records, prompts)     as gold.labels.label_records
+answers = remote_labels(server, task, records, prompts)     as gold.labels.label_records
 
 Completion form: each label stands after the prompt, and the server gives the log-probabilities of all tokens (`echo`), as in
 lm-evaluation-harness; those from the first token on in which the labels differ are summed. Chat form: the 20 likeliest
-first tokens of the answer, each for the label that it begins. Without log-probabilities the greedy answer alone counts.
+first tokens of the answer, each for the label that it begins; where they tell no label apart, there are no shares. Without
+log-probabilities the greedy answer alone counts.
 """
 
 import math
@@ -21,6 +22,7 @@ from gold.task import Task
 
 TOP = 20  # OpenAI's limit on top_logprobs
 ANSWER_TOKENS = 32
+LEAST = 0.1  # share of the first tokens that must begin a label
 
 
 def remote_labels(server: Server, task: Task, records: list[dict], prompts: Sequence[Prompt]) -> list[dict | None]:
@@ -40,9 +42,10 @@ def remote_labels(server: Server, task: Task, records: list[dict], prompts: Sequ
         how |= {"logprobs": True, "top_logprobs": TOP}
     requests = [Request(f"label-{n}", prompt, how) for n, prompt in enumerate(prompts)]
     outputs = [output.outputs[0] for output in server.complete(requests)]
-    if server.form == "chat" and not any(one.logprobs and one.logprobs.content for one in outputs):
+    answered = [one for one in outputs if one.finish_reason != "error"]
+    if server.form == "chat" and answered and not any(one.logprobs and one.logprobs.content for one in answered):
         without_log_probs(server)
-    return [answered(task, record, one) for record, one in zip(records, outputs, strict=True)]
+    return [read_label(task, record, one) for record, one in zip(records, outputs, strict=True)]
 
 
 def without_log_probs(server: Server) -> None:
@@ -78,20 +81,22 @@ def echoed_labels(server: Server, task: Task, prompts: Sequence[Prompt]) -> list
     return answers
 
 
-def answered(task: Task, record: dict, output: Any) -> dict | None:
+def read_label(task: Task, record: dict, output: Any) -> dict | None:
     """The label that an answer spells; with the log-probabilities of its first token, the shares of all labels."""
     if output.finish_reason == "error":
         return None
-    text = read_answer(task, record, output.text, "stop").lower()
+    text = read_answer(task, record, output.text, "stop").lower().lstrip("*_\"'` ")
     spelt = max((name for name in task.labels if text.startswith(name.lower())), key=len, default="")
     if not (output.logprobs and output.logprobs.content):
         return {"teacher_label": spelt}
-    shares = dict.fromkeys(task.labels, 0.0)
+    shares, unclear = dict.fromkeys(task.labels, 0.0), 0.0
     for token in output.logprobs.content[0].top_logprobs:
-        start = token.token.strip().lower()
+        start, p = token.token.strip().lower(), math.exp(token.logprob)
         begun = [name for name in task.labels if start and name.lower().startswith(start)]
-        for name in [spelt] if spelt in begun else begun:  # two labels that begin alike: the one that is written
-            shares[name] += math.exp(token.logprob) / (1 if spelt in begun else len(begun))
-    if not any(shares.values()):
+        if len(begun) == 1:
+            shares[begun[0]] += p
+        elif begun:  # labels that begin alike
+            unclear += p
+    if sum(shares.values()) < max(LEAST, unclear):  # a mark, a thought, or what the next token decides
         return {"teacher_label": spelt}
     return label_probs(task, [math.log(max(share, 1e-9)) for share in shares.values()])

@@ -4,6 +4,7 @@ view_of_run(run, Drawer(), "accuracy")            of each run
 overall(...), panels(...), differences(...)       of all runs together
 """
 
+import importlib.util
 import itertools
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from gold import figures
+from gold.command import say
 from gold.distances import tfidf_distances
 from gold.gather import Gathered
 from gold.metrics import mean_interval
@@ -40,16 +42,20 @@ def visible(text: Any) -> str:
 
 
 class Drawer:
-    """Draws figures; each has a number of its own, with which its ids begin."""
+    """Draws figures; each has a number of its own, with which its ids begin. Without matplotlib their numbers stand as text."""
 
     def __init__(self) -> None:
-        self.numbers = itertools.count(1)
+        self.numbers, self.draws = itertools.count(1), importlib.util.find_spec("matplotlib") is not None
+        if not self.draws:
+            cure = "bash setup.sh requirements-extra.txt, or pip install matplotlib"
+            say(f"warning: --html: figures need matplotlib; their numbers stand as text: {cure}")
 
     def draw(self, make: Any, alternative: str, *args: Any, **how: Any) -> dict:
         from markupsafe import Markup
 
-        svg = make(f"f{next(self.numbers)}", *args, **how)
-        return {"svg": Markup(svg), "alternative": visible(alternative)}
+        told = visible(alternative)
+        svg = Markup(make(f"f{next(self.numbers)}", *args, **how)) if self.draws else told
+        return {"svg": svg, "alternative": told}
 
     def points(self, title: str, places: list[str], series: dict[str, list], how: str = ".3f", **more: Any) -> dict:
         told = []

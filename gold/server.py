@@ -4,13 +4,12 @@ server = Server("http://localhost:8000/v1", "Qwen/Qwen2.5-7B-Instruct", "chat", 
 server.send([Request("a-0", Prompt("", "Write ..."), {"max_tokens": 64, "seed": 1})]); outputs = server.wait(["a-0"])
 
 The chat form goes as messages, the completion form as text. The key comes from OPENAI_API_KEY. The client (openai) repeats
-what may work later (429, 5xx, cut connections) with growing pauses, as Retry-After says. Then: a request that the server
-refuses, or fails at, has the finish_reason "error"; a server that is gone or overloaded ends the stage with exit code 75.
-Requests are under way only while `wait` waits.
+what may work later (429, 5xx, cut connections) with growing pauses, or as Retry-After says, up to two minutes. Then a
+request that the server refuses or fails at has the finish_reason "error", and a server that is gone or broken ends the stage
+with exit code 75. Requests are under way only while `wait` waits.
 """
 
 import asyncio
-import itertools
 import math
 import os
 from collections import Counter
@@ -24,12 +23,22 @@ from gold.prompts import Prompt
 from gold.stopping import STOPPED
 
 RETRIES = 8  # about 40 s of pauses: a server may start again meanwhile
-TIMEOUT = 600  # seconds of one request
-IN_A_ROW = 20  # failed requests without a good one between: the server is broken, not the requests
-# What some servers do not take: it is left out then, and said once
-DISPENSABLE = ("seed", "top_k", "min_p", "top_p", "temperature", "stop", "logprobs", "top_logprobs", "echo")
-BODY = ("top_k", "min_p", "structured_outputs", "chat_template_kwargs")  # not OpenAI's own
-NEUTRAL = {"top_k": 0, "min_p": 0, "top_p": 1, "stop": None, "n": 1}  # as good as left out
+TIMEOUT, CONNECT = 600, 10  # seconds of one request, and until the server takes it
+IN_A_ROW = 20  # failures of the server without a good answer between: it is broken, not the requests
+# What some servers do not take: it is left out then, and said once. Together where one needs the other
+DISPENSABLE = (
+    ("seed",), ("top_k",), ("min_p",), ("repetition_penalty",), ("top_p",), ("temperature",), ("stop",),
+    ("logprobs", "top_logprobs", "echo"),
+)  # fmt: skip
+BODY = ("top_k", "min_p", "repetition_penalty", "structured_outputs", "chat_template_kwargs")  # not OpenAI's own
+# Sent all the same: vLLM's server takes what is left out from the model's generation_config.json
+NEUTRAL = {"top_k": 0, "min_p": 0, "top_p": 1, "repetition_penalty": 1}
+# (no system turn, other names): some chat templates have no system role, some servers another name
+WAYS = {
+    "completion": [(False, {})],
+    "chat": [(m, names) for m in (False, True) for names in ({}, {"max_tokens": "max_completion_tokens"})],
+}
+NO_ANSWER = (AttributeError, TypeError, LookupError, ValueError)  # an answer in another form raises any of these
 STOPS = 4  # OpenAI's limit on stop strings; the parser cuts at the others
 
 
@@ -48,7 +57,8 @@ class Server:
             fail("--server-url: needs openai: bash setup.sh requirements-extra.txt, or pip install openai")
         self.url, self.model, self.form, self.template_kwargs = url, model, form, chat_template_kwargs
         key = os.environ.get("OPENAI_API_KEY") or "none"
-        self.client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
+        timeout = openai.Timeout(TIMEOUT, connect=CONNECT)
+        self.client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=timeout)
         self.loop, self.slots = asyncio.new_event_loop(), asyncio.Semaphore(num_concurrent)
         self.loop.set_exception_handler(lambda *_: None)  # what the end of the stage cancels is no news
         self.tasks: dict[str, asyncio.Task] = {}
@@ -56,7 +66,7 @@ class Server:
         self.not_taken: set[str] = set()
         self.tried: set[frozenset] = set()
         self.renamed: dict[str, str] = {}
-        self.merged, self.failed, self.bar, self.log_probs = False, 0, None, True
+        self.merged, self.failed, self.said, self.bar, self.log_probs = False, 0, False, None, True
         self.trying = asyncio.Lock()
         self.check_model()
 
@@ -69,13 +79,15 @@ class Server:
         import openai
 
         try:
-            names = [model.id for model in self.run(self.client.models.list()).data]
+            names = [model.id for model in self.run(self.client.with_options(max_retries=1).models.list()).data]
         except openai.APIStatusError as error:
             if error.status_code in (404, 405, 501):  # a server without a list
                 return
             self.give_up(error)
         except openai.OpenAIError as error:
             self.give_up(error)
+        except NO_ANSWER:
+            fail(f"--server-url {self.url}: its list of models is none; check the address, which mostly ends in /v1")
         if self.model not in names:
             fail(f"--model {self.model}: {self.url} has no such model; it has {', '.join(names) or 'none'}")
 
@@ -85,58 +97,76 @@ class Server:
     def send(self, requests: Sequence[Any]) -> None:
         """Requests: (id, Prompt, params), the params those of vllm.SamplingParams."""
         for identifier, prompt, params in requests:
-            self.tasks[identifier] = self.loop.create_task(self.ask(prompt, params))
+            self.tasks[identifier] = self.loop.create_task(self.ask_all(prompt, params))
 
     def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
         """Outputs in the order of the ids, in the shape of vLLM's: .outputs[k].text, .finish_reason, .logprobs."""
         import openai
 
-        self.bar, waiting = bar, [self.tasks.pop(identifier) for identifier in ids]
+        self.bar, waiting = bar or self.bar, [self.tasks.pop(identifier) for identifier in ids]
         try:
             return self.run(asyncio.gather(*waiting)) if waiting else []
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, *NO_ANSWER) as error:
             self.give_up(error)
 
     def complete(self, requests: Sequence[Any]) -> list[Any]:
         self.send(requests)
         return self.wait([request[0] for request in requests])
 
+    async def ask_all(self, prompt: Prompt, params: dict) -> Any:
+        """The answers to one request; n > 1 as requests of their own, with the seeds that vLLM gives the n samples."""
+        try:
+            several = [params]
+            if (n := params.get("n", 1)) > 1:
+                several = [params | {"n": None, "seed": params["seed"] + k} for k in range(n)]
+            return SimpleNamespace(outputs=await asyncio.gather(*(self.ask(prompt, one) for one in several)))
+        finally:
+            if self.bar is not None:
+                self.bar.update()
+
     async def ask(self, prompt: Prompt, params: dict) -> Any:
-        """The server's answer to one request."""
+        """The server's answer, with the finish_reason "error" where it refuses the request or fails at it."""
         import openai
 
         async with self.slots:
             body = self.body_of(params)
+            async with self.trying:  # the others wait for what it finds
+                if (kind := frozenset(body)) not in self.tried:
+                    await self.try_out(body)
+                    self.tried.add(kind)
             try:
-                async with self.trying:  # the others wait for what it finds
-                    if (kind := frozenset(body)) not in self.tried:
-                        await self.try_out(prompt, body)
-                        self.tried.add(kind)
-                answer = await self.create(prompt, self.allowed(body))
+                answer = self.read(await self.create(prompt, self.allowed(body)))
                 self.failed = 0
+                return answer
             except openai.APIStatusError as error:
-                self.failed += 1
+                self.failed += error.status_code == 500
                 if error.status_code not in (400, 413, 422, 500) or self.failed >= IN_A_ROW:
                     raise
-                if self.failed == 1:
-                    say(f"{self.url}: a request failed, and is rejected: {cause_of(error)}")
-                return SimpleNamespace(outputs=[SimpleNamespace(text="", finish_reason="error", logprobs=None)])
-            finally:
-                if self.bar is not None:
-                    self.bar.update()
-        if usage := answer.usage:
-            self.tokens["prompt_tokens"] += usage.prompt_tokens
-            self.tokens["completion_tokens"] += usage.completion_tokens
-            self.tokens["cached_tokens"] += getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-        return SimpleNamespace(outputs=list(map(self.output_of, answer.choices)))
+                problem = cause_of(error)
+            except NO_ANSWER as error:  # HTML, a null, another form
+                self.failed += 1
+                if self.failed >= IN_A_ROW:
+                    raise
+                problem = f"the answer is none of the API: {cause_of(error)}"
+        if not self.said:
+            say(f"{self.url}: a request failed, and is rejected (engine_error); said once: {problem}")
+            self.said = True
+        return SimpleNamespace(text="", finish_reason="error", logprobs=None)
 
-    def output_of(self, choice: Any) -> Any:
+    def read(self, answer: Any) -> Any:
+        choice, usage = answer.choices[0], answer.usage
         text = choice.message.content if self.form == "chat" else choice.text
+        if text is None and choice.finish_reason is None:
+            raise ValueError("no text and no finish_reason")
+        if usage:
+            self.tokens["prompt_tokens"] += usage.prompt_tokens or 0
+            self.tokens["completion_tokens"] += usage.completion_tokens or 0
+            self.tokens["cached_tokens"] += getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
         return SimpleNamespace(text=text or "", finish_reason=choice.finish_reason, logprobs=choice.logprobs)
 
     def body_of(self, params: dict) -> dict[str, Any]:
-        """Parameters of vLLM's SamplingParams as the API has them, without those that say nothing."""
-        body = {name: value for name, value in params.items() if value != NEUTRAL.get(name, math.nan)}
+        """Parameters of vLLM's SamplingParams as the API has them."""
+        body = NEUTRAL | {name: value for name, value in params.items() if value is not None}
         if "stop" in body:
             body["stop"] = body["stop"][:STOPS]
         if pattern := body.pop("regex", None):
@@ -148,41 +178,41 @@ class Server:
     def allowed(self, body: dict) -> dict[str, Any]:
         return {self.renamed.get(name, name): value for name, value in body.items() if name not in self.not_taken}
 
-    async def try_out(self, prompt: Prompt, body: dict) -> None:
+    async def try_out(self, body: dict) -> None:
         """Find out which parameters the server refuses, with one token each. Ends the stage (exit 1) where it takes none."""
         import openai
 
-        async def takes(body: dict) -> str | None:
+        async def refused(body: dict) -> str | None:
             try:
-                await self.create(prompt, self.allowed(body | {"max_tokens": 1}))
+                await self.create(Prompt("Answer.", "Hello"), self.allowed(body | {"max_tokens": 1}))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return cause_of(error)
             return None
 
-        if not await takes(body):
+        if not await refused(body):
             return
-        bare = {name: value for name, value in body.items() if name not in DISPENSABLE}
-        ways = itertools.product((False, True), ({}, {"max_tokens": "max_completion_tokens"}))
-        for self.merged, self.renamed in ways:  # some have no system role, some another name
-            if not (problem := await takes(bare)):
+        bare = {name: value for name, value in body.items() if name not in sum(DISPENSABLE, ())}
+        for merged, renamed in WAYS[self.form]:
+            self.merged, self.renamed = merged, renamed
+            if not (problem := await refused(bare)):
                 break
         else:
             fail(f"--server-url {self.url}: refuses all requests: {problem}")
-        refused = [name for name in DISPENSABLE if name in body and await takes(bare | {name: body[name]})]
-        if new := [name for name in refused if name not in self.not_taken]:
-            self.not_taken.update(new)
-            say(f"warning: {self.url} does not take {', '.join(new)}: left out")
+        for names in DISPENSABLE:
+            given = {name: body[name] for name in names if name in body}
+            if given and not given.keys() <= self.not_taken and await refused(bare | given):
+                self.not_taken |= given.keys()
+                if any(value != NEUTRAL.get(name) for name, value in given.items()):
+                    say(f"warning: {self.url} does not take {', '.join(given)}: left out")
 
     async def create(self, prompt: Prompt, body: dict) -> Any:
         extra = {name: body.pop(name) for name in BODY if name in body}
         if self.form == "completion":
             text = "\n\n".join(filter(None, prompt))
             return await self.client.completions.create(model=self.model, prompt=text, **body, extra_body=extra)
-        turns = (
-            [("user", "\n\n".join(filter(None, prompt)))]
-            if self.merged
-            else zip(("system", "user"), prompt, strict=True)
-        )
+        turns = list(zip(("system", "user"), prompt, strict=True))
+        if self.merged:
+            turns = [("user", "\n\n".join(filter(None, prompt)))]
         messages = [{"role": role, "content": text} for role, text in turns if text]
         return await self.client.chat.completions.create(model=self.model, messages=messages, **body, extra_body=extra)
 
@@ -195,7 +225,7 @@ class Server:
             fail(f"{problem}; set OPENAI_API_KEY to a key that this server takes")
         if code and code < 500 and code not in (408, 409, 429):
             fail(f"{problem}; check the address, which mostly ends in /v1, and --model {self.model}")
-        say(f"error: {problem}; what is saved stays: run it again once the server is up")
+        say(f"error: {problem}; what is saved stays: run it again once the server is well")
         raise SystemExit(STOPPED)
 
     def taken_tokens(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ from gold.labels import draw_label_shots, label_rows
 from gold.prompts import Prompt, join_shots, render_prompt, structured_pattern
 from gold.runs import Run, start_run
 from gold.task import Task
-from gold.teacher import ENGINE_OPTIONS, Encoder
+from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
@@ -52,7 +52,8 @@ class Split:
     def start(self, check_only: bool) -> None:
         """See start_run. The validation split shows this very train.jsonl, so that file is no input of it."""
         mine, others = OPTIONS_OF[self.name], OPTIONS_OF["validation" if self.name == "train" else "train"]
-        inputs = ["task_file", "model", "seed_examples", "exclude_file", *(n for n in mine if n.endswith("_file"))]
+        inputs = ["task_file", "seed_examples", "exclude_file", *(n for n in mine if n.endswith("_file"))]
+        inputs += teacher_files(self.options)
         self.run = start_run(
             "generate.py", self.output, self.options, inputs, also=[self.also], resumable=True, extends=mine[0],
             overwrite=self.options["overwrite"], check_only=check_only,

@@ -75,12 +75,21 @@ def check_teacher(options: dict) -> None:
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
         return
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(url)
+        plain = not ("@" in parts.netloc or parts.query or parts.fragment)
+        if parts.scheme in ("http", "https") and parts.hostname and plain and parts.port != 0:  # .port may raise
+            url = None
+    if url:
         raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
     for name, default in OF_ENGINE.items():
         if options.get(name, default) != default:
             raise typer.BadParameter("is the server's own affair: leave it out", param_hint=option_name(name))
+
+
+def teacher_files(options: dict) -> list[str]:
+    """The options of the teacher whose files' content is compared; a server's model is a name."""
+    return ["lora"] if options["server_url"] else ["model", "lora"]
 
 
 def read_template_kwargs(text: str, prompt_form: str) -> dict:

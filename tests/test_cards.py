@@ -143,7 +143,11 @@ def test_shards_and_label_probs_load(home, tmp_path):
     text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
-    write_data_card(tmp_path, task, {"verify": True, "shard": "1/2", "num_validation": 0, "model": "a: b #\n---"})
+    write_data_card(
+        tmp_path,
+        task,
+        {"verify": True, "shard": "0/2", "num_validation": 0, "overwrite": False, "model": "a: b #\n---"},
+    )
     rest = {
         "source": "s",
         "target": "t",

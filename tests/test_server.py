@@ -3,6 +3,7 @@
 import gc
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, call, read_lines
@@ -22,7 +24,9 @@ from conftest import ROOT, call, read_lines
 from gold import server as gold_server
 from gold import teacher
 from gold.engine import Engine
+from gold.remote_labels import read_label
 from gold.stopping import STOPPED, StopSignals
+from gold.task import load_task
 
 pytestmark = pytest.mark.engine
 KEY = "a-key-of-the-tests"
@@ -108,7 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
         if fault:
-            status, headers, data = fault[0], fault[1], json.dumps({"error": {"message": fault[2]}}).encode()
+            status, headers = fault[:2]
+            data = (fault[2] if status == 200 else json.dumps({"error": {"message": fault[2]}})).encode()
         else:
             to = http.client.HTTPConnection("127.0.0.1", self.server.to)
             keep = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
@@ -216,7 +221,7 @@ def test_a_server_that_is_gone_ends_the_stage_and_the_next_run_goes_on(
     done, *_ = generated("gone", "--server-url", proxy.url)
     assert done.returncode == STOPPED
     assert re.search(
-        r"error: --server-url .*: .*; what is saved stays: run it again once the server is up\n", done.stderr
+        r"error: --server-url .*: .*; what is saved stays: run it again once the server is well\n", done.stderr
     )
     kept = read_lines(tmp_path / "gone/train.jsonl.partial")
     assert kept and "Traceback" not in done.stderr and "pending" not in done.stderr
@@ -243,6 +248,33 @@ def test_a_request_that_fails_for_good_is_a_reject(proxy, generated, monkeypatch
     assert record["counts"]["rejected"]["engine_error"] == 2 and len(accepted) == 30
 
 
+@pytest.mark.parametrize(
+    "text", ["<html>hello</html>", "null", "[]", "{}", '{"choices": []}', '{"choices": [{}], "usage": {}}']
+)
+def test_an_answer_in_another_form_is_a_reject(text, proxy, generated):
+    proxy.fault = lambda number, body: (200, {}, text) if number in (7, 9) else None
+    done, accepted, _, record = generated("odd", "--server-url", proxy.url)
+    assert done.returncode == 0, done.stderr
+    assert record["counts"]["rejected"]["engine_error"] == 2 and len(accepted) == 30
+
+
+def test_a_first_prompt_that_is_refused_is_a_reject_like_any_other(proxy, labelled):
+    def fault(number, body):
+        return (400, {}, "too long") if "Hello" not in body["prompt"] and len(proxy.bodies) <= 3 else None
+
+    proxy.fault = fault
+    done, records = labelled("long", "--server-url", proxy.url)
+    assert 0 < len(records) < 12 and "rejected (engine_error)" in done.stderr
+
+
+def test_other_servers_have_other_names_for_models(proxy, model, tmp_path):
+    """No folder, and no name of the hub."""
+    done = call(
+        "generate.py", "--task-file", TASK, "--model", "llama3.1:8b", "--output-dir", tmp_path / "x", "--server-url", proxy.url
+    )  # fmt: skip
+    assert done.returncode == 1 and "has no such model" in done.stderr
+
+
 def test_a_server_that_fails_at_everything_is_no_heap_of_rejects(proxy, generated, tmp_path, monkeypatch):
     monkeypatch.setattr(gold_server, "RETRIES", 0)
     proxy.fault = lambda number, body: (500, {}, "broken") if number >= 5 else None
@@ -262,7 +294,7 @@ def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated)
     proxy.fault = fault
     done, _, _, record = generated("poor", "--server-url", proxy.url, form="chat")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("does not take seed, min_p: left out") == 1
+    assert all(done.stderr.count(f"does not take {name}: left out") == 1 for name in ("seed", "min_p"))
     assert record["notes"]["not_taken"] == ["min_p", "seed"]
 
 
@@ -274,6 +306,9 @@ def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated)
         ({"path": "/v2"}, 1, "check the address, which mostly ends in /v1"),
         ({"url": "http://me:secret@127.0.0.1/v1"}, 2, "without a key or password"),
         ({"url": "127.0.0.1:8000"}, 2, "is http://host:port/v1"),
+        ({"url": "http://:secret@127.0.0.1/v1"}, 2, "without a key or password"),
+        ({"url": "http://127.0.0.1/v1?key=secret"}, 2, "without a key or password"),
+        ({"url": "http://host:port/v1"}, 2, "is http://host:port/v1"),
         ({"options": ["--tensor-parallel-size", "2"]}, 2, "is the server's own affair: leave it out"),
         ({"options": ["--structured", "--reasoning-parser", "qwen3"]}, 2, "leave it out"),
     ],
@@ -307,17 +342,35 @@ def labelled(model, tmp_path):
     return labelled
 
 
-@pytest.mark.parametrize("form", ["completion", "chat"])
-def test_labels_of_a_server_are_those_of_the_engine(form, proxy, engine, labelled, monkeypatch):
+def test_labels_of_a_server_are_those_of_the_engine(proxy, engine, labelled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(teacher, "Engine", lambda *of, **how: engine)
-        _, here = labelled("here", form=form)
-    _, there = labelled("there", "--server-url", proxy.url, form=form)
+        _, here = labelled("here")
+    _, there = labelled("there", "--server-url", proxy.url)
     for a, b in zip(here, there, strict=True):
         assert a["teacher_label"] == b["teacher_label"]
-        assert sum(b["label_probs"].values()) == pytest.approx(1, abs=1e-4)
-        if form == "completion":  # in a chat the first token counts alone, whatever blank it begins with
-            assert b["label_probs"] == pytest.approx(a["label_probs"], abs=1e-4)
+        assert b["label_probs"] == pytest.approx(a["label_probs"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text, first, found",
+    [  # by hand: .6 and .2 of .8
+        ("positive", {" positive": 0.6, "Neg": 0.2, "the": 0.2}, {"positive": 0.75, "negative": 0.25}),
+        ("**Negative**", {"**": 0.99, "pos": 0.01}, "negative"),  # the mark tells nothing
+        ("<think> so </think> positive", {"<think>": 1.0}, "positive"),
+        ("I cannot say.", {"I": 1.0}, ""),
+    ],
+)
+def test_the_first_token_of_a_chat_answer(text, first, found):
+    """The shares of the labels, or where the token tells none apart the label that is written."""
+    tokens = [SimpleNamespace(token=token, logprob=math.log(p)) for token, p in first.items()]
+    logprobs = SimpleNamespace(content=[SimpleNamespace(top_logprobs=tokens)])
+    output = SimpleNamespace(text=text, finish_reason="stop", logprobs=logprobs)
+    answer = read_label(load_task(TASK), {"review": "x"}, output)
+    if isinstance(found, str):
+        assert answer == {"teacher_label": found}
+    else:
+        assert answer == {"teacher_label": max(found, key=found.get), "label_probs": pytest.approx(found)}
 
 
 @pytest.mark.parametrize("form", ["completion", "chat"])
