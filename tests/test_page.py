@@ -234,7 +234,15 @@ def test_a_broken_file_is_told_in_one_line(name, content, told, tmp_path):
 
 def test_what_is_not_there_is_left_out(tmp_path):
     run = make_run(tmp_path / "run")
-    for gone in ("iter-00/metrics.json", "feedback.jsonl", "predictions.jsonl", "scored.jsonl*", "train.*", "*.json*"):
+    for gone in (
+        "iter-00/metrics.json",
+        "feedback.jsonl",
+        "predictions.jsonl",
+        "scored.jsonl",
+        "scored.jsonl*",
+        "train.*",
+        "*.json*",
+    ):
         for path in run.rglob(gone) if "/" not in gone else [run / gone]:
             path.unlink()
         assert "<main>" in paged(run), gone
