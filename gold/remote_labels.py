@@ -76,7 +76,8 @@ def echoed_labels(server: Server, task: Task, prompts: Sequence[Prompt]) -> list
             without_log_probs(server)
             return []
         tokens = [one.logprobs.tokens[:-1] for one in group]  # the last one is new
-        same = next(i for i, column in enumerate(zip(*tokens, strict=False)) if len(set(column)) > 1)
+        differing = (i for i, column in enumerate(zip(*tokens, strict=False)) if len(set(column)) > 1)
+        same = next(differing, min(map(len, tokens)))
         answers.append(label_probs(task, [sum(one.logprobs.token_logprobs[same:-1]) for one in group]))
     return answers
 

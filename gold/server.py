@@ -103,7 +103,7 @@ class Server:
         """Outputs in the order of the ids, in the shape of vLLM's: .outputs[k].text, .finish_reason, .logprobs."""
         import openai
 
-        self.bar, waiting = bar or self.bar, [self.tasks.pop(identifier) for identifier in ids]
+        self.bar, waiting = bar, [self.tasks.pop(identifier) for identifier in ids]
         try:
             return self.run(asyncio.gather(*waiting)) if waiting else []
         except (openai.OpenAIError, *NO_ANSWER) as error:

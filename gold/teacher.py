@@ -64,13 +64,9 @@ NumConcurrent = Annotated[int, engine(min=1, help="Requests under way to the ser
 def check_teacher(options: dict) -> None:
     """Refuse teacher options that are wrong by themselves or do not go together (exit code 2, or 1 for a file)."""
     read_template_kwargs(options["chat_template_kwargs"], options["prompt_form"])
-    with contextlib.suppress(ValueError):
-        if isinstance(given := json.loads(options["engine_args"]), dict):
-            if own := [name for name in ("model", *OF_ENGINE) if name in given]:
-                raise typer.BadParameter(f"{own[0]} has an option of its own", param_hint="--engine-args")
-            given = None
-    if given is not None:
-        raise typer.BadParameter("is a JSON object of arguments of vLLM's engine", param_hint="--engine-args")
+    given = json_object(options["engine_args"], "--engine-args", "is a JSON object of arguments of vLLM's engine")
+    if own := [name for name in ("model", *OF_ENGINE) if name in given]:
+        raise typer.BadParameter(f"{own[0]} has an option of its own", param_hint="--engine-args")
     if options["lora"] and not (options["lora"] / "adapter_config.json").exists():
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
@@ -94,11 +90,19 @@ def teacher_files(options: dict) -> list[str]:
 
 def read_template_kwargs(text: str, prompt_form: str) -> dict:
     """The value of --chat-template-kwargs; a bad one is a bad option (exit code 2)."""
+    hint, told = "--chat-template-kwargs", "is for the chat form, and is a JSON object"
+    value = json_object(text, hint, told)
+    if value and prompt_form == "completion":
+        raise typer.BadParameter(told, param_hint=hint)
+    return value
+
+
+def json_object(text: str, option: str, told: str) -> dict:
+    """The JSON object in an option; another value is a bad option (exit code 2), which is told so."""
     with contextlib.suppress(ValueError):
-        value = json.loads(text)
-        if isinstance(value, dict) and not (value and prompt_form == "completion"):
+        if isinstance(value := json.loads(text), dict):
             return value
-    raise typer.BadParameter("is for the chat form, and is a JSON object", param_hint="--chat-template-kwargs")
+    raise typer.BadParameter(told, param_hint=option)
 
 
 @dataclass

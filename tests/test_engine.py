@@ -196,6 +196,8 @@ def test_an_adapter_of_the_teacher_is_as_good_as_merged(small_teacher, tmp_path)
     [
         (["--engine-args", '{"no_such_argument": 1}'], 1, "vLLM cannot start: .*no_such_argument"),
         (["--engine-args", "[1]"], 2, "is a JSON object of arguments of vLLM's engine"),
+        (["--engine-args", "null"], 2, "is a JSON object of arguments of vLLM's engine"),
+        (["--engine-args", "{quantization"], 2, "is a JSON object of arguments of vLLM's engine"),
         (["--engine-args", '{"dtype": "float32"}'], 2, "dtype has an option of its own"),
         (["--lora", ROOT / "prompts"], 1, "--lora .*: no adapter_config.json in it"),
     ],
