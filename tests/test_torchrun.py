@@ -12,7 +12,12 @@ from train_student import is_held_out, soft_examples
 
 # Each step holds all 48 examples, whatever their order, which transformers draws by the batch of a process
 HOW = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "warmup_ratio": 0.34, "weight_decay": 0.01}
-CASES = {"t5": "ce", "bert": "kl", "llama": "kl"}
+CASES = {
+    "t5": {"loss": "ce"},
+    "bert": {"loss": "kl"},
+    "llama": {"loss": "kl"},
+    "llama with LoRA": {"loss": "ce", "lora_rank": 4},
+}
 
 # Each of the two processes: all cases and then the command twice, because it takes longer to start than to train
 DRIVER = """
@@ -56,11 +61,15 @@ def test_two_processes_follow_one(home, models, pairs, tmp_path):
     train = [e for e in rows if not is_held_out(e["id"])][:48]
     held_out = [e for e in rows if is_held_out(e["id"])]
     cases, expected = {}, {}
-    for name, loss in CASES.items():
-        base = still(models[name], tmp_path / "still" / name)
-        part = soft_examples(train, pairs, "encoder" if name == "bert" else "decoder") if loss == "kl" else train
+    for name, options in CASES.items():
+        base = still(models[name.split()[0]], tmp_path / "still" / name)
+        part = (
+            soft_examples(train, pairs, "encoder" if name == "bert" else "decoder")
+            if options["loss"] == "kl"
+            else train
+        )
         part = part[: len(part) // 4 * 4]
-        how = HOW | {"loss": loss, "per_device_train_batch_size": len(part)}
+        how = HOW | options | {"per_device_train_batch_size": len(part)}
         expected[name] = fitted(base, pairs, part, held_out, tmp_path / f"{name}.one", **how)[1:]
         how |= {"per_device_train_batch_size": len(part) // 4, "gradient_accumulation_steps": 2, "processes": 2}
         cases[name] = (str(base), part, how)
