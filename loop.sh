@@ -16,7 +16,7 @@ refuse() { echo "error: $1" >&2; exit 1; }
 
 TASK_FILE=${1:-prompts/reviews.toml}
 RUN=${2:-runs/demo}
-STRATEGY=${STRATEGY:-gold}                       # what is fed back: a file in strategies/
+export STRATEGY=${STRATEGY:-gold}                # what is fed back: a file in strategies/
 ITERATIONS=${ITERATIONS:-}                       # 3
 NUM_EXAMPLES=${NUM_EXAMPLES:-}                   # accepted training examples an iteration: 400
 SEED=${SEED:-0}

@@ -4,6 +4,7 @@
 write_data_card(folder, task, options)                                        load_dataset(folder) then reads texts as texts
 """
 
+import os
 import re
 import shlex
 from importlib.metadata import version
@@ -102,6 +103,7 @@ def model_card(student: Student, options: dict, data: str, train: list[dict], he
         details |= {"sce_alpha": options["sce_alpha"], "sce_beta": options["sce_beta"]}
     made = {name: counts[name] for name in ("family", "dtype", "parameters", "steps", "best_epoch")}
     code = {"transformers": version("transformers"), "git_commit": git_state()["git_commit"]}
+    code |= {"strategy": os.environ["STRATEGY"]} if "STRATEGY" in os.environ else {}  # of loop.sh
     words = ["python", "evaluate.py", "--task-file", str(task.path), "--model", folder, "--test-file", "test.jsonl"]
     return CARD.format(
         front=front.to_yaml().strip(), name=plain(task.name), description=plain(task.description), base=plain(base),

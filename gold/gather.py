@@ -187,6 +187,7 @@ def facts_of(run: Path, found: Gathered) -> dict[str, str]:
     student = load(run / "untrained/predictions.jsonl.run.json") or load(run / "iter-00/student.run.json") or trained
     options = scored.get("options", {})
     feedback = f"{options['score']}, quantiles {options['low']} to {options['high']}" if options else "none"
+    strategies = sorted({s for r in records if (s := r.get("strategy"))})
     commits = sorted({f"{c}{' (changed)' * bool(r.get('git_dirty'))}" for r in records if (c := r.get("git_commit"))})
     tokens = sum(r.get("counts", {}).get("computed_tokens", 0) for r in records)
     names = {m["task"] for m in found.metrics.values() if "task" in m}
@@ -194,6 +195,7 @@ def facts_of(run: Path, found: Gathered) -> dict[str, str]:
         "task": ", ".join(sorted(names)) or made.get("options", {}).get("task_file", "-"),
         "teacher": made.get("options", {}).get("model", "-"),
         "student": student.get("options", {}).get("model", "-"),
+        "strategy": ", ".join(strategies) or "-",
         "feedback": feedback,
         "seed": str(made.get("options", {}).get("seed", "-")),
         "iterations": str(len(found.texts)),

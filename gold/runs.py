@@ -228,6 +228,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
         "stage": run.state["stage"],
         "output": run.output.name,
         "command": shlex.join(sys.argv),
+        "strategy": os.environ.get("STRATEGY"),  # of loop.sh
         "counts": counts,
         **more,
         "seconds": run.seconds,

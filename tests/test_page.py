@@ -84,6 +84,7 @@ def make_run(run: Path, right: int = 3, texts: list[str] = HOSTILE) -> Path:
             write_lines(folder / name, records)
         counts = {"attempted": 20, "accepted": 9, "rejected": {"no_match": 9, "duplicate": 1, "removed": 1}}
         record = {"counts": counts, "seconds": 2, "options": OPTIONS, "git_commit": "abc", "stage": "generate.py"}
+        record["strategy"] = "active"
         (folder / "train.jsonl.run.json").write_text(json.dumps(record))
         (folder / "scored.jsonl.run.json").write_text(
             json.dumps(record | {"stage": "score_ood.py", "means": {"energy": -9}})
@@ -111,6 +112,7 @@ def paged(*runs: Path) -> str:
 def test_one_file_with_figures_that_say_their_numbers(tmp_path):
     run = make_run(tmp_path / "run")
     page = paged(run)
+    assert "<dt>strategy</dt><dd>active</dd>" in page
     assert "accuracy by iteration" in page and "0 0.500 [0.400, 0.600]" in page  # the text alternative
     assert "9 scored from -17.000 to -9.000, 2 selected" not in page  # by label: five and four
     assert "5 scored from -17.000 to -9.000, 1 selected from -9.000 to -9.000" in page
@@ -147,6 +149,9 @@ def test_filters_search_pages_and_what_was_written_after_an_example(tmp_path):
     page = run / "report.html"
     duplicates = rows_of(browse(page, "#kind=rejected&reason=duplicate"))
     assert ["iter-00" in row for row in duplicates] == [True, False] and all("the same" in row for row in duplicates)
+    click = """document.querySelector('a[href*="reason=duplicate"][href*="iter-01"]').click()"""
+    (row,) = rows_of(browse(page, "", click))  # in the table of attempts
+    assert "iter-01" in row and "duplicate" in row
     (row,) = rows_of(browse(page, "#kind=rejected&q=TEXT+41.&at=iter-01"))
     assert "text 41." in row and "r1-41" in row
     assert all("wrong prediction" in row and "said 3" in row for row in rows_of(browse(page, "#kind=wrong")))

@@ -137,12 +137,13 @@ def test_run_record(tmp_path, monkeypatch):
     source = tmp_path / "in.txt"
     source.write_bytes(b"abc")
     monkeypatch.setattr(sys, "argv", ["stage.py", "--output-file", "my out.txt"])
+    monkeypatch.setenv("STRATEGY", "gold")  # as loop.sh exports it
     stage(tmp_path / "out.txt", n=2, source=source)
     record = json.loads((tmp_path / "out.txt.run.json").read_text())
     known = {
         "stage": "stage.py", "output": "out.txt", "command": "stage.py --output-file 'my out.txt'",
         "options": {"value": "a", "n": 2, "source": str(source)}, "counts": {"records": 2},
-        "inputs": {"source": ABC}, "notes": {},
+        "inputs": {"source": ABC}, "notes": {}, "strategy": "gold",
     }  # fmt: skip
     assert record | known == record
     git = ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"]
