@@ -9,6 +9,7 @@ contextual   the probabilities of texts without content divided out (Zhao et al.
 words        label.py --calibrate: those of texts of random words of the records (Fei et al. 2023, arXiv 2305.19148)
 batch        the mean probabilities of all records divided out (Zhou et al. 2024, arXiv 2309.17249); it takes the labels of
              the file to be balanced
+balanced     generate.py --verify: the prior without which the labels are balanced over all records
 threshold    two labels: the best threshold on the log-odds, chosen on these very records: what no calibration can beat
 A line a setting goes to bench/results/calibration.jsonl.
 """
@@ -23,7 +24,7 @@ import typer
 from bench.human import load_human
 from bench.prompts import TEACHER
 from bench.stages import lines_of, note
-from gold.calibration import mean_probs, prior_of_words
+from gold.calibration import mean_probs, prior_of_batch, prior_of_words
 from gold.engine import Engine
 from gold.examples import read_examples
 from gold.labels import draw_label_shots, label_records
@@ -94,6 +95,7 @@ def main(
                     "contextual": prior_without_content(engine, encoder, task, shown),
                     "words": prior_of_words(engine, encoder, task, records, shown, 0),
                     "batch": [max(sum(column) / len(rows), 1e-9) for column in zip(*rows, strict=True)],
+                    "balanced": prior_of_batch(task, records, answers),
                 }
                 line = {"task": name, "form": form, "shots": count, "n": len(rows), "model": model}
                 for way, prior in ways.items():

@@ -1,7 +1,7 @@
 """The prior of a teacher's labels, divided out: small models answer with the label that prompt and language make likely.
 
 prior = prior_of_words(engine, encoder, task, records, shots, seed)      label.py: any records
-prior = prior_of_batch(task, records, answers)                           generate.py --verify: labels are balanced
+prior = prior_of_batch(task, records, answers)                           generate.py --verify: balanced labels
 answers = divided(task, answers, prior)
 """
 
@@ -63,25 +63,28 @@ def prior_of_words(
 
 
 def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) -> list[float]:
-    """The mean probabilities of the labels of generated records, all labels with equal weight: batch calibration (Zhou et
-    al. 2024, arXiv 2309.17249). Its condition, balanced labels, holds as far as the teacher writes what it is asked for.
+    """The prior without which generated records have all labels equally often, as they were asked for: batch calibration
+    (Zhou et al. 2024, arXiv 2309.17249), whose condition holds as far as the teacher writes what it is asked for.
 
-    Each label has one text more, of which the teacher is certain: without it a label of few texts, or none, would have
-    a prior near 0, and get all texts.
+    Divided by it, the probabilities (n, L) have the same mean for each label, where the records of each label weigh as
+    much as those of another (scaling of Sinkhorn and Knopp 1967). To divide by the mean of the probabilities themselves is
+    not enough: a label of 10^-5 for its own texts and 10^-6 for others would get no text.
+
+    Each label has one text more, of which the teacher is certain: a label without texts then gets none of the others'.
     """
-    certain = [{"label_probs": {name: float(name == sure) for name in task.labels}} for sure in task.labels]
-    groups = [
-        [
-            sure,
-            *(
-                a
-                for r, a in zip(records, answers, strict=True)
-                if a and r[task.answer_field] == name and "label_probs" in a
-            ),
-        ]
-        for name, sure in zip(task.labels, certain, strict=True)
-    ]
-    return [sum(column) / len(groups) for column in zip(*(mean_probs(task, g) for g in groups), strict=True)]
+    import numpy as np
+
+    labels, size = list(task.labels), len(task.labels)
+    pairs = [(r[task.answer_field], a["label_probs"]) for r, a in zip(records, answers, strict=True)
+             if a and "label_probs" in a]  # fmt: skip
+    own = np.array([*range(size), *(labels.index(name) for name, _ in pairs)])
+    probs = np.array([*np.eye(size), *([p[name] for name in labels] for _, p in pairs)]).clip(1e-9)
+    weights = 1 / np.bincount(own)[own]  # of each label 1 in all
+    prior = np.full(size, 1 / size)
+    for _ in range(100):
+        shares = probs / prior
+        prior *= weights @ (shares / shares.sum(1, keepdims=True))  # (L,): 1 where they are balanced
+    return (prior / prior.sum()).tolist()
 
 
 def mean_probs(task: Task, answers: list[dict]) -> list[float]:
