@@ -258,8 +258,8 @@ def difference(runs: dict, arm: str, control: str, part: str) -> str:
 def main(
     task: Annotated[str, typer.Argument(help="A task with human data in data/TASK.")],
     arms: Annotated[
-        str, typer.Option(help="Names of ARMS and BESIDE, with semicolons.")
-    ] = "zerogen,random,gold,active",
+        str, typer.Option(help="Names of ARMS and BESIDE, with semicolons between.")
+    ] = "zerogen;random;gold;active",
     seeds: Annotated[str, typer.Option(help="Seeds.")] = "0",
     size: Annotated[int, typer.Option(help="Accepted training examples.")] = 600,
     pool: Annotated[int, typer.Option(help="Examples of a validation pool.")] = 100,
@@ -269,7 +269,7 @@ def main(
     """Run what has no line yet, seed by seed."""
     if table:
         return show_table(task, part, size, pool)
-    loaded, names = load_task(Path(f"prompts/{task}.toml")), arms.split(";") if ";" in arms else arms.split(",")
+    loaded, names = load_task(Path(f"prompts/{task}.toml")), arms.split(";")
     data = load_human(loaded)
     with alone(WORK / task / "lock"):
         classifier(loaded, data, CLASSIFIERS / task / "classifier")
