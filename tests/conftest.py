@@ -165,6 +165,17 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def train(home: Path, model: Path, output: Path, *args: object, task: Path | str = "pairs.toml", data="train.jsonl"):
+    """train_student.py; task and data are names in home, or paths."""
+    files = ("--train-file", home / data, "--output-dir", output)
+    return call("train_student.py", "--task-file", home / task, "--model", model, *files, *args)
+
+
+def record_of(output: Path) -> dict:
+    """The run record beside an output."""
+    return json.loads(output.with_name(f"{output.name}.run.json").read_text())
+
+
 def refusal(function, *args, **options) -> str:
     """The message with which a call ends the stage: one line, as `error: ...`."""
     with pytest.raises(SystemExit) as caught:
@@ -387,10 +398,7 @@ class Trained(dict):
         model = self.models[{"flip": "t5", "flip_bos": "bos"}.get(name, name)]
         with made_once(self.factory, f"trained-{name}") as folder:
             if not folder.exists():
-                done = call(
-                    "train_student.py", "--task-file", self.home / f"{task}.toml", "--model", model, "--output-dir", folder,
-                    "--train-file", self.home / data, *TRAINING,
-                )  # fmt: skip
+                done = train(self.home, model, folder, *TRAINING, task=f"{task}.toml", data=data)
                 assert done.returncode == 0, done.stderr
         self[name] = folder
         return folder
@@ -414,11 +422,6 @@ def embedded(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_teacher(embedded):
     return embedded / "teacher"
-
-
-@pytest.fixture(scope="session")
-def small_t5(embedded):
-    return embedded / "t5"
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from conftest import call, one_error
+from conftest import one_error, train
 
-from gold.causes import cause_of, chain_of
+from gold.causes import cause_of
 
 
 def raised(error: Exception, cause: Exception, explicit: bool = True) -> Exception:
@@ -34,35 +34,8 @@ def test_the_cause_by_hand(error, told):
     assert cause_of(error) == told
 
 
-def test_a_suppressed_context_is_no_cause():
-    error = raised(RuntimeError(""), OSError("inner"), explicit=False)
-    assert cause_of(error) == "inner"
-    error.__suppress_context__ = True  # `raise ... from None`
-    assert len(chain_of(error)) == 1 and cause_of(error) == "RuntimeError('')"
-
-
-def test_the_messages_of_a_pydantic_error():
-    """As vLLM's configs raise them: "1 validation error for VllmConfig" is no cause."""
-    import pydantic
-
-    class Config(pydantic.BaseModel):
-        length: int = pydantic.Field(gt=0)
-        name: str = ""
-
-        @pydantic.field_validator("name")
-        @classmethod
-        def known(cls, value):
-            raise ValueError(f"{value} is\nno name")
-
-    with pytest.raises(pydantic.ValidationError, match="2 validation errors for Config\n") as caught:
-        Config(length=0, name="x")
-    for error in (caught.value, raised(RuntimeError(""), caught.value)):
-        assert cause_of(error) == "length: Input should be greater than 0; name: x is no name"
-
-
 def refused(home, model, tmp_path, *told):
-    data = ("--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl")
-    done = call("train_student.py", *data, "--model", model, "--output-dir", tmp_path / "student")
+    done = train(home, model, tmp_path / "student")
     assert done.returncode == 1
     one_error(done.stderr, f"error: --model {model}: ", *told)
     assert "above report" not in done.stderr

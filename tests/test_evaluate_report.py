@@ -67,13 +67,6 @@ def test_stored_predictions(home, tmp_path):
     assert sum("label Warm" in line for line in done.stdout.splitlines()) == 1
 
 
-def test_group_by_the_label_itself_is_shown_once(home, tmp_path):
-    write_lines(tmp_path / "some.jsonl", [pair(n) | {"said": "Warm"} for n in range(4)])
-    args = ("--prediction-field", "said", "--group-by", "label")
-    done = evaluate(home, tmp_path / "out", *args, test=tmp_path / "some.jsonl")
-    assert done.returncode == 0 and sum("label Warm" in line for line in done.stdout.splitlines()) == 1
-
-
 @pytest.mark.parametrize("kind", ["pairs", "flip"])
 def test_a_student_is_measured_by_its_predictions(kind, home, models, pairs, flip, tmp_path):
     """An untrained encoder, or a T5 after a few steps: every other answer is what it predicts, when loaded before."""

@@ -26,8 +26,7 @@ from gold.attempts import Plan, Pools, draw_attempt, shares_of
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
-from gold.prompts import Prompt, render_prompt
-from gold.split import Split, longest_need
+from gold.prompts import Prompt
 from gold.task import load_task
 from gold.teacher import Encoder
 
@@ -94,21 +93,6 @@ def fed_home(home, tmp_path_factory):
 
 def ids(attempt) -> list[str]:
     return [shot["id"] for shot in attempt.shown]
-
-
-def test_an_attempt_is_a_function_of_its_arguments(pairs, flip, pools):
-    def draw(seed=1, iteration=2, split="train", attempt=3):
-        return draw_attempt(pairs, iteration, split, attempt, pools, HOW | {"seed": seed})
-
-    first, shown = draw(), ids(draw(split="validation"))
-    random.seed(99)
-    assert draw() == first and (first.id, first.label) == ("pairs-02-train-000003", "not warm")
-    others = [draw(seed=2), draw(iteration=3), draw(split="validation"), draw(attempt=5)]
-    assert len({a.sampling_seed for a in [first, *others]}) == 5
-    assert len(set(shown)) == 2 and all(i[0] == "t" for i in shown)
-    few = Pools(pools.seed[:2], pools.feedback[:1])
-    assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
-    assert draw_attempt(flip, 0, "train", 7, Pools([]), HOW).label is None
 
 
 def test_sampling_seeds_are_of_31_bits_and_each_attempt_has_its_own(pairs, pools):
@@ -235,28 +219,6 @@ def test_a_template_that_takes_no_turn_is_refused(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(SystemExit, match="error: --model: its chat template takes neither"):
         encoder_of(tokenizer).encode([Prompt("Be brief.", "Go.")])
-
-
-@pytest.mark.parametrize(
-    "template, fed, report",
-    [("none", True, "accuracy: " + "long " * 40), ("system role", True, ""), ("refuses system", False, "")],
-)
-def test_longest_need_is_an_upper_bound(template, fed, report, tokenizer, home, fed_home, pools, tmp_path):
-    tokenizer.chat_template = TEMPLATES[template][0]
-    task, encoder = load_task((fed_home if fed else home) / "pairs.toml"), encoder_of(tokenizer)
-    options = HOW | {"max_tokens": 60, "verify": False, "output_dir": tmp_path, "structured": False, "num_examples": 9}
-    options |= {"temperature": 1.0} | dict.fromkeys(["shard", "limit", "max_attempts"])
-    most, bare = (
-        longest_need(Split("train", task, options, shown, set(), report), encoder)
-        for shown in (pools, Pools(pools.seed))
-    )
-    lengths = [
-        len(encoder.encode([render_prompt(task, split, a.shots, a.label, a.feedback, report)])[0]) + 60
-        for split in ("train", "validation")
-        for a in (draw_attempt(task, 1, split, n, pools, HOW) for n in range(60))
-    ]
-    assert max(lengths) <= most < 2 * max(lengths)
-    assert bare < most - len(report)  # a report that no prompt shows is free
 
 
 def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):

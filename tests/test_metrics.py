@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
 from gold.examples import read_examples
-from gold.metrics import bootstrap, chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
+from gold.metrics import chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
 from gold.programmes import optima_agree, optimum
-from gold.task import load_task
 
 
 def by_metric(task, metric: str):
@@ -229,15 +228,6 @@ def test_bootstrap_of_chrf_resamples_examples():
     assert (found["low"], found["high"]) == pytest.approx(interval, abs=0.15 * error)
 
 
-def test_resamples_in_pieces_are_all_of_them():
-    """Many outcomes are drawn a piece at a time: every resample has n examples, and there are as many as asked for."""
-    seen = []
-    bootstrap([2] * 3000, lambda counts: seen.append(counts) or counts[:, 0] / 6000.0, 0, 3001)
-    drawn = np.concatenate(seen[:-1])
-    assert len(seen) > 3 and drawn.shape == (3001, 3000) and (drawn.sum(1) == 6000).all()
-    assert drawn.mean(0) == pytest.approx(np.full(3000, 2), abs=0.15)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Linear programmes
 
@@ -381,13 +371,6 @@ def test_right_labels_must_be_labels(pairs, tmp_path):
     write_lines(tmp_path / "some.jsonl", [{"first": "a", "second": "sun", "label": "Warm", "labels": ["Warm", "hot"]}])
     with pytest.raises(SystemExit, match=r"some.jsonl:1: no such label: 'hot'"):
         read_examples(tmp_path / "some.jsonl", pairs)
-
-
-def test_a_field_may_not_have_the_name_of_the_list(tmp_path):
-    path = tmp_path / "task.toml"
-    path.write_text(FLIP.replace("text", "answers").replace("answers2answers", "text2text"))
-    with pytest.raises(SystemExit, match="answers is kept for lists of correct answers"):
-        load_task(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import json
 import pytest
 from conftest import call, read_lines
 
-from data import new_task
 from gold.examples import read_examples
 from gold.task import load_task
 
@@ -106,10 +105,6 @@ def test_what_cannot_be_guessed_is_asked_for(content, options, told, made):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert told in done.stderr
     assert not path.exists() and not (path.parents[1] / "data").exists()
-
-
-def test_names_that_stages_write_are_changed():
-    assert new_task.field_name("Target") == "my_target" and new_task.field_name("2nd text!") == "field_2nd_text"
 
 
 def test_columns_that_tell_the_answer_and_repeated_texts_stay_out(made):

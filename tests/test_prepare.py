@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call, read_lines, write_lines
 
-from data.prepare import TASKS, expression, formulation_of, likeness, number_of, variable_name
+from data.prepare import TASKS, formulation_of, number_of
 from gold.examples import read_examples
 from gold.programmes import optimum
 from gold.task import load_task
@@ -191,11 +191,6 @@ def test_other_sides(tmp_path):
     assert [(r["premise"], r["round"]) for r in records] == [("test text", "R2")]
 
 
-def test_integers_of_banking77_are_in_the_order_of_the_alphabet():
-    names = TASKS["banking77"].labels  # whatever the capitals
-    assert len(names) == 77 and list(names) == sorted(names, key=str.lower)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # NL4Opt
 
@@ -280,16 +275,6 @@ def test_numbers_of_the_declarations():
         "twenty-five": 25, "-4": -4, "two hundred and five": 205, "1.5 million": 1_500_000, "three thousand two hundred": 3200,
     }  # fmt: skip
     assert {text: number_of(text) for text in numbers} == numbers
-
-
-def test_variables_are_words():
-    assert variable_name("truck B.") == "truck B" and variable_name("“puff of air” test") == "puff of air test"
-    assert variable_name("2-piece") == "type 2-piece" and variable_name("all - in - one") == "all-in-one"
-    assert variable_name("children's café_bars") == "childrens cafe bars"
-    names = ["red", "green vans"]
-    assert max(names, key=lambda name: likeness("red vans", name)) == "red"
-    assert max(names, key=lambda name: likeness("Green van", name)) == "green vans"
-    assert expression({}) == "0" and expression({"a": Fraction(0), "": Fraction(-2)}) == "0 a - 2"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import generate
 from gold import teacher
 from gold.engine import Engine
 from gold.labels import label_records
-from gold.parsing import another_begins
 from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
@@ -231,21 +230,6 @@ def test_the_system_text_is_shown_whatever_the_template_has(template, shown, tea
     tokenizer.chat_template = template
     [text] = Encoder(tokenizer, "chat", {}, None).frame([Prompt(TASK.prompt.system, "Go.")])
     assert text.startswith(shown.replace("SYSTEM", TASK.prompt.system)) and "Smol" not in text
-
-
-@pytest.mark.parametrize(
-    "text, whole",
-    [
-        ("Good.\n\nSentiment: negative\nReview: Bad", True),
-        ("Good.\n sentiment: negative", True),
-        ("Good.\n\nThe sentiment", False),
-        ("Good. Sentiment: negative", False),  # within a line it is no beginning
-        ("Good.", False),
-    ],
-)
-def test_where_another_example_begins(text, whole):
-    assert another_begins(TASK.prompt.example, "Good.", text) is whole
-    assert not another_begins(TASK.prompt.example, "", text)
 
 
 def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):

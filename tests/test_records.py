@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import subprocess
 from unittest import mock
@@ -13,13 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gold.command import run_command
-from gold.examples import STAGE_FIELDS, column_of, read_examples
+from gold.examples import read_examples
 from gold.jsonl import cut_torn_line, read_records, write_file
 
 GOOD = b'{"first": "the lake", "second": "snow", "label": "not warm"}\n'
 GENERATED = GOOD.replace(b"}", b', "sampling_seed": 7}')  # as generate.py writes it
 FIELDS = json.loads(GOOD)
-RENDERED = {"source": "pair: the lake with snow", "target": "not warm"}
 
 
 def with_field(value: bytes, line: bytes = GOOD) -> bytes:
@@ -78,15 +76,6 @@ def test_a_record_ends_where_its_line_ends(end, mark, tmp_path):
     assert list(read_records(path)) == [(1, row), (3, row)]
 
 
-def test_read_examples_renders(tmp_path, pairs):
-    rows = [FIELDS, FIELDS | {"id": "own", "group": 3}, FIELDS | RENDERED | {"id": "again"}]
-    found = read_examples(write_lines(tmp_path / "some.jsonl", rows), pairs)
-    assert found == [{"id": i, **row, **RENDERED} for i, row in zip(["some:1", "own", "again"], rows, strict=True)]
-    bare = {k: v for k, v in FIELDS.items() if k != "label"}
-    path = write_lines(tmp_path / "bare.jsonl", [bare])
-    assert read_examples(path, pairs, answers=False) == [{"id": "bare:1", **bare, "source": RENDERED["source"]}]
-
-
 def test_ids_are_texts_or_whole_numbers_and_unique_over_files(tmp_path, pairs):
     numbered = write_lines(tmp_path / "numbered.jsonl", [FIELDS | {"id": n} for n in [0, 7, 10**20, None]])
     assert [e["id"] for e in read_examples(numbered, pairs)] == ["0", "7", f"{10**20}", "numbered:4"]
@@ -128,32 +117,6 @@ def test_the_command_that_maps_numbers_to_labels_does(tmp_path, pairs):
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     named = read_examples(tmp_path / "it's mine.named.jsonl", pairs)
     assert [e["label"] for e in named] == ["Warm", "not warm"] * 3
-
-
-def test_columns_of_the_user_stay_under_another_name(tmp_path, pairs, capfd):
-    """The user's `correct`, `energy` ... of a file that no stage wrote; an id, a split or a group may be called so."""
-    own = {name: f"my {name}" for name in STAGE_FIELDS} | {"split": "test", "energy_kwh": 5, "task": "a"}
-    path = write_lines(tmp_path / "mine.jsonl", [FIELDS | own, FIELDS])
-    first, second = read_examples(path, pairs)
-    kept = {f"original_{k}" if k in STAGE_FIELDS else k: v for k, v in own.items()}
-    assert first == {"id": "mine:1", **FIELDS, **RENDERED, **kept}
-    assert second == {"id": "mine:2", **FIELDS, **RENDERED}
-    used = read_examples(path, pairs, use={"energy"})[0]  # what an option asks for
-    assert used["energy"] == "my energy" and used["original_nll"] == "my nll" and "original_energy" not in used
-    assert "kept as 'original_" in capfd.readouterr().err
-    # What is written then is the toolkit's: read again, nothing changes
-    assert read_examples(write_lines(tmp_path / "again.jsonl", [first, second]), pairs) == [first, second]
-    assert capfd.readouterr().err == ""
-    # A label column called `target` that says the same is no other column
-    same, other = read_examples(write_lines(path, [FIELDS | {"target": t} for t in ("not warm", "0")]), pairs)
-    assert "original_target" not in same and other["original_target"] == "0" and other["target"] == "not warm"
-
-
-def test_an_option_names_the_column_wherever_it_is_now():
-    assert column_of("prediction", [{"prediction": "a", "original_prediction": "b"}]) == "prediction"
-    assert column_of("prediction", [{"original_prediction": "b"}]) == "original_prediction"
-    assert column_of("source", [{"source": "x", "original_source": "imdb"}]) == "original_source"
-    assert column_of("source", [{"source": "x"}]) == "source" and column_of(None, [{}]) is None
 
 
 VALUES = st.recursive(
@@ -213,16 +176,3 @@ def test_what_the_machine_refuses_is_one_line(error, words):
         message = refusal(run_command, raised)
         assert message.startswith(f"error: {words}")
         assert "GPU" in message or message.endswith("and run again: what was written stays")
-
-
-def test_what_nobody_foresaw_goes_on_up():
-    """Python prints its traceback and ends with exit code 1."""
-    with pytest.raises(FileNotFoundError):
-        run_command(mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file")))
-
-
-def test_the_file_is_named_where_the_disk_is_full(tmp_path):
-    """Errors of writing to an open file do not name it themselves."""
-    path = tmp_path / "x.jsonl"
-    with mock.patch.object(os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")):
-        assert refusal(run_command, lambda: write_file(path, [{"id": "a"}])).startswith(f"error: {path}: {FULL}")

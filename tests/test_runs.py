@@ -23,8 +23,8 @@ import pytest
 from conftest import ROOT, refusal
 
 import gold.fingerprint
-from gold.disk import beside, write_json
-from gold.fingerprint import fingerprint, same_content
+from gold.disk import beside
+from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, cut_torn_line, read_records
 from gold.runs import finish_run, save_notes, start_run
 
@@ -326,15 +326,6 @@ def test_only_one_process_writes_an_output(tmp_path):
     assert "cannot be written" in refusal(stage, tmp_path / "file" / "out.txt")
 
 
-def test_output_that_is_a_folder(tmp_path):
-    for value in ("a", "b"):
-        run = start_run("train.py", tmp_path / "student", {}, [], overwrite=value == "b")
-        run.partial.mkdir()
-        (run.partial / value).write_text("")
-        finish_run(run, {})
-        assert files_of(tmp_path / "student") == {value} and files_of(tmp_path) == {"student", "student.run.json"}
-
-
 def test_two_files_of_one_name_are_refused(tmp_path):
     output = tmp_path / "out.txt"
     output.write_text("1")
@@ -347,16 +338,6 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     for name in (".", "..", "/", "out.jsonl.gz"):
         assert f"{name}: cannot be an output" in refusal(start_run, "stage.py", Path(name), {}, [])
     assert "two outputs have this name" in refusal(start_run, "stage.py", output, {}, [], also=[output])
-
-
-def test_write_json_is_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"a": "ä", "where": Path("x")})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ä", "where": "x"}
-    before = contents(tmp_path)
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"a": float("inf")})
-    assert contents(tmp_path) | before == contents(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -455,10 +436,3 @@ def test_a_hub_model_is_the_commit_in_the_cache(tmp_path, monkeypatch):
     download("b" * 40)
     told = f"--model has changed since this was made (some/model, now hub:some/model@{'b' * 40})"
     assert told in refusal(begin)
-
-
-def test_same_content():
-    for old, new in (("hub:a", "hub:a"), ("hub:a", "hub:a@1")):  # the second: noted before the first download
-        assert same_content(old, new) and same_content(new, old)
-    for old, new in (("hub:a@1", "hub:a@2"), ("hub:a", "hub:b@1"), ("hub:a@1", "sha256:1"), (None, "hub:a")):
-        assert not same_content(old, new) and not same_content(new, old)

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gold import predict
-from gold.distances import nearest_distances, tfidf_distances
+from gold.distances import tfidf_distances
 from gold.examples import read_examples
-from gold.scores import detection, position_scores, random_score, sequence_scores
+from gold.scores import detection, position_scores, sequence_scores
 from gold.selection import select_feedback
 from score_ood import all_scores
 
@@ -187,11 +187,6 @@ def test_batch_size_and_order_change_nothing(name, trained, examples, pairs, mon
     assert_same(shuffled, [reference[i] for i in order], 1e-4)
 
 
-def test_random_score_is_of_seed_and_id():
-    scores = [random_score(seed, f"x{n}") for seed in (1, 2) for n in range(5)]
-    assert len(set(scores)) == 10 and all(0 <= x < 1 for x in scores) and random_score(1, "x0") == scores[0]
-
-
 @pytest.mark.parametrize("name", ["flip", "flip_bos"])
 @pytest.mark.parametrize("length", [1, 2, 8])
 def test_text_to_text_is_decoded_up_to_its_length(name, length, home, trained, flip):
@@ -269,17 +264,6 @@ def test_tfidf_in_any_script():
     assert tfidf_distances(examples, twins) == pytest.approx([0] * 6, abs=1e-9)
 
 
-def test_an_example_is_not_its_own_neighbour():
-    """At 0, 60 and 90 degrees: the nearest others are 60, 30 and 30 degrees away; one alone has none."""
-    import numpy as np
-
-    angles = np.deg2rad([0.0, 60.0, 90.0])
-    points, rows = np.stack([np.cos(angles), np.sin(angles)], axis=1), [{"id": n} for n in range(3)]
-    far = nearest_distances(points, points, rows, rows)
-    assert far == pytest.approx([1 - 0.5, 1 - math.sqrt(3) / 2, 1 - math.sqrt(3) / 2])
-    assert nearest_distances(points[:1], points[:1], rows[:1], rows[:1]) == [1.0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
@@ -345,19 +329,6 @@ def test_selection(values, band, seed, pairs):
         places = range(band[0] * n // 100, band[1] * n // 100)  # floor(low n) .. floor(high n), in whole numbers
         expected = {group[i]["id"]: (group[i]["energy"], n - i) for i in places}
         assert {r["id"]: (r["score"], r["rank"]) for r in found if r["label"] == label} == expected
-
-
-@pytest.mark.parametrize("name", ["error", "hard_negative"])
-def test_only_wrong_examples_are_selected_by_error(name, pairs):
-    """Of ten of each label two, and none, are wrong: the band is one of the wrong ones."""
-    records = scored([0.0] * 7 + [0.9, 0.0, 0.6]) + scored([0.0] * 10, "not warm", "y")
-    records = [r | {name: r["energy"]} for r in records]
-    found, _ = select_feedback(records, pairs, name, 0.0, 1.0)
-    assert [(r["id"], r["score"], r["rank"]) for r in found] == [("x07", 0.9, 1), ("x09", 0.6, 2)]
-    assert ids_of(select_feedback(records, pairs, name, 0.5, 1.0)) == ["x07"]
-    right = [r | {name: 0.0} for r in records]
-    assert ids_of(select_feedback(right, pairs, name, 0.0, 1.0)) == []  # nothing is wrong: no mistake of the user's
-    assert ids_of(select_feedback(records[7:12], pairs, name, 0.0, 1.0)) == ["x07", "x09"]  # a small human file will do
 
 
 def test_band_within_groups_of_successive_examples(pairs):

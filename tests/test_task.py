@@ -34,15 +34,6 @@ def changed(text: str, old: str, new: str) -> str:
 # Loading
 
 
-def test_both_files_load(pairs, flip, home):
-    labels = [("Warm", "both belong to summer"), ("not warm", "one or both belong to winter")]
-    assert list(pairs.labels.items()) == labels  # the order fixes the class ids
-    assert pairs.seed_examples == home / "seed.jsonl"  # relative to the task file
-    assert (pairs.written_fields, flip.written_fields) == (["first", "second"], ["text", "answer"])
-    assert flip.labels == {} and flip.prompt.system == "" and flip.parse.stop == []
-    assert pairs.prompt.example == "Kind: $label\nFirst: $first\nSecond: $second"  # no line end at either side
-
-
 LABELLED = PAIRS.replace(
     "[parse]",
     """label = '''

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gold.text import APART, exact_form, holds_span, rouge_words, text_key, words
+from gold.text import APART, holds_span, rouge_words, text_key, words
 
 ALIKE = [
     ("Great  phone.", "great phone"), ("Hello, world!", "hello world"), ('He said "yes."\n', "he said yes"),
@@ -97,10 +97,6 @@ def test_words_by_hand(text, expected):
 )  # fmt: skip
 def test_rouge_words_by_hand(text, expected):
     assert rouge_words(text) == expected.split()
-
-
-def test_exact_form():
-    assert exact_form(" Cafe\u0301\n") == exact_form("CAFÉ") == "café"
 
 
 @pytest.mark.parametrize("text, span, there", [

@@ -4,7 +4,6 @@ import collections
 import math
 import operator
 import random
-import re
 import statistics
 from datetime import timedelta
 
@@ -109,52 +108,6 @@ def test_the_oracle_reads_back_every_problem():
 
 
 ONE, LAST = "There were 12 loaves. 4 were burnt black.", "How many loaves was that?"
-EQUATIONS = {
-    f"{ONE} {LAST}": "12 - 4",
-    "There were 12 loaves, and 4 were burnt black. How many buns was that?": "12 - 4",  # of the same setting
-    f"Before 4 were burnt black, there were 12 loaves. {LAST}": "12 - 4",
-    f"{ONE} Then 2 were burnt black. Later one table of 3 was fed. {LAST}": "( ( 12 - 4 ) - 2 ) / 3",
-}
-NO_EQUATION = [
-    f"There were 12 loaves. 4 were lent out. {LAST}",  # a clause of another setting
-    f"{ONE} How many books was that?", f"{ONE} {LAST} 8", ONE, "", f"There were 12 loaves. {LAST}",
-    f"4 were burnt black. {LAST}", f"4 were burnt black. There were 12 loaves. {LAST}", f"There were 8 loaves. {ONE} {LAST}",
-    f"There were twelve loaves. 4 were burnt black. {LAST}", f"There were 12 loaves. 4 were burnt blackish. {LAST}",
-]  # fmt: skip
-
-
-def test_the_oracle_by_hand():
-    assert {problem: grammar.oracle_equation(problem) for problem in EQUATIONS} == EQUATIONS
-    assert [problem for problem in NO_EQUATION if grammar.oracle_equation(problem) is not None] == []
-
-
-def test_the_table_keeps_its_promises():
-    nouns = [noun for names, _ in grammar.SETTINGS.values() for noun in names]
-    assert len(set(nouns)) == len(nouns) == 60 and len(grammar.SETTINGS) == 20
-    clauses = [c for _, by_sign in grammar.SETTINGS.values() for line in by_sign.values() for c in line]
-    assert len(set(clauses)) == len(clauses) == 160 and all(c.count("#") == 1 for c in clauses)
-    assert all(list(by_sign) == list("+-*/") for _, by_sign in grammar.SETTINGS.values())
-
-
-def test_words_of_other_settings_do_not_tell_the_operation():
-    """Naive Bayes over words and pairs of words, trained on all other settings: it tells + - from * /, and no more."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
-    from sklearn.naive_bayes import MultinomialNB
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), MultinomialNB(alpha=0.3))
-    table = [(c, sign, s) for s, (_, signs) in grammar.SETTINGS.items() for sign, line in signs.items() for c in line]
-    clauses, signs, groups = zip(*table, strict=True)
-    assert cross_val_score(model, clauses, signs, groups=groups, cv=LeaveOneGroupOut()).mean() < 0.55
-
-
-def test_numbers_do_not_tell_the_operation():
-    rng, seen = random.Random(3), []
-    for operation in list(grammar.OPERATIONS)[:4]:
-        equations = [grammar.make_problem(rng, "bakery", operation)["equation"] for _ in range(2000)]
-        seen.append({tuple(re.findall(r"\d+", equation)) for equation in equations})
-    assert seen[0] == seen[1] == seen[2] == seen[3] and len(seen[0]) == len(grammar.PAIRS)
 
 
 def test_the_data_files_are_those_of_the_grammar(tmp_path):
