@@ -31,7 +31,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 ROOT = Path(__file__).parent.parent
 # The slow files, and those that share a run of the loop: one of the two workers begins with these, the other in the middle of
 # the tests, and who ends first takes half of what the other has left
-FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
+FIRST = ("kill", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
 
 PAIRS = """
 name = "pairs"
@@ -203,6 +203,13 @@ def loaded(model: Path, task, source: int = 512, target: int = 128):
     student = load_student(str(model), task)
     student.lengths = {"max_source_length": source, "max_target_length": target}
     return student
+
+
+def encoder_of(tokenizer, **kwargs):
+    """How a teacher with this tokenizer gets its prompts."""
+    from gold.teacher import Encoder
+
+    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", kwargs, None)
 
 
 def scores_of(model: Path, task, examples: list[dict], batch_size: int = 64, target: int = 128, **how) -> list[dict]:

@@ -6,33 +6,6 @@ import shutil
 import pytest
 from conftest import one_error, train
 
-from gold.causes import cause_of
-
-
-def raised(error: Exception, cause: Exception, explicit: bool = True) -> Exception:
-    """The error as it is caught after `raise error from cause`, or a plain `raise error` while the cause is handled."""
-    setattr(error, "__cause__" if explicit else "__context__", cause)
-    return error
-
-
-@pytest.mark.parametrize(
-    "error, told",
-    [
-        (ValueError("no such thing"), "no such thing"),
-        (ValueError(""), "ValueError('')"),
-        (KeyError("a.weight"), "KeyError: 'a.weight'"),
-        (ValueError("First says it.\nSecond adds to it."), "First says it."),
-        (ValueError("Nothing worked:\n (1) one,\n\n (2) two"), "Nothing worked: (1) one, (2) two"),
-        (raised(RuntimeError("For details look at the above report!"), OSError("it is torn")), "it is torn"),
-        (raised(RuntimeError("Engine core initialization failed. See root cause above."), OSError("no GPU"), False), "no GPU"),
-        (raised(RuntimeError(""), OSError("")), "RuntimeError('')"),
-        (ValueError("a " * 300), "a " * 198 + "..."),
-        (raised(RuntimeError("outer says it"), OSError("inner")), "outer says it"),
-    ],
-)  # fmt: skip
-def test_the_cause_by_hand(error, told):
-    assert cause_of(error) == told
-
 
 def refused(home, model, tmp_path, *told):
     done = train(home, model, tmp_path / "student")

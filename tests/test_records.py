@@ -26,24 +26,18 @@ def with_field(value: bytes, line: bytes = GOOD) -> bytes:
 
 BROKEN = {  # name: (third line of a file, what stands in the message)
     "broken JSON": (b'{"first": "the lake", "second"\n', "not a JSON object"),
-    "list": (b'["the lake", "snow"]\n', "not a JSON object"),
-    "two objects": (b'{"first": "a"} {"first": "b"}\n', "not a JSON object"),
     "NaN": (with_field(b'"energy": NaN'), "NaN is not a JSON number"),
     "number too large": (with_field(b'"energy": 1e999'), "mend or delete the line"),
     "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogates not allowed"),
     "deep nesting": (with_field(b'"x": ' + b"[" * 100_000 + b"]" * 100_000), "nested too deeply"),
-    "long number": (with_field(b'"x": ' + b"7" * 9000), "4300"),
     "bad UTF-8": (GOOD.replace(b"lake", b"l\xe4ke"), "utf-8"),
     "torn": (GOOD[:30], "torn last line"),
     "no field": (b'{"first": "the lake", "label": "Warm"}\n', "no field 'second'"),
     "no answer": (b'{"first": "the lake", "second": "snow"}\n', "no field 'label'"),
     "empty field": (GOOD.replace(b"snow", b"  "), "'second' must be a text"),
-    "field no text": (GOOD.replace(b'"snow"', b"7"), "'second' must be a text"),
     "unknown label": (GOOD.replace(b"not warm", b"hot"), "no such label: 'hot'"),
     "label a number": (GOOD.replace(b'"not warm"', b"1"), "if 0 is Warm, 1 is not warm: "),
-    "label of no order": (GOOD.replace(b'"not warm"', b"2"), "has Warm, not warm; correct the line"),
     "edited source": (with_field(b'"source": "pair: the lake with sun"', GENERATED), "'source' is not what"),
-    "edited target": (with_field(b'"target": "Warm"', GENERATED), "'target' is not what"),
     "id twice": (with_field(b'"id": "here"'), "is already in"),
     "id a bool": (with_field(b'"id": true'), "the id must be a text or a whole number, found True"),
 }
@@ -156,8 +150,6 @@ FULL = "No space left on device; free some"
     "error, words",
     [
         (OSError(errno.ENOSPC, "No space left on device", "a"), f"a: {FULL}"),
-        (OSError(errno.EIO, "Input/output error"), "a file: Input/output error; check the disk"),
-        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; choose another folder"),
         (Exception("I/O error: No space left on device (os error 28)"), f"a file: {FULL}"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "a file: torch could not write"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out of GPU memory: halve "),

@@ -4,7 +4,6 @@ The states that a killed stage leaves are made by stopping a small stage before 
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -278,37 +277,6 @@ def test_killed_before_any_change_to_the_disk(case, resumable, tmp_path):
         assert again() == "up to date"
 
 
-@pytest.mark.parametrize("n", [0, 2])
-@mock.patch("os.fsync", lambda number: None)
-def test_the_disk_is_full_at_any_write(n, tmp_path):
-    """What was written stays, and with room again the same command makes the whole."""
-    full = partial(OSError, errno.ENOSPC, "No space left on device")
-    for step in range(1, 200):
-        output = tmp_path / f"{step}" / "out.txt"
-        if n:
-            stage(output, n=n)
-        if not killed_at(step, partial(stage, output), full, ()):
-            assert step > 7
-            break
-        assert stage(output) in ("made", "up to date", *(f"went on after {k}" for k in range(n, 4)))
-        assert records_of(output) == ["a"] * 3 and files_of(output.parent) - {"out.txt.run.json.tmp.draft"} == DONE
-
-
-def test_everything_is_on_the_disk_before_the_record_tells_of_it(tmp_path, monkeypatch):
-    synced, sync = [], os.fsync
-
-    def noted(number: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{number}").readlink().name)
-        sync(number)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    run = start_run("stage.py", tmp_path / "out.txt", {}, [])
-    append_records(run.partial, [{"id": "a"}])
-    finish_run(run, {})
-    files = ["out.txt.partial.json.draft", "out.txt.partial", "out.txt.partial", "out.txt.run.json.tmp.draft"]
-    assert synced == [*files, tmp_path.name]
-
-
 def test_only_one_process_writes_an_output(tmp_path):
     output, lock = tmp_path / "out.txt", tmp_path / "out.txt.lock"
     holder = subprocess.Popen(["flock", lock, "sh", "-c", "echo held; read end"], stdin=PIPE, stdout=PIPE)
@@ -329,14 +297,10 @@ def test_only_one_process_writes_an_output(tmp_path):
 def test_two_files_of_one_name_are_refused(tmp_path):
     output = tmp_path / "out.txt"
     output.write_text("1")
-    for source in (output, tmp_path / "folder" / "in.txt"):  # the second: the output is the folder of the input
-        source.parent.mkdir(exist_ok=True)
-        source.write_text("1")
-        replaced = output if source == output else source.parent
-        told = refusal(stage, replaced, source=source, overwrite=True)
-        assert f"{source}: is the input --source, which the output would replace" in told and source.read_text() == "1"
-    for name in (".", "..", "/", "out.jsonl.gz"):
-        assert f"{name}: cannot be an output" in refusal(start_run, "stage.py", Path(name), {}, [])
+    for replaced in (output, tmp_path):  # the second: the output is the folder of the input
+        told = refusal(stage, replaced, source=output, overwrite=True)
+        assert f"{output}: is the input --source, which the output would replace" in told and output.read_text() == "1"
+    assert "out.jsonl.gz: cannot be an output" in refusal(start_run, "stage.py", Path("out.jsonl.gz"), {}, [])
     assert "two outputs have this name" in refusal(start_run, "stage.py", output, {}, [], also=[output])
 
 
@@ -358,16 +322,15 @@ def test_fingerprint_of_files_and_names(tmp_path, monkeypatch):
 
 
 def test_fingerprint_of_a_model_folder(tmp_path):
-    folder, weights = tmp_path / "model", bytearray(300_000)
+    folder, seen = tmp_path / "model", []
     folder.mkdir()
-    changed = bytearray(weights)
-    changed[150_000] = 1
-    seen = []
-    for name, content in (
-        ("model.safetensors", weights), ("config.json", b'{"a": 1}'), ("config.json", b'{"a": 2}'),
-        ("model.safetensors", changed), ("chat_template.jinja", b""),
-    ):  # fmt: skip
-        (folder / name).write_bytes(content)
+    for name, size in (
+        ("model.safetensors", 300_000),
+        ("config.json", 1),
+        ("config.json", 2),
+        ("chat_template.jinja", 0),
+    ):
+        (folder / name).write_bytes(bytes(size))
         assert fingerprint(str(folder), tmp_path) not in seen
         seen.append(fingerprint(folder, tmp_path))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -408,11 +371,9 @@ def test_a_large_file_is_read_once_a_run(tmp_path, monkeypatch):
     os.utime(two, ns=(before.st_atime_ns, before.st_mtime_ns))
     changed = of(run)[0]
     assert changed != whole and read == [two]
-    for broken in ("", "[]", '{"a": 1}', "\0\0"):
-        (run / ".hashes.json").write_text(broken)
-        assert of(run)[0] == changed
-    assert of(one / "no folder")[0] == changed  # where nothing can be written the stage says so itself
-    for name in ("iter-00/train.jsonl", "iter-01/train.jsonl", "final/student", "other.jsonl"):
+    (run / ".hashes.json").write_text('{"a": 1}')  # broken
+    assert of(run)[0] == changed
+    for name in ("iter-00/train.jsonl", "final/student", "other.jsonl"):
         start_run("stage.py", tmp_path / "loop" / name, {"model": str(folder)}, ["model"]).lock.close()
     assert [str(p.relative_to(tmp_path)) for p in (tmp_path / "loop").rglob(".hashes.json")] == ["loop/.hashes.json"]
 
