@@ -1,4 +1,4 @@
-"""One line with the cause of a library's error: hand-made errors, and what the installed libraries really raise."""
+"""One line with the cause of a library's error, as the installed libraries raise it; test_engine.py has vLLM's."""
 
 import json
 import shutil

@@ -102,20 +102,30 @@ def test_many_seeded_few_shot_requests_at_once_do_not_kill_the_cpu_engine(sample
     assert len(sample("--num-examples", 1200)[0]) == 1200
 
 
-def test_greedy_text_is_that_of_transformers(sample, small_teacher):
-    """The engine gets the prompt that render_prompt made: token for token what transformers continues alike."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+GREEDY = ("--temperature", 0, "--num-examples", 1, "--num-fewshot", 6)  # so that a prompt shows all seed examples
 
-    accepted, rejected, _ = sample("--temperature", 0, "--num-examples", 1, "--num-fewshot", 6)
-    tokenizer, model = AutoTokenizer.from_pretrained(small_teacher), AutoModelForCausalLM.from_pretrained(small_teacher)
-    shots = read_examples(TASK.seed_examples, TASK)
+
+def continued(model, folder, label: str) -> str:
+    """What transformers writes greedily after the prompt that render_prompt made."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = "\n\n".join(render_prompt(TASK, "train", read_examples(TASK.seed_examples, TASK), label))
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_greedy_text_is_that_of_transformers(sample, small_teacher):
+    """The engine gets the prompt: token for token what transformers continues alike."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(small_teacher)
+    accepted, rejected, _ = sample(*GREEDY)
     for record in accepted + rejected:
-        prompt = "\n\n".join(render_prompt(TASK, "train", shots, record["label"]))
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        with torch.inference_mode():
-            out = model.generate(ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
-        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["completion"]
+        assert record["completion"] == continued(model, small_teacher, record["label"])
 
 
 def test_a_forced_completion_matches_its_pattern_whole(sample):
@@ -156,31 +166,25 @@ def test_an_engine_in_a_process_of_its_own_is_stopped_in_time(small_teacher, tmp
     assert len(attempts) % 16 == 0 and attempts == list(range(len(attempts)))  # whole chunks, each attempt once
 
 
-def test_an_adapter_of_the_teacher_is_as_good_as_merged(small_teacher, tmp_path):
+def test_an_adapter_of_the_teacher_is_used(small_teacher, tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = LoraConfig(r=6, lora_alpha=24, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(small_teacher), config)
+    base = AutoModelForCausalLM.from_pretrained(small_teacher)
+    plain = continued(base, small_teacher, "positive")
+    model = get_peft_model(base, config).eval()
     model.save_pretrained(tmp_path / "adapter")
-    model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    AutoTokenizer.from_pretrained(small_teacher).save_pretrained(tmp_path / "merged")
-    texts = {}
-    for name, args in {
-        "adapter": ["--model", small_teacher, "--lora", tmp_path / "adapter"],
-        "merged": ["--model", tmp_path / "merged"],
-    }.items():
-        done = run(
-            "generate.py", "--task-file", "prompts/reviews.toml", "--output-dir", tmp_path / name, "--num-examples", 4,
-            "--num-validation", 0, "--max-attempts", 12, "--max-tokens", 24, *args,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        paths = [p for end in ("", ".partial") for p in (tmp_path / name).glob(f"train*.jsonl{end}")]
-        texts[name] = {r["id"]: r["completion"] for path in paths for r in read_lines(path)}
-    same = texts["adapter"].keys() & texts["merged"].keys()
-    assert len(same) >= 6 and all(texts["adapter"][i] == texts["merged"][i] for i in same)
+    done = run(
+        "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--lora", tmp_path / "adapter",
+        "--output-dir", tmp_path, "--num-validation", 0, "--max-attempts", 2, "--max-tokens", 64, *GREEDY,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    paths = [path for end in ("", ".partial") for path in tmp_path.glob(f"train*.jsonl{end}")]
+    written = {r["label"]: r["completion"] for path in paths for r in read_lines(path)}
+    assert written["positive"] == continued(model, small_teacher, "positive") != plain
 
 
 @pytest.mark.parametrize(
@@ -213,10 +217,8 @@ def real_model():
 
 
 def test_twenty_pieces_of_news_by_a_real_llm(real_model, tmp_path):
-    done = run(
-        "generate.py", "--task-file", ROOT / "prompts/ag_news.toml", "--model", real_model, "--output-dir", tmp_path / "iter-00",
-        "--num-examples", 20, "--num-validation", 0, "--max-tokens", 80,
-    )  # fmt: skip
+    how = ("--model", real_model, "--num-examples", 20, "--num-validation", 0, "--max-tokens", 80)
+    done = run("generate.py", "--task-file", ROOT / "prompts/ag_news.toml", "--output-dir", tmp_path / "iter-00", *how)
     assert done.returncode == 0, done.stderr
     records = read_lines(tmp_path / "iter-00/train.jsonl")
     assert [sum(r["label"] == name for r in records) for name in ("World", "Sports", "Business", "Sci/Tech")] == [5] * 4

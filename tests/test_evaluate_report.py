@@ -136,13 +136,6 @@ def test_group_by_label_where_the_answer_is_another_field(home, tmp_path):
         assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
 
 
-def test_metrics_of_the_user_are_not_touched(home, models, tmp_path):
-    (tmp_path / "metrics.json").write_text("mine")
-    done = evaluate(home, tmp_path, "--model", models["bert"])
-    assert done.returncode == 1 and "metrics.json" in done.stderr
-    assert (tmp_path / "metrics.json").read_text() == "mine"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # report.py
 

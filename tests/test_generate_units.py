@@ -12,62 +12,19 @@ import json
 import math
 import random
 import re
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
 from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, encoder_of, pair, read_lines, write_lines
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import generate
 from gold import attempts, engine, runs, teacher
-from gold.attempts import Plan, Pools, draw_attempt, shares_of
+from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
 from gold.prompts import Prompt
 from gold.task import load_task
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Planning
-
-
-def follow(plan: Plan, accepts, size: int = 512) -> list[int]:
-    """All attempts, in the order in which they are settled, when attempt a is accepted if accepts(a)."""
-    queue, settled = deque(), []
-    while (due := plan.next_attempts()) or queue:
-        assert due == sorted(due)
-        queue += due
-        for _ in range(min(size, len(queue))):
-            settled.append(queue.popleft())
-            slot = settled[-1] % len(plan.shares)
-            plan.settle(slot, not plan.is_full(slot) and accepts(settled[-1]))
-    return settled
-
-
-@settings(deadline=None, max_examples=80)
-@given(
-    st.integers(0, 120), st.lists(st.sampled_from([0, 2, 30, 90, 100]), min_size=1, max_size=5), st.integers(1, 800),
-    st.integers(1, 600), st.integers(1, 6), st.integers(0, 10**6),
-)  # fmt: skip
-def test_plans_of_all_shards_under_any_yields(num_examples, percents, limit, size, n, seed):
-    """Equal shares, consecutive attempts of each label, the limit kept, an end in any case, and shards disjoint."""
-    labels, made, shares = len(percents), [], [shares_of(num_examples, len(percents), (i, n)) for i in range(n)]
-    assert [sum(column) for column in zip(*shares, strict=True)] == shares_of(num_examples, labels)
-    assert all(max(column) - min(column) <= 1 for column in zip(*shares, strict=True))
-    for i in range(n):
-        plan = Plan(shares[i], limit, (i, n))
-        mine = follow(plan, lambda a: random.Random(f"{seed}/{a}").random() * 100 < percents[a % labels], size)
-        assert len(mine) == limit or (plan.accepted == plan.shares and len(mine) < limit)
-        for label in range(labels):
-            turns = sorted(a // labels for a in mine if a % labels == label)
-            assert turns == [i + n * k for k in range(len(turns))]
-        made += mine
-    assert len(set(made)) == len(made)
-    if set(percents) == {100} and limit >= num_examples:
-        assert sorted(made) == list(range(num_examples))  # as in one process, and none too many
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One attempt

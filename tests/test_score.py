@@ -7,7 +7,7 @@ import random
 import shutil
 
 import pytest
-from conftest import call, flipped, loaded, pair, read_lines, refusal, scores_of, write_lines
+from conftest import call, loaded, pair, read_lines, record_of, refusal, scores_of, write_lines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -330,20 +330,6 @@ def test_band_within_groups_of_successive_examples(pairs):
     assert {(r["id"], r["rank"]) for r in found} == {("x05", 4), ("x06", 3), ("x08", 4), ("x13", 3), ("x18", 2)}
 
 
-def test_confirmed_examples_only(pairs):
-    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
-    records = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
-    records = [r | {"teacher_label": "not warm" if i in (10, 11) else r["label"]} for i, r in enumerate(records)]
-    how = (pairs, "energy", 0.8, 1.0, True)
-    found, counts = select_feedback(records, *how)
-    assert [(r["id"], r["rank"]) for r in found] == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
-    assert counts == {"unconfirmed": 2}
-    records[15]["teacher_label"] = "Warm"
-    assert "only 9 confirmed examples of the label 'not warm'" in refusal(select_feedback, records, *how)
-    del records[3]["teacher_label"]
-    assert "--confirmed: x03 has no teacher_label; run label" in refusal(select_feedback, records, *how)
-
-
 def test_near_duplicates_of_a_selected_one_are_left_out(pairs):
     """From the most OOD down. Overlap of two texts of six words with five in common, in order: 2 * 5 / 12 = .83."""
     records = [
@@ -396,7 +382,7 @@ def test_command_scores_and_selects(home, models, trained, pairs, tmp_path):
     feedback = read_lines(tmp_path / "feedback.jsonl")
     assert feedback == select_feedback(records, pairs, "energy", 0.5, 1.0)[0] and len(feedback) == 12
     assert list(feedback[0])[:6] == ["id", "first", "second", "label", "score", "rank"]
-    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    run = record_of(tmp_path / "scored.jsonl")
     assert run["counts"] == {"scored": 24, "correct": sum(r["correct"] for r in records), "selected": 12}
     assert run["means"]["energy"] == pytest.approx(sum(r["energy"] for r in records) / 24, abs=1e-3)
     assert "prediction" not in run["means"] and run["options"]["low"] == 0.5
@@ -472,7 +458,7 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     whole = read_examples(path, pairs, use=["energy"])[:36]
     found = read_lines(output)
     assert found == select_feedback(whole, pairs, "energy", 0.5, 0.8)[0] and len(found) > 8 and "group" in found[0]
-    record = json.loads((tmp_path / "fb.jsonl.run.json").read_text())
+    record = record_of(tmp_path / "fb.jsonl")
     assert record["counts"] == {"scored": 36, "selected": len(found)}
     assert record["means"] == {"energy": round(sum(r["energy"] for r in whole) / 36, 4)}
     none = ("--feedback-file", tmp_path / "none")
@@ -490,13 +476,30 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     assert all("group" in r for r in read_lines(tmp_path / "none"))
 
 
-def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
-    rows = [flipped(n) | {"answers": [flipped(n)["answer"], "b"], "teacher_label": "b", "energy": n} for n in range(12)]
-    rows[3]["teacher_label"] = "c"
-    path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
-    how = ("--task-file", home / "flip.toml", "--input-file", path, "--feedback-file", output, "--confirmed")
-    assert "selected by energy" in told_by(call("score_ood.py", *how), 0)
-    assert json.loads((tmp_path / "fb.jsonl.run.json").read_text())["counts"]["unconfirmed"] == 1
+def test_confirmed_examples_only(home, tmp_path):
+    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9.
+
+    Any right answer confirms: the teacher takes x09, which has two labels, for the other one.
+    """
+    rows = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
+    rows = [pair(0) | r | {"teacher_label": r["label"]} for r in rows]
+    rows[9] |= {"labels": ["Warm", "not warm"]}
+    for row in rows[9:12]:
+        row["teacher_label"] = "not warm"
+
+    def selected():
+        how = ("--low", 0.8, "--high", 1, "--confirmed", "--feedback-file", tmp_path / "fb.jsonl")
+        return select(home, write_lines(tmp_path / "in.jsonl", rows), *how)
+
+    assert "selected by energy" in told_by(selected(), 0)
+    found = [(r["id"], r["rank"]) for r in read_lines(tmp_path / "fb.jsonl")]
+    assert found == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
+    assert record_of(tmp_path / "fb.jsonl")["counts"]["unconfirmed"] == 2
+    (tmp_path / "fb.jsonl").unlink()
+    rows[15]["teacher_label"] = "Warm"
+    assert "only 9 confirmed examples of the label 'not warm'" in told_by(selected())
+    del rows[3]["teacher_label"]
+    assert "--confirmed: x03 has no teacher_label; run label" in told_by(selected())
 
 
 @pytest.mark.parametrize("errors", [0, 3])
@@ -525,18 +528,6 @@ def test_a_broken_student_is_a_message(name, more, home, trained, tmp_path):
     done = score(home, tmp_path / "nan", tmp_path, more, value)
     assert done.returncode == 1 and "energy is nan" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "scored.jsonl").exists() and not (tmp_path / "feedback.jsonl").exists()
-
-
-def test_files_of_the_user_are_never_lost(home, trained, tmp_path):
-    """The input as the feedback file, two outputs of one name, a feedback file of the user's."""
-    path = shutil.copy(home / "validation.jsonl", tmp_path / "some.jsonl")
-    for name, told in (("scored.jsonl", "two outputs have this name"), ("some.jsonl", "has no run record")):
-        assert told in told_by(score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / name))
-    files = ("--output-file", tmp_path / "scored.jsonl", "--feedback-file", path)
-    done = select(home, path, "--model", trained["bert"], "--overwrite", *files)
-    assert "is the input --input-file" in told_by(done)
-    assert path.read_bytes() == (home / "validation.jsonl").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"some.jsonl"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -606,7 +597,7 @@ def test_ood_file_without_labels_of_the_task(answers, home, trained, pairs, tmp_
     alone = scores_of(trained["bert"], pairs, read_examples(far_pairs(tmp_path, ["not warm"] * 4, "own.jsonl"), pairs))
     for name in ("energy", "msp", "entropy"):
         assert [r[name] for r in rows] == pytest.approx([s[name] for s in alone], abs=1e-4)
-    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    run = record_of(tmp_path / "scored.jsonl")
     table = detection(read_lines(tmp_path / "scored.jsonl"), rows)
     assert list(table) == ["energy", "msp", "entropy", "margin", "random"]
     assert run["ood_detection"] == table and run["counts"]["ood"] == 4 and run["counts"]["scored"] == 24

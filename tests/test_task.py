@@ -154,11 +154,6 @@ def test_prompt_with_feedback(variable, shown, tmp_path):
         assert plain == render_prompt(task, "train", SHOTS[:1], "Warm").user and "Unsure" not in plain
 
 
-def test_text2text_prompt(flip):
-    found = render_prompt(flip, "validation", [{"text": "a b", "answer": "b a"}], None)
-    assert found == ("", "Something different:\n\nText: a b\nAnswer: b a\n\nText:")
-
-
 def test_dollar_signs(tmp_path):
     text = changed(PAIRS, "First: $first\nSecond", "Cost: $$9\nFirst: ${first}\nSecond")
     task = load(changed(text, "Another that is", "For $$5 another that is"), tmp_path)
@@ -227,22 +222,6 @@ GOOD = {"first": "the sea", "second": "a boat"}
 )  # fmt: skip
 def test_parse_classification(completion, fields, reason, pairs):
     assert parse_completion(pairs, completion, "Warm") == (fields, reason)
-
-
-FLIPPED = {"text": "sun lake", "answer": "lake sun"}
-
-
-@pytest.mark.parametrize(
-    "completion, fields, reason",
-    [
-        (" sun lake\nAnswer: lake sun", FLIPPED, None),
-        ("Text: sun lake\nAnswer: lake sun", FLIPPED, None),
-        (" sun lake\nAnswer: lake sun\nText: a b\nAns", FLIPPED, None),
-        ("<think>\nText: no\nAnswer: no\n</think>\n\nsun lake\nAnswer: lake sun", FLIPPED, None),
-    ],
-)
-def test_parse_text2text(completion, fields, reason, flip):
-    assert parse_completion(flip, completion, None) == (fields, reason)
 
 
 LAST = "First: $first\nSecond: $second\nKind: $label"

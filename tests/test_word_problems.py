@@ -1,9 +1,7 @@
 """The second embedded task: equations by value, the grammar of word problems and its oracle."""
 
-import collections
 import math
 import operator
-import statistics
 from datetime import timedelta
 
 import pytest
@@ -94,21 +92,13 @@ def test_agreement_by_hand(prediction, target, agree):
 # Grammar and oracle
 
 
-ONE, LAST = "There were 12 loaves. 4 were burnt black.", "How many loaves was that?"
-
-
 def test_the_data_files_are_those_of_the_grammar(tmp_path):
     grammar.write_data(tmp_path)
     for name in ("seed_examples", "test", "test_zipf"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (ROOT / f"data/word_problems/{name}.jsonl").read_bytes()
-    seeds, test, zipf = (read_lines(tmp_path / f"{name}.jsonl") for name in ("seed_examples", "test", "test_zipf"))
-    assert set(collections.Counter((r["setting"], r["operation"]) for r in test).values()) == {5}
-    assert {r["group"] for r in test} == {"head", "tail"}
-    assert [statistics.mode(r[k] for r in zipf) for k in ("setting", "operation")] == ["bakery", "add"]
-    assert {grammar.topic_of(r["problem"]) for r in seeds} == {"bakery", "library", "harbour"}
-    assert all(grammar.oracle_equation(r["problem"]) == r["equation"] for r in seeds)
-    problems = [text_key(r["problem"]) for r in seeds + test + zipf]
-    assert len(set(problems)) == len(problems)
+    records = [r for path in tmp_path.glob("*.jsonl") for r in read_lines(path)]
+    assert all(grammar.oracle_equation(r["problem"]) == r["equation"] for r in records)
+    assert len({text_key(r["problem"]) for r in records}) == len(records)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +112,9 @@ WORD_PROBLEMS = load_task(ROOT / "prompts/word_problems.toml")
     ("12 minus 4", "check_failed"), ("12 / 0", "check_failed"), ("", "empty_field"),
 ])  # fmt: skip
 def test_an_equation_must_evaluate(equation, reason):
-    fields, found = parse_completion(WORD_PROBLEMS, f" {ONE} {LAST}\nEquation: {equation}", None)
+    fields, found = parse_completion(
+        WORD_PROBLEMS, f" There were 12 loaves. 4 were sold. How many are left?\nEquation: {equation}", None
+    )
     assert found == reason and fields["equation"] == equation
 
 
