@@ -187,17 +187,14 @@ def test_an_adapter_of_the_teacher_is_used(small_teacher, tmp_path):
     assert written["positive"] == continued(model, small_teacher, "positive") != plain
 
 
-@pytest.mark.parametrize(
-    "args, code, message",
-    [
-        (["--engine-args", '{"no_such_argument": 1}'], 1, "vLLM cannot start: .*no_such_argument"),
-        (["--engine-args", "[1]"], 2, "is a JSON object of arguments of vLLM's engine"),
-        (["--engine-args", "null"], 2, "is a JSON object of arguments of vLLM's engine"),
-        (["--engine-args", "{quantization"], 2, "is a JSON object of arguments of vLLM's engine"),
-        (["--engine-args", '{"dtype": "float32"}'], 2, "dtype has an option of its own"),
-        (["--lora", ROOT / "prompts"], 1, "--lora .*: no adapter_config.json in it"),
-    ],
-)
+@pytest.mark.parametrize("args, code, message", [
+    (["--engine-args", '{"no_such_argument": 1}'], 1, "vLLM cannot start: .*no_such_argument"),
+    (["--engine-args", "[1]"], 2, "is a JSON object of arguments of vLLM's engine"),
+    (["--engine-args", "null"], 2, "is a JSON object of arguments of vLLM's engine"),
+    (["--engine-args", "{quantization"], 2, "is a JSON object of arguments of vLLM's engine"),
+    (["--engine-args", '{"dtype": "float32"}'], 2, "dtype has an option of its own"),
+    (["--lora", ROOT / "prompts"], 1, "--lora .*: no adapter_config.json in it"),
+])  # fmt: skip
 def test_arguments_of_the_engine_and_adapters_are_checked(args, code, message, small_teacher, tmp_path):
     done = call(
         "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path, *args

@@ -515,16 +515,13 @@ def test_the_report_is_shown_beside_feedback(reported, command, models, fed_home
     assert done.returncode == 1 and "train.jsonl: --report-file has changed" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
-        (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
-        (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
-        (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
-        (lambda m: [m], "TypeError"),
-    ],
-)
+@pytest.mark.parametrize("change, told", [
+    (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
+    (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
+    (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
+    (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
+    (lambda m: [m], "TypeError"),
+])  # fmt: skip
 def test_a_report_that_is_none(change, told, reported, tmp_path):
     done = reported(change=change)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -136,17 +136,14 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
     assert [len(sent) for sent in engine.sent] == [3, 300]  # 128 + 128 + 44 at the root, first of all
 
 
-@pytest.mark.parametrize(
-    "texts, answer, probs",
-    [
-        (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
-        (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
-        (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
-        (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
-        (["**Equation:** 4", "It is:\n\nProblem: x\nEquation: 2 * 2", "1"], "4", {"4": 2 / 3, "1": 1 / 3}),
-        (["none", "at all", "!"], "", {}),
-    ],
-)
+@pytest.mark.parametrize("texts, answer, probs", [
+    (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
+    (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
+    (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
+    (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
+    (["**Equation:** 4", "It is:\n\nProblem: x\nEquation: 2 * 2", "1"], "4", {"4": 2 / 3, "1": 1 / 3}),
+    (["none", "at all", "!"], "", {}),
+])  # fmt: skip
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
 def test_majority_of_answers(texts, answer, probs, template, tokenizer):
     tokenizer.chat_template = template
@@ -154,27 +151,21 @@ def test_majority_of_answers(texts, answer, probs, template, tokenizer):
     assert found == {"teacher_label": answer, "label_probs": pytest.approx(probs)}
 
 
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("12 - 5", ""),
-        ("12 - 5\n\nBecause five of them", ""),
-        ("12 - 5\n\nProblem: There are 3", "12 - 5"),  # a base model in a chat template: the next example has begun
-    ],
-)
+@pytest.mark.parametrize("text, answer", [
+    ("12 - 5", ""),
+    ("12 - 5\n\nBecause five of them", ""),
+    ("12 - 5\n\nProblem: There are 3", "12 - 5"),  # a base model in a chat template: the next example has begun
+])  # fmt: skip
 def test_an_answer_that_is_cut_off_is_none(text, answer, tokenizer):
     found = label_records(FakeEngine([text], "length"), encoder_of(tokenizer), SUMS, [{"problem": "x"}], [])
     assert found == [{"teacher_label": answer}]
 
 
-@pytest.mark.parametrize(
-    "user, assistant, gap, end",
-    [
-        ("[{{ m.content }}]", " {{ m.content }}</s>", " ", "</s>"),  # Llama 2
-        ("[{{ m.content }}]", "<think></think>{{ m.content }} ]", "", "]"),  # the gap is blanks alone
-        ("{{ m.content }}", "{{ raise_exception('no') }}", "", "<|endoftext|>"),
-    ],
-)
+@pytest.mark.parametrize("user, assistant, gap, end", [
+    ("[{{ m.content }}]", " {{ m.content }}</s>", " ", "</s>"),  # Llama 2
+    ("[{{ m.content }}]", "<think></think>{{ m.content }} ]", "", "]"),  # the gap is blanks alone
+    ("{{ m.content }}", "{{ raise_exception('no') }}", "", "<|endoftext|>"),
+])  # fmt: skip
 def test_blanks_before_an_answer_and_the_end_of_its_turn_are_the_templates(user, assistant, gap, end, tokenizer):
     turn = f"{{% if m.role == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}"
     tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"

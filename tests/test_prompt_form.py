@@ -111,17 +111,14 @@ def is_review(text):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    "kind, form, stop, finish_reason",
-    [
-        # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
-        ("base", "completion", ["\n\n"], "stop"),
-        # In the chat form it runs into --max-tokens; where its next example begins the first one is whole
-        ("base", "auto", None, "length"),
-        ("chat", "chat", None, "stop"),
-        ("blank", "auto", None, "stop"),  # blank lines before its example: as a stop string they would leave nothing
-    ],
-)
+@pytest.mark.parametrize("kind, form, stop, finish_reason", [
+    # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
+    ("base", "completion", ["\n\n"], "stop"),
+    # In the chat form it runs into --max-tokens; where its next example begins the first one is whole
+    ("base", "auto", None, "length"),
+    ("chat", "chat", None, "stop"),
+    ("blank", "auto", None, "stop"),  # blank lines before its example: as a stop string they would leave nothing
+])  # fmt: skip
 def test_texts_of_base_and_chat_models_in_both_forms(kind, form, stop, finish_reason, sample, tmp_path):
     done, accepted, rejected, sent = sample(kind, "--prompt-form", form)
     assert done.returncode == 0, done.stderr

@@ -146,15 +146,12 @@ def test_writing_refuses_what_is_no_json_number(value, tmp_path):
 FULL = "No space left on device; free some"
 
 
-@pytest.mark.parametrize(
-    "error, words",
-    [
-        (OSError(errno.ENOSPC, "No space left on device", "a"), f"a: {FULL}"),
-        (Exception("I/O error: No space left on device (os error 28)"), f"a file: {FULL}"),
-        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "a file: torch could not write"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out of GPU memory: halve "),
-    ],
-)
+@pytest.mark.parametrize("error, words", [
+    (OSError(errno.ENOSPC, "No space left on device", "a"), f"a: {FULL}"),
+    (Exception("I/O error: No space left on device (os error 28)"), f"a file: {FULL}"),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "a file: torch could not write"),
+    (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out of GPU memory: halve "),
+])  # fmt: skip
 def test_what_the_machine_refuses_is_one_line(error, words):
     """Wherever it stands in the chain of causes."""
 

@@ -267,20 +267,17 @@ def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated)
     assert record["notes"]["not_taken"] == ["min_p", "seed"]
 
 
-@pytest.mark.parametrize(
-    "change, code, message",
-    [
-        ({"key": "wrong"}, 1, "set OPENAI_API_KEY to a key that this server takes"),
-        ({"model": "another"}, 1, r"--model another: .* has no such model; it has .*teacher"),
-        ({"path": "/v2"}, 1, "check the address, which mostly ends in /v1"),
-        ({"url": "http://me:secret@127.0.0.1/v1"}, 2, "without a key or password"),
-        ({"url": "127.0.0.1:8000"}, 2, "is http://host:port/v1"),
-        ({"url": "http://127.0.0.1/v1?key=secret"}, 2, "without a key or password"),
-        ({"url": "http://host:port/v1"}, 2, "is http://host:port/v1"),
-        ({"options": ["--tensor-parallel-size", "2"]}, 2, "is the server's own affair: leave it out"),
-        ({"options": ["--structured", "--reasoning-parser", "qwen3"]}, 2, "leave it out"),
-    ],
-)
+@pytest.mark.parametrize("change, code, message", [
+    ({"key": "wrong"}, 1, "set OPENAI_API_KEY to a key that this server takes"),
+    ({"model": "another"}, 1, r"--model another: .* has no such model; it has .*teacher"),
+    ({"path": "/v2"}, 1, "check the address, which mostly ends in /v1"),
+    ({"url": "http://me:secret@127.0.0.1/v1"}, 2, "without a key or password"),
+    ({"url": "127.0.0.1:8000"}, 2, "is http://host:port/v1"),
+    ({"url": "http://127.0.0.1/v1?key=secret"}, 2, "without a key or password"),
+    ({"url": "http://host:port/v1"}, 2, "is http://host:port/v1"),
+    ({"options": ["--tensor-parallel-size", "2"]}, 2, "is the server's own affair: leave it out"),
+    ({"options": ["--structured", "--reasoning-parser", "qwen3"]}, 2, "leave it out"),
+])  # fmt: skip
 def test_wrong_options_are_told_before_any_work(change, code, message, proxy, model, tmp_path, monkeypatch):
     monkeypatch.setattr(gold_server, "RETRIES", 0)
     monkeypatch.setenv("OPENAI_API_KEY", change.get("key", KEY))
@@ -320,15 +317,12 @@ def test_labels_of_a_server_are_those_of_the_engine(proxy, engine, labelled, mon
         assert b["label_probs"] == pytest.approx(a["label_probs"], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "text, first, found",
-    [  # by hand: .6 and .2 of .8
-        ("positive", {" positive": 0.6, "Neg": 0.2, "the": 0.2}, {"positive": 0.75, "negative": 0.25}),
-        ("**Negative**", {"**": 0.99, "pos": 0.01}, "negative"),  # the mark tells nothing
-        ("<think> so </think> positive", {"<think>": 1.0}, "positive"),
-        ("I cannot say.", {"I": 1.0}, ""),
-    ],
-)
+@pytest.mark.parametrize("text, first, found", [  # by hand: .6 and .2 of .8
+    ("positive", {" positive": 0.6, "Neg": 0.2, "the": 0.2}, {"positive": 0.75, "negative": 0.25}),
+    ("**Negative**", {"**": 0.99, "pos": 0.01}, "negative"),  # the mark tells nothing
+    ("<think> so </think> positive", {"<think>": 1.0}, "positive"),
+    ("I cannot say.", {"I": 1.0}, ""),
+])  # fmt: skip
 def test_the_first_token_of_a_chat_answer(text, first, found):
     """The shares of the labels, or where the token tells none apart the label that is written."""
     tokens = [SimpleNamespace(token=token, logprob=math.log(p)) for token, p in first.items()]

@@ -196,30 +196,27 @@ def test_label_prompt(tmp_path, pairs):
 GOOD = {"first": "the sea", "second": "a boat"}
 
 
-@pytest.mark.parametrize(
-    "completion, fields, reason",
-    [
-        (" the sea\nSecond: a boat", GOOD, None),
-        ("the sea  \n Second:a boat\n\n", GOOD, None),
-        ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
-        ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
-        # A chat model is not stopped: what follows a stop string is cut off
-        ("the sea\n\nSecond: a boat\n\nI hope that this helps!", GOOD, None),
-        (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
-        ("First: the sea\n\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
-        ("I cannot do that.", {}, "no_match"),
-        (" the sea\nThird: a boat", {}, "no_match"),
-        ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
-        (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
-        (" sea\nSecond: a boat", {"first": "sea", "second": "a boat"}, "too_short"),
-        (" the sea\nSecond: one two three four five six", GOOD | {"second": "one two three four five six"}, None),
-        (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
-        # Words of any script: min_words of first is 2, max_words of second 6
-        (" 京\nSecond: a boat", GOOD | {"first": "京"}, "too_short"),
-        (" 北京\nSecond: 屏幕非常非常好", {"first": "北京", "second": "屏幕非常非常好"}, "too_long"),
-        (" नमस्ते\nSecond: a boat", GOOD | {"first": "नमस्ते"}, "too_short"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("completion, fields, reason", [
+    (" the sea\nSecond: a boat", GOOD, None),
+    ("the sea  \n Second:a boat\n\n", GOOD, None),
+    ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
+    ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
+    # A chat model is not stopped: what follows a stop string is cut off
+    ("the sea\n\nSecond: a boat\n\nI hope that this helps!", GOOD, None),
+    (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
+    ("First: the sea\n\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
+    ("I cannot do that.", {}, "no_match"),
+    (" the sea\nThird: a boat", {}, "no_match"),
+    ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
+    (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
+    (" sea\nSecond: a boat", {"first": "sea", "second": "a boat"}, "too_short"),
+    (" the sea\nSecond: one two three four five six", GOOD | {"second": "one two three four five six"}, None),
+    (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
+    # Words of any script: min_words of first is 2, max_words of second 6
+    (" 京\nSecond: a boat", GOOD | {"first": "京"}, "too_short"),
+    (" 北京\nSecond: 屏幕非常非常好", {"first": "北京", "second": "屏幕非常非常好"}, "too_long"),
+    (" नमस्ते\nSecond: a boat", GOOD | {"first": "नमस्ते"}, "too_short"),
+])  # fmt: skip
 def test_parse_classification(completion, fields, reason, pairs):
     assert parse_completion(pairs, completion, "Warm") == (fields, reason)
 
@@ -227,16 +224,13 @@ def test_parse_classification(completion, fields, reason, pairs):
 LAST = "First: $first\nSecond: $second\nKind: $label"
 
 
-@pytest.mark.parametrize(
-    "completion, right",
-    [
-        (" the sea\nSecond: a boat\nKind: Warm", True),
-        (" the sea\nSecond: a boat", True),  # cut off by a stop string, say
-        (" the sea\nSecond: a boat\nKind: Warm\n\nFirst: the roof\nSecond: snow\nKind: not warm", True),
-        (" the sea\nSecond: a boat\nKind: not warm", False),  # not the label that was asked
-        (" the sea\nSecond: a boat\nKind: Warmest", False),
-    ],
-)
+@pytest.mark.parametrize("completion, right", [
+    (" the sea\nSecond: a boat\nKind: Warm", True),
+    (" the sea\nSecond: a boat", True),  # cut off by a stop string, say
+    (" the sea\nSecond: a boat\nKind: Warm\n\nFirst: the roof\nSecond: snow\nKind: not warm", True),
+    (" the sea\nSecond: a boat\nKind: not warm", False),  # not the label that was asked
+    (" the sea\nSecond: a boat\nKind: Warmest", False),
+])  # fmt: skip
 def test_label_at_the_end(completion, right, tmp_path):
     """What the teacher says of the label is read too: never part of a field, and never another label than asked."""
     task = load(changed(PAIRS, "Kind: $label\nFirst: $first\nSecond: $second", LAST), tmp_path)
@@ -345,19 +339,16 @@ CHECKED = FLIP.replace(
 ).replace('["text"]', '["text", "sum"]').replace("Answer: $answer", "Sum: $sum\nAnswer: $answer")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "completion, reason",
-    [
-        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 1", None),
-        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 2", "check_failed"),  # another value
-        ("I have 51 apples\nSum: 51 pears\nAnswer: 50 + 1", "check_failed"),  # not in the text
-        ("I have 51 apples\nSum: 1 apples\nAnswer: 0 + 1", "check_failed"),  # not as whole words
-        ("I have 51 apples\nSum: apples\nAnswer: 50 + 1", "check_failed"),  # no number
-        ("I have 51 or 52 apples\nSum: 51 or 52\nAnswer: 50 + 1", "check_failed"),  # two numbers
-        ("I have $1,200 here\nSum: $1,200\nAnswer: 600 * 2", None),
-        ("It is -3 here\nSum: -3\nAnswer: 2 - 5", None),
-    ],
-)
+@pytest.mark.parametrize("completion, reason", [
+    ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 1", None),
+    ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 2", "check_failed"),  # another value
+    ("I have 51 apples\nSum: 51 pears\nAnswer: 50 + 1", "check_failed"),  # not in the text
+    ("I have 51 apples\nSum: 1 apples\nAnswer: 0 + 1", "check_failed"),  # not as whole words
+    ("I have 51 apples\nSum: apples\nAnswer: 50 + 1", "check_failed"),  # no number
+    ("I have 51 or 52 apples\nSum: 51 or 52\nAnswer: 50 + 1", "check_failed"),  # two numbers
+    ("I have $1,200 here\nSum: $1,200\nAnswer: 600 * 2", None),
+    ("It is -3 here\nSum: -3\nAnswer: 2 - 5", None),
+])  # fmt: skip
 def test_gives_and_span_of(completion, reason, tmp_path):
     assert parse_completion(load(CHECKED, tmp_path), completion, None)[1] == reason
 
