@@ -5,10 +5,12 @@ Everything is made here, in a temporary folder: no download, no file of the repo
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import io
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -16,11 +18,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
 from bench.kill import environment
+from gold import engine, runs
 from gold.command import run_command
 from gold.task import load_task
 
@@ -169,6 +173,15 @@ def train(home: Path, model: Path, output: Path, *args: object, task: Path | str
     """train_student.py; task and data are names in home, or paths."""
     files = ("--train-file", home / data, "--output-dir", output)
     return call("train_student.py", "--task-file", home / task, "--model", model, *files, *args)
+
+
+def evaluate(task: Path, test_file: Path, output: Path, *args: object) -> subprocess.CompletedProcess:
+    files = ("--task-file", task, "--test-file", test_file, "--output-dir", output)
+    return call("evaluate.py", *files, *args)
+
+
+def metrics_in(output: Path) -> dict:
+    return json.loads((output / "metrics.json").read_text())
 
 
 def record_of(output: Path) -> dict:
@@ -467,3 +480,45 @@ def one_error(printed: str, *told: str) -> None:
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in printed, printed[-3000:]
     assert all(text in errors[0] for text in told), errors[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate.py with a scripted engine
+
+
+def scripted(answer):
+    """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
+    unfinished = []
+
+    def add_request(identifier, prompt, params):
+        text, finish_reason = answer(params.seed)
+        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
+        output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
+        unfinished.append(SimpleNamespace(request_id=identifier, **output))
+
+    inner = SimpleNamespace(add_request=add_request, step=lambda: [unfinished.pop()])
+    return SimpleNamespace(llm_engine=inner, reset_prefix_cache=lambda: None)
+
+
+def by_seed(seed: int) -> tuple[str, str]:
+    """A completion by chance: one in four is no example at all, the others come of 2 * 8 * 10."""
+    rng = random.Random(seed)
+    if rng.random() < 0.25:
+        return "I would rather not.", "stop"
+    return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
+
+
+@pytest.fixture
+def command(home, models, tmp_path, monkeypatch):
+    """generate.py by its command line: 6 examples, 4 for validation."""
+
+    def command(*args, folder="iter-00", answer=by_seed, llm=None):
+        monkeypatch.setattr(engine, "start_llm", lambda *args, **options: llm or scripted(answer))
+        monkeypatch.setattr(runs, "git_state", lambda: {"git_commit": "x"})  # two processes less
+        gc.collect()  # the lock of a run that was killed
+        return call(
+            "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
+            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
+        )  # fmt: skip
+
+    return command

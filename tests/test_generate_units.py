@@ -6,19 +6,17 @@ to give one completion of every kind of fault, or to be killed at every step. te
 
 import collections
 import contextlib
-import gc
 import itertools
 import json
 import math
-import random
 import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, encoder_of, pair, read_lines, write_lines
+from conftest import FED_PAIRS, PAIRS, by_seed, encoder_of, evaluate, metrics_in, pair, read_lines, write_lines
 
 import generate
-from gold import attempts, engine, runs, teacher
+from gold import attempts, runs, teacher
 from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
@@ -87,11 +85,10 @@ def test_many_attempts(pairs, pools):
 def measured(task_file, folder, rows: list[tuple[str, str]]) -> dict:
     """What evaluate.py writes into metrics.json of (label, prediction) pairs."""
     lines = [pair(n) | {"id": f"v{n}", "label": label, "prediction": said} for n, (label, said) in enumerate(rows)]
-    data, out = write_lines(folder / "scored.jsonl", lines), folder / "report"
-    how = ("--test-file", data, "--prediction-field", "prediction", "--num-resamples", 100, "--overwrite")
-    done = call("evaluate.py", "--task-file", task_file, *how, "--output-dir", out)
+    how = ("--prediction-field", "prediction", "--num-resamples", 100, "--overwrite")
+    done = evaluate(task_file, write_lines(folder / "scored.jsonl", lines), folder / "report", *how)
     assert done.returncode == 0, done.stderr
-    return json.loads((out / "metrics.json").read_text())
+    return metrics_in(folder / "report")
 
 
 def test_report_by_hand(home, pairs, flip, tmp_path):
@@ -200,46 +197,8 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
 # The stage, with a scripted engine
 
 
-def scripted(answer):
-    """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
-    unfinished = []
-
-    def add_request(identifier, prompt, params):
-        text, finish_reason = answer(params.seed)
-        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
-        output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
-        unfinished.append(SimpleNamespace(request_id=identifier, **output))
-
-    engine = SimpleNamespace(add_request=add_request, step=lambda: [unfinished.pop()])
-    return SimpleNamespace(llm_engine=engine, reset_prefix_cache=lambda: None)
-
-
-def by_seed(seed: int) -> tuple[str, str]:
-    """A completion by chance: one in four is no example at all, the others come of 2 * 8 * 10."""
-    rng = random.Random(seed)
-    if rng.random() < 0.25:
-        return "I would rather not.", "stop"
-    return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
-
-
 class Killed(BaseException):
     """The end of the process: nothing may catch it."""
-
-
-@pytest.fixture
-def command(home, models, tmp_path, monkeypatch):
-    """generate.py by its command line: 6 examples, 4 for validation."""
-
-    def command(*args, folder="iter-00", answer=by_seed, llm=None):
-        monkeypatch.setattr(engine, "start_llm", lambda *args, **options: llm or scripted(answer))
-        monkeypatch.setattr(runs, "git_state", lambda: {"git_commit": "x"})  # two processes less
-        gc.collect()  # the lock of a run that was killed
-        return call(
-            "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
-            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
-        )  # fmt: skip
-
-    return command
 
 
 @pytest.fixture
@@ -320,11 +279,8 @@ def test_the_engine_has_several_chunks_while_one_is_read(generated, monkeypatch)
     """Outputs come in any order (here the last first) and are matched by their ids."""
     monkeypatch.setattr(generate, "CHUNK", 8)
     monkeypatch.setattr(attempts, "WINDOW", 20)
-    parse, sent, ahead = generate.parse_completion, [], []
-    monkeypatch.setattr(generate, "parse_completion", lambda *args: ahead.append(len(sent)) or parse(*args))
-    how = ("--num-examples", 60, "--max-attempts", 500)
+    sent, how = [], ("--num-examples", 60, "--max-attempts", 500)
     counts, accepted, rejected = generated(*how, answer=lambda seed: sent.append(seed) or by_seed(seed))
-    assert all(n - i >= 12 for i, n in enumerate(ahead[:32])) and ahead[0] == 20
     assert counts["accepted_by_label"] == {"Warm": 30, "not warm": 30}
     assert len({(r["first"].lower(), r["second"].lower()) for r in accepted}) == 60
     for label in (0, 1):  # each attempt once, in turn

@@ -65,27 +65,20 @@ def test_the_prior_of_random_words(monkeypatch):
     assert prior_of_words(Engine, None, load_task(ROOT / "prompts/sst2.toml"), read, [], 0) == pytest.approx([0.8, 0.2])
     assert len(asked) == 20 and all(len(text) == 2 for text in asked)  # (3 + 1) / 2 words
     assert {word for text in asked for word in text} == {"a", "b", "c", "d"}
+    texts = calibration.random_texts(load_task(ROOT / "prompts/sst2.toml"), [{"text": ""}, {"text": " "}], 0)
+    assert {t["text"] for t in texts} == {""}  # fields without words
 
 
 def test_the_prior_of_a_batch_weighs_all_labels_alike():
     """Three negative texts of .9 and a certain one: 3.7 / 4; a positive one of .5 and a certain one: .5 / 2; their mean."""
     records = [{"label": name} for name in ("negative", "negative", "negative", "positive", "positive")]
     answers = [*[probs(negative=0.9, positive=0.1)] * 3, probs(negative=0.5, positive=0.5), None]
-    assert dict(zip(TASK.labels, prior_of_batch(TASK, records, answers), strict=True)) == pytest.approx(
-        {"negative": 0.5875, "positive": 0.4125}
-    )
-
-
-def test_a_label_without_a_text_in_the_batch_gets_none_of_the_others():
+    prior = dict(zip(TASK.labels, prior_of_batch(TASK, records, answers), strict=True))
+    assert prior == pytest.approx({"negative": 0.5875, "positive": 0.4125})
+    # A label without a text gets none of the others'
     answers = [probs(negative=0.85, positive=0.15)] * 6
     prior = prior_of_batch(TASK, [{"label": "negative"}] * 6, answers)
     assert {a["teacher_label"] for a in divided(TASK, answers, prior)} == {"negative"}
-
-
-def test_fields_without_words_make_random_texts_too():
-    records = [{"text": ""}, {"text": " "}]
-    texts = calibration.random_texts(load_task(ROOT / "prompts/sst2.toml"), records, 0)
-    assert {t["text"] for t in texts} == {""} and len({t["id"] for t in texts}) == 20
 
 
 def test_votes_are_counted_by_meaning(flip):

@@ -1,7 +1,8 @@
-"""Metrics, programmes and every metric through evaluate.py: by hand, and against the scorers that the field quotes."""
+"""Metrics, equations, programmes and every metric through evaluate.py: by hand, and against what the field quotes."""
 
 import collections
-import json
+import math
+import operator
 import re
 import string
 import timeit
@@ -9,11 +10,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import FLIP, PAIRS, call, read_lines, write_lines
+from conftest import FLIP, PAIRS, evaluate, metrics_in, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
+from gold.equations import MAX_LENGTH, equations_agree, evaluate_equation
 from gold.examples import read_examples
 from gold.metrics import chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
 from gold.programmes import optima_agree, optimum
@@ -222,6 +224,75 @@ def test_bootstrap_of_chrf_resamples_examples():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Equations
+
+VALUES = {
+    "12 - 5": 7, "( 12 - 5 ) * 3": 21, "84 / 4": 21, "7 / 2": 3.5, "-3 + 5": 2, "2 * -3": -6, " 1.5 +\t.5\n": 2, "2. + 2": 4,
+    "007": 7, "x = 12 - 5": 7, "X=7": 7,
+    "12-5*3": -3,  # the product first
+    "2 - 3 - 4": -5,  # from the left
+    "(" * 99 + "4" + ")" * 99: 4,
+    "9" * 150: float("9" * 150),
+    "9" * 180 + " * " + "9" * 16: float("9" * 180) * float("9" * 16),
+    "*".join(["9" * 60] * 3): 1e180,
+    "1 + " * 49 + "1": 50,
+}  # fmt: skip
+NO_VALUE = [
+    "1 / 0", "0 / 0", "9 / (3 - 3)", "2 ** 99", "2 * * 9", "7 // 2", "7 / / 2", "7 % 2", "1e3", "0x10", "1_000", "1,000", "3 4",
+    "2(3)", "(2)(3)", "1.2.3", ".", "", "   ", "()", "12 -", "( 12 - 5", "x", "x =", "xy = 3", "x = y = 3", "twelve - 5",
+    "abs(3)", "__import__('os')", "² + 1", "3 \u00d7 4", "1\x00",
+    "12 - 5 = 7",  # which side would count?
+    "٣ + 1", "\uff12 + 1",  # digits of other scripts, which float() would take
+    "1 + " * 50 + "1", "(" * 100 + "4" + ")" * 100,  # 201 characters
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, value", [*VALUES.items(), *((text, None) for text in NO_VALUE)])
+def test_values_of_equations_by_hand(text, value):
+    assert evaluate_equation(text) == (pytest.approx(value) if value is not None else None)
+
+
+MARKS = ["(", ")", "((((((((((", "))))))))))", "9" * 60, "0", ".", "5", " ", "/ 0", "**", "//", "x = ", "--", "+", "*"]
+
+
+@settings(deadline=1000, max_examples=200)
+@given(
+    text=st.text(max_size=300) | st.lists(st.sampled_from([*MARKS, "٣", "²", "e", "j", "\n"]), max_size=60).map("".join)
+)
+def test_any_equation_has_a_finite_value_or_none(text):
+    value = evaluate_equation(text)
+    assert value is None or (type(value) is float and math.isfinite(value) and len(text) <= MAX_LENGTH)
+    assert equations_agree(text, text) == (value is not None)
+
+
+TREES = st.recursive(
+    st.integers(0, 99).map(lambda n: (str(n), float(n))),
+    lambda tree: st.tuples(tree, st.sampled_from("+-*"), tree).map(
+        lambda t: (f"( {t[0][0]} {t[1]} {t[2][0]} )", SIGNS[t[1]](t[0][1], t[2][1]))
+    ),
+    max_leaves=8,
+)
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+@settings(deadline=None, max_examples=60)
+@given(tree=TREES)
+def test_a_tree_has_the_value_of_its_parts(tree):
+    text, value = tree
+    assert evaluate_equation(text) == (pytest.approx(value) if len(text) <= MAX_LENGTH else None)
+
+
+@pytest.mark.parametrize("prediction, target, agree", [
+    ("7", "12 - 5", True), ("(12-5)*3", "3 * ( 12 - 5 )", True), ("1 / 3", "0.333333333", True), ("0", "3 - 3", True),
+    ("12 - 5 * 3", "( 12 - 5 ) * 3", False), ("5 - 12", "12 - 5", False), ("1 / 3", "0.3333", False),
+    ("nonsense", "nonsense", False),  # no equation is not correct, whatever the target
+    ("1 / 0", "1 / 0", False), ("", "12 - 5", False),
+])  # fmt: skip
+def test_agreement_of_equations(prediction, target, agree):
+    assert equations_agree(prediction, target) is agree is equations_agree(target, prediction)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Linear programmes
 
 SOLVED = {
@@ -361,13 +432,10 @@ def test_right_labels_must_be_labels(pairs, tmp_path):
 def measured(tmp_path, task: str, rows: list[dict], *args: object):
     (tmp_path / "seed.jsonl").write_text("")
     (tmp_path / "task.toml").write_text(task)
-    write_lines(tmp_path / "test.jsonl", rows)
-    done = call(
-        "evaluate.py", "--task-file", tmp_path / "task.toml", "--test-file", tmp_path / "test.jsonl", "--output-dir",
-        tmp_path / "out", "--prediction-field", "said", "--num-resamples", 500, *args,
-    )  # fmt: skip
+    how = ("--prediction-field", "said", "--num-resamples", 500, *args)
+    done = evaluate(tmp_path / "task.toml", write_lines(tmp_path / "test.jsonl", rows), tmp_path / "out", *how)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((tmp_path / "out/metrics.json").read_text()), read_lines(tmp_path / "out/predictions.jsonl")
+    return done, metrics_in(tmp_path / "out"), read_lines(tmp_path / "out/predictions.jsonl")
 
 
 def values(numbers: dict) -> dict:

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import call, flipped, pair, read_lines, record_of, scores_of, train, write_lines
+from conftest import call, evaluate, flipped, metrics_in, pair, read_lines, record_of, scores_of, train, write_lines
 
 from gold.decoding import greedy_texts
 from gold.examples import read_examples
@@ -17,12 +17,11 @@ def trains(*args, **how) -> dict:
     return record_of(args[2])["counts"]
 
 
-def evaluate(task, model, data, output, *args):
-    """(the process, its metrics)"""
-    files = ("--model", model, "--test-file", data, "--output-dir", output)
-    done = call("evaluate.py", "--task-file", task, *files, *args)
+def measured(task, model, data, output, *args):
+    """(the process of evaluate.py, which has to end well, its metrics)"""
+    done = evaluate(task, data, output, "--model", model, *args)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((output / "metrics.json").read_text())
+    return done, metrics_in(output)
 
 
 def edited(home, tmp_path, name, old, new):
@@ -46,7 +45,7 @@ def test_answers_that_the_student_cannot_write_are_wrong(name, home, models, tmp
     counts = trains(home, models[name], student, "--num-train-epochs", 6, "--learning-rate", 1e-2, **how)
     measured = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
     assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in measured) == 0
-    _, metrics = evaluate(task, student, some, tmp_path / "out")
+    _, metrics = measured(task, student, some, tmp_path / "out")
     assert metrics["n"] == 20 and metrics["overall"]["exact_match"]["value"] == 0
     files = ("--input-file", some, "--output-file", tmp_path / "scored.jsonl")
     assert call("score_ood.py", "--task-file", task, "--model", student, *files).returncode == 0
@@ -105,7 +104,7 @@ def test_held_out_accuracy_is_what_evaluate_prints(name, dtype, home, models, tm
     task, student = home / "pairs.toml", tmp_path / "student"
     how = ("--num-train-epochs", 2, "--learning-rate", 5e-3, "--dtype", dtype)
     counts = trains(home, models[name], student, *how, data=write_lines(tmp_path / "train.jsonl", rows))
-    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
+    _, metrics = measured(task, student, student / "held_out.jsonl", tmp_path / "out")
     assert metrics["n"] > 15
     assert metrics["overall"]["accuracy"]["value"] == counts["held_out_accuracy"] > 0
 
@@ -120,7 +119,7 @@ def test_held_out_accuracy_is_that_of_the_metric(home, trained, tmp_path):
     done = train(home, trained["flip"], student, "--num-train-epochs", 1, "--max-target-length", 1, **how)
     assert " targets are longer than --max-target-length 1: cut" in done.stderr
     counts = record_of(student)["counts"]
-    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
+    _, metrics = measured(task, student, student / "held_out.jsonl", tmp_path / "out")
     assert metrics["overall"]["exact_match"]["value"] == counts["held_out_accuracy"] > 0.5
     assert all(" " not in r["prediction"] for r in read_lines(tmp_path / "out" / "predictions.jsonl"))
 
@@ -151,11 +150,11 @@ def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
     """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere."""
     task = edited(home, tmp_path, "pairs", 'target = "$label"', 'target = "a $label"')
     rows = [pair(n) | {"prediction": pair(n)["label"], "teacher_label": pair(n)["label"]} for n in range(6)]
-    files = ("--test-file", write_lines(tmp_path / "test.jsonl", rows), "--output-dir")
+    data = write_lines(tmp_path / "test.jsonl", rows)
     for field, right in (("teacher_label", 1.0), ("prediction", 0.0)):
-        done = call("evaluate.py", "--task-file", task, "--prediction-field", field, *files, tmp_path / field)
+        done = evaluate(task, data, tmp_path / field, "--prediction-field", field)
         assert done.returncode == 0, done.stderr
-        assert json.loads((tmp_path / field / "metrics.json").read_text())["overall"]["accuracy"]["value"] == right
+        assert metrics_in(tmp_path / field)["overall"]["accuracy"]["value"] == right
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,13 +176,13 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
          f"--max-source-length 512: {student} was trained with 4"),
         ("d", models["t5"], (), {"max_source_length": 512, "max_target_length": 128}, ""),  # a base model
     ):  # fmt: skip
-        done, _ = evaluate(task, model, data, tmp_path / name, *given)
+        done, _ = measured(task, model, data, tmp_path / name, *given)
         assert done.stderr.startswith(said) and bool(said) is ("was trained with" in done.stderr)
         kept = json.loads((tmp_path / name / "predictions.jsonl.run.json").read_text())["options"]
         assert expected.items() <= kept.items()
     assert read_lines(tmp_path / "a" / "predictions.jsonl") == read_lines(tmp_path / "b" / "predictions.jsonl")
     other = edited(home, tmp_path, "flip", "flip: $text", "turn: $text")
-    done, _ = evaluate(other, student, data, tmp_path / "e")
+    done, _ = measured(other, student, data, tmp_path / "e")
     said = f"student.source is 'turn: $text': {student} was trained with 'flip: $text'"
     assert done.stderr.splitlines()[0] == f"{other}: {said}"
     files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
@@ -195,8 +194,8 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
 def test_what_it_was_trained_with_must_be_readable(content, home, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "gold.json").write_text(content)
-    files = ("--test-file", home / "flip_train.jsonl", "--output-dir", tmp_path / "out")
-    done = call("evaluate.py", "--task-file", home / "flip.toml", "--model", tmp_path / "student", *files)
+    how = ("--model", tmp_path / "student")
+    done = evaluate(home / "flip.toml", home / "flip_train.jsonl", tmp_path / "out", *how)
     told = f"error: {tmp_path / 'student' / 'gold.json'}: must hold the lengths"
     assert done.returncode == 1 and done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -4,8 +4,8 @@ import os
 import signal
 
 import pytest
-from conftest import call, pair, read_lines, record_of, refusal, train, write_lines
-from test_generate_units import HOW, by_seed, command, number_of, scripted  # noqa: F401
+from conftest import by_seed, call, pair, read_lines, record_of, refusal, scripted, train, write_lines
+from test_generate_units import HOW, number_of
 
 from gold.attempts import Pools, draw_attempt, shares_of
 from gold.examples import example_key, read_examples
@@ -92,7 +92,7 @@ def test_records_of_people_are_never_dropped(tmp_path, pairs):
 
 
 @pytest.fixture
-def generated(command, tmp_path):  # noqa: F811
+def generated(command, tmp_path):
     """One shard of 24 training examples: what was printed, accepted and rejected."""
 
     def generated(shard, code=0, folder="iter-00", **how):

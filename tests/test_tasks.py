@@ -8,8 +8,11 @@ import random
 import re
 
 import pytest
-from conftest import ROOT, call, one_error
+from conftest import ROOT, call, one_error, read_lines
+from typer.testing import CliRunner
 
+from data import build_models
+from data import word_problems_grammar as grammar
 from gold import teacher
 from gold.attempts import Pools, draw_attempt
 from gold.examples import read_examples
@@ -17,6 +20,7 @@ from gold.parsing import copies_shot, parse_completion
 from gold.programmes import optimum
 from gold.prompts import known_label, render_label_prompt, render_prompt, split_example, structured_pattern
 from gold.task import load_task, render
+from gold.text import text_key
 
 PATHS = sorted((ROOT / "prompts").glob("*.toml"))
 
@@ -198,3 +202,41 @@ def test_what_a_list_cannot_show_is_refused(models, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     one_error(done.stderr, "--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The second embedded task
+
+WORD_PROBLEMS = load_task(ROOT / "prompts/word_problems.toml")
+
+
+@pytest.mark.parametrize("equation, reason", [
+    ("12 - 4", None), ("( 12 - 4 ) * 2", None), ("x = 12 - 4", None), ("1" + " + 1" * 8, "too_long"),
+    ("12 minus 4", "check_failed"), ("12 / 0", "check_failed"), ("", "empty_field"),
+])  # fmt: skip
+def test_an_equation_must_evaluate(equation, reason):
+    fields, found = parse_completion(
+        WORD_PROBLEMS, f" There were 12 loaves. 4 were sold. How many are left?\nEquation: {equation}", None
+    )
+    assert found == reason and fields["equation"] == equation
+
+
+def test_no_encoder_for_equations(tmp_path):
+    done = CliRunner().invoke(build_models.app, ["word_problems", "bert", "--output-dir", str(tmp_path)])
+    assert done.exit_code == 2 and "word_problems has none" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_target_without_a_value_is_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"problem": "a", "equation": "6 + 3"}\n{"problem": "b", "equation": "48 ÷ 2"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"test.jsonl:2: '48 ÷ 2' has no value, so no prediction could be correct"):
+        read_examples(path, WORD_PROBLEMS)
+
+
+def test_the_data_files_are_those_of_the_grammar(tmp_path):
+    grammar.write_data(tmp_path)
+    for name in ("seed_examples", "test", "test_zipf"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (ROOT / f"data/word_problems/{name}.jsonl").read_bytes()
+    records = [r for path in tmp_path.glob("*.jsonl") for r in read_lines(path)]
+    assert all(grammar.oracle_equation(r["problem"]) == r["equation"] for r in records)
+    assert len({text_key(r["problem"]) for r in records}) == len(records)
