@@ -7,7 +7,7 @@ import random
 import shutil
 
 import pytest
-from conftest import call, loaded, pair, read_lines, record_of, refusal, scores_of, write_lines
+from conftest import call, flipped, loaded, pair, read_lines, record_of, refusal, scores_of, write_lines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -477,14 +477,10 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
 
 
 def test_confirmed_examples_only(home, tmp_path):
-    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9.
-
-    Any right answer confirms: the teacher takes x09, which has two labels, for the other one.
-    """
+    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
     rows = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
     rows = [pair(0) | r | {"teacher_label": r["label"]} for r in rows]
-    rows[9] |= {"labels": ["Warm", "not warm"]}
-    for row in rows[9:12]:
+    for row in rows[10:12]:
         row["teacher_label"] = "not warm"
 
     def selected():
@@ -500,6 +496,15 @@ def test_confirmed_examples_only(home, tmp_path):
     assert "only 9 confirmed examples of the label 'not warm'" in told_by(selected())
     del rows[3]["teacher_label"]
     assert "--confirmed: x03 has no teacher_label; run label" in told_by(selected())
+
+
+def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
+    rows = [flipped(n) | {"answers": [flipped(n)["answer"], "b"], "teacher_label": "b", "energy": n} for n in range(12)]
+    rows[3]["teacher_label"] = "c"
+    path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
+    how = ("--task-file", home / "flip.toml", "--input-file", path, "--feedback-file", output, "--confirmed")
+    assert "selected by energy" in told_by(call("score_ood.py", *how), 0)
+    assert record_of(output)["counts"]["unconfirmed"] == 1
 
 
 @pytest.mark.parametrize("errors", [0, 3])
