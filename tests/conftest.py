@@ -486,6 +486,10 @@ def one_error(printed: str, *told: str) -> None:
 # generate.py with a scripted engine
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
 def scripted(answer):
     """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
     unfinished = []

@@ -88,6 +88,7 @@ BAD_OPTIONS = [  # script, options added, what is told
     ("generate.py", {"--feedback-label": "warm"}, "--feedback-label"),
     ("generate.py", {"--chat-template-kwargs": "{"}, "--chat-template-kwargs"),
     ("generate.py", {"--dtype": "float99"}, "--dtype"),
+    *(("generate.py", {"--shard": text}, "such as 0/4") for text in ("4/4", "a/b", "\u0661/\u0664")),
     ("label.py", {"--num-samples": 5}, "--num-samples"),  # it is a task with labels
     ("score_ood.py", {"--output-file": "."}, "--output-file"),
     ("train_student.py", {"--loss": "mse"}, "--loss"),

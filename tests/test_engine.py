@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, read_lines, run
+from conftest import ROOT, Killed, call, read_lines, run
 
 import generate
 from gold import engine
@@ -25,10 +25,6 @@ from gold.task import load_task
 pytestmark = pytest.mark.engine
 TASK = load_task(ROOT / "prompts/reviews.toml")
 REAL = ROOT / "data/models/smollm2-135m-instruct"
-
-
-class Stop(BaseException):
-    """The end of the process: nothing may catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +83,10 @@ def test_a_chunk_that_is_cut_off_is_sent_again_and_gives_the_same_files(sample, 
             append(path, records[:2])
             with path.open("a") as file:
                 file.write('{"id": "torn')
-            raise Stop
+            raise Killed
         append(path, records)
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(generate, "append_records", cut_off)
         sample(name="cut")
     assert (tmp_path / "cut/train.jsonl.partial").read_text().endswith('"torn')

@@ -13,7 +13,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import FED_PAIRS, PAIRS, by_seed, encoder_of, evaluate, metrics_in, pair, read_lines, write_lines
+from conftest import FED_PAIRS, PAIRS, Killed, by_seed, encoder_of, evaluate, metrics_in, pair, read_lines, write_lines
 
 import generate
 from gold import attempts, runs, teacher
@@ -195,10 +195,6 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage, with a scripted engine
-
-
-class Killed(BaseException):
-    """The end of the process: nothing may catch it."""
 
 
 @pytest.fixture

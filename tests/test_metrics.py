@@ -20,11 +20,6 @@ from gold.examples import read_examples
 from gold.metrics import chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
 from gold.programmes import optima_agree, optimum
 
-
-def by_metric(task, metric: str):
-    return task.model_copy(update={"metric": metric})
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # SQuAD, ROUGE-L and chrF
 
@@ -401,7 +396,7 @@ def test_no_text_is_slow():
     *((metric, ["cafe\u0301"], ["Caf\u00e9"], ["cafe"]) for metric in ("exact_match", "rouge_l", "chrf", "squad")),
 ])  # fmt: skip
 def test_any_right_answer_is_correct(metric, golds, correct, wrong, flip):
-    task, record = by_metric(flip, metric), {"target": golds[0], "answers": golds}
+    task, record = flip.model_copy(update={"metric": metric}), {"target": golds[0], "answers": golds}
     assert all(is_correct(task, p, record) for p in correct) and not any(is_correct(task, p, record) for p in wrong)
     assert not is_correct(task, golds[1], {"target": golds[0]}) if golds[1:] else True
 

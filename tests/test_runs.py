@@ -19,7 +19,7 @@ from subprocess import PIPE
 from unittest import mock
 
 import pytest
-from conftest import ROOT, refusal
+from conftest import ROOT, Killed, refusal
 
 import gold.fingerprint
 from gold.disk import beside
@@ -211,10 +211,6 @@ def test_seconds_of_all_sessions(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kills, full disks, two at once
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the code under test catches it."""
 
 
 def killed_at(step: int, work, error=Killed, names=("unlink", "replace", "open")) -> bool:

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from conftest import by_seed, call, pair, read_lines, record_of, refusal, scripted, train, write_lines
+from conftest import by_seed, pair, read_lines, record_of, refusal, scripted, train, write_lines
 from test_generate_units import HOW, number_of
 
 from gold.attempts import Pools, draw_attempt, shares_of
@@ -15,13 +15,6 @@ from gold.stopping import STOPPED
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names and sets
-
-
-@pytest.mark.parametrize("text", ["", "4/4", "-1/4", "a/b", "0/4/2", "0 / 4", "\u0661/\u0664"])
-def test_a_bad_shard_is_an_error_of_the_command_line(text, home):
-    how = ("--task-file", home / "pairs.toml", "--model", "none", "--output-dir", home)
-    done = call("generate.py", *how, "--shard", text)
-    assert done.returncode == 2 and "such as 0/4 to 3/4" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.fixture

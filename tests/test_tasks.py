@@ -85,7 +85,6 @@ def test_prompts_that_ask_for_an_example(path):
         start = start_of(task, label)
         users = [render_prompt(task, split, shots, label).user for split in ("train", "validation")]
         assert all(text.strip() in user for text in rendered[:3] for user in users)
-        assert "ignificantly different" in users[1]
         if task.prompt.feedback:
             users += [render_prompt(task, "train", shots, label, feedback, r).user for r in ("", report)]
         for user in users:
@@ -95,7 +94,7 @@ def test_prompts_that_ask_for_an_example(path):
                 assert [other for other in task.labels.values() if other in user] == [definition]
         for user in users[2:]:
             places = [user.index(text) for text in rendered]
-            assert places == sorted(places) and "unsure of them" in user[places[2] : places[3]]
+            assert places == sorted(places)
             assert (label or "") in user[places[-1] : -len(start)] and definition in user[places[-1] :]
         assert [user.count(report) for user in users[2:]] in ([], [0, 1])
 
@@ -158,8 +157,6 @@ def test_every_shot_has_the_label_asked_for(split):
         attempt = draw_attempt(task, 1, split, number, pools, OPTIONS)
         assert {shot["label"] for shot in attempt.shown} == {attempt.label}
         assert len(attempt.shots) == (3 if split == "train" else 2)
-    drawn = [draw_attempt(task, 1, "train", number, pools, OPTIONS) for number in range(200)]
-    assert 70 < sum(len(a.feedback) == 2 for a in drawn) < 130
 
 
 @every_task
@@ -215,9 +212,8 @@ WORD_PROBLEMS = load_task(ROOT / "prompts/word_problems.toml")
     ("12 minus 4", "check_failed"), ("12 / 0", "check_failed"), ("", "empty_field"),
 ])  # fmt: skip
 def test_an_equation_must_evaluate(equation, reason):
-    fields, found = parse_completion(
-        WORD_PROBLEMS, f" There were 12 loaves. 4 were sold. How many are left?\nEquation: {equation}", None
-    )
+    text = f" There were 12 loaves. 4 were sold. How many are left?\nEquation: {equation}"
+    fields, found = parse_completion(WORD_PROBLEMS, text, None)
     assert found == reason and fields["equation"] == equation
 
 
