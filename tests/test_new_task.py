@@ -77,6 +77,7 @@ def test_pairs_and_texts(made):
 
 @pytest.mark.parametrize("content, options, told", [
     (HOTELS.replace("Sentiment", "Mood"), [], "which column must the student produce? give --answer"),
+    ("text,label\n", [], "no rows in it; give twenty or more"),
     (HOTELS, ["--answer", "mood"], "--answer mood: no such column"),
     ("a,label\n" + "1,x\n2,y\n" * 9, [], "no column holds texts"),
     ("text,label\n" + "".join(f"mill no {n},x\n" for n in range(9)), [], "all 9 rows have the answer 'x'"),

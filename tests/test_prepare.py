@@ -392,6 +392,7 @@ HEAD = "sentence1\tsentence2\tlabel\n"
 @pytest.mark.parametrize("task, name, content, wanted", [
     ("rte", "a.tsv", "sentence1\tlabel\nP.\tentailment\n", "a.tsv:2: no column 'hypothesis' or 'sentence2'; found"),
     ("rte", "a.tsv", "index\tsentence1\tsentence2\n0\tP.\tH.\n", "a side with public labels"),
+    ("rte", "a.tsv", HEAD, "holds no rows"),
     ("rte", "a.tsv", HEAD + "P.\tH.\t-1\n", "none of its rows can be used"),
     ("rte", "a.tsv", HEAD + "P.\tH.\tneutral\n", "a.tsv:2: no such label: 'neutral'"),
     ("ag_news", "a.csv", '"5","T","D"\n"1","T","D"\n', "a.csv:2: no column 'text'"),
