@@ -48,7 +48,9 @@ def test_stored_predictions(home, tmp_path):
     numbers = [f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in map(metrics["overall"].get, head)]
     assert head == ["accuracy", "macro_f1"] and " ".join(shown) == f"all {' '.join(numbers)} n=12"
     assert any(line.split()[:3] == ["group", "tail", "0.000"] for line in done.stdout.splitlines())
-    assert sum("label Warm" in line for line in done.stdout.splitlines()) == 1
+    by_itself = measure(home, tmp_path / "b", *how[:2], "--group-by", "label", test=tmp_path / "some.jsonl")
+    for shown in (done.stdout, by_itself.stdout):
+        assert sum("label Warm" in line for line in shown.splitlines()) == 1
 
 
 def test_a_student_is_measured_by_its_predictions(home, trained, models, pairs, tmp_path):

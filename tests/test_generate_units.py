@@ -77,6 +77,8 @@ def test_many_attempts(pairs, pools):
     shown = collections.Counter(i for a in drawn for i in ids(a))
     assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
     assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
+    few = Pools(pools.seed[:2], pools.feedback[:1])  # fewer than asked for
+    assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
     for a in range(20):  # more labels than shots
         [shot] = draw_attempt(pairs, 0, "train", a, Pools(pools.seed), HOW | {"num_fewshot": 1}).shots
         assert shot["label"] == drawn[a].label

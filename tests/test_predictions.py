@@ -147,7 +147,7 @@ def test_labels_that_cannot_be_written(model, old, new, args, told, home, models
 
 
 def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
-    """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere."""
+    """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere. So texts."""
     task = edited(home, tmp_path, "pairs", 'target = "$label"', 'target = "a $label"')
     rows = [pair(n) | {"prediction": pair(n)["label"], "teacher_label": pair(n)["label"]} for n in range(6)]
     data = write_lines(tmp_path / "test.jsonl", rows)
@@ -155,6 +155,11 @@ def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
         done = evaluate(task, data, tmp_path / field, "--prediction-field", field)
         assert done.returncode == 0, done.stderr
         assert metrics_in(tmp_path / field)["overall"]["accuracy"]["value"] == right
+    task = edited(home, tmp_path, "flip", 'target = "$answer"', 'target = "it is: $answer"')
+    rows = [flipped(n) | {"teacher_label": flipped(n)["answer"] if n else ""} for n in range(4)]
+    done = evaluate(task, write_lines(data, rows), tmp_path / "texts", "--prediction-field", "teacher_label")
+    assert done.returncode == 0, done.stderr
+    assert [r["correct"] for r in read_lines(tmp_path / "texts/predictions.jsonl")] == [False, True, True, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call, read_lines, write_lines
 
-from data.prepare import TASKS, formulation_of, number_of
+from data.prepare import TASKS, formulation_of, number_of, variable_name
 from gold.examples import read_examples
 from gold.programmes import optimum
 from gold.task import load_task
@@ -272,6 +272,11 @@ def test_numbers_of_the_declarations():
         "twenty-five": 25, "-4": -4, "two hundred and five": 205, "1.5 million": 1_500_000, "three thousand two hundred": 3200,
     }  # fmt: skip
     assert {text: number_of(text) for text in numbers} == numbers
+
+
+def test_variables_are_words():
+    names = {"truck B.": "truck B", "2-piece": "type 2-piece", "children's café_bars": "childrens cafe bars"}
+    assert {text: variable_name(text) for text in names} == names
 
 
 # ---------------------------------------------------------------------------------------------------------------------

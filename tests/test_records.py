@@ -70,6 +70,12 @@ def test_a_record_ends_where_its_line_ends(end, mark, tmp_path):
     assert list(read_records(path)) == [(1, row), (3, row)]
 
 
+def test_a_label_column_called_target_is_kept_where_it_says_something_else(tmp_path, pairs):
+    rows = [FIELDS | {"target": target} for target in ("not warm", "0")]
+    same, other = read_examples(write_lines(tmp_path / "mine.jsonl", rows), pairs)
+    assert "original_target" not in same and other["original_target"] == "0" and other["target"] == "not warm"
+
+
 def test_ids_are_texts_or_whole_numbers_and_unique_over_files(tmp_path, pairs):
     numbered = write_lines(tmp_path / "numbered.jsonl", [FIELDS | {"id": n} for n in [0, 7, 10**20, None]])
     assert [e["id"] for e in read_examples(numbered, pairs)] == ["0", "7", f"{10**20}", "numbered:4"]

@@ -269,7 +269,7 @@ def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated)
 
 @pytest.mark.parametrize("change, code, message", [
     ({"key": "wrong"}, 1, "set OPENAI_API_KEY to a key that this server takes"),
-    ({"model": "another"}, 1, r"--model another: .* has no such model; it has .*teacher"),
+    ({"model": "llama3.1:8b"}, 1, r"--model llama3.1:8b: .* has no such model; it has .*teacher"),  # no name of the hub
     ({"path": "/v2"}, 1, "check the address, which mostly ends in /v1"),
     ({"url": "http://me:secret@127.0.0.1/v1"}, 2, "without a key or password"),
     ({"url": "127.0.0.1:8000"}, 2, "is http://host:port/v1"),

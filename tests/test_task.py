@@ -61,6 +61,7 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ('"classification"', '"text2text"', "metric: must be one of exact_match, equation_value, squad, rouge_l, "
          "optimum, chrf for text2text"),
         ('"accuracy"', '"f1"', "metric: must be one of accuracy"),
+        ('["first", "second"]', '["first", "second", "labels"]', "fields: ['first', 'second', 'labels'] and 'label' must di"),
         ('["first", "second"]', "[]", "fields: List should have at least 1 item"),
         ('"not warm" = "one or both belong to winter"\n', "", "labels: a classification task has two or more"),
         ('"one or both belong to winter"', '" "', "labels.not warm: "),
@@ -81,7 +82,7 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ("version = 1", "version = " + "[" * 5000, "not a readable TOML file"),
         # A field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
         *(('["first", "second"]', f'["first", "second", "{name}"]', f"fields: the name '{name}' is one")
-          for name in ("id", "energy_sum", "labels")),
+          for name in ("id", "energy_sum")),
     ]),
     (FLIP, "[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a classification task has two or more, a text2t"),
     (FLIP, "[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
