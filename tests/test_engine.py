@@ -179,8 +179,9 @@ def test_an_adapter_of_the_teacher_is_used(small_teacher, tmp_path):
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     paths = [path for end in ("", ".partial") for path in tmp_path.glob(f"train*.jsonl{end}")]
-    written = {r["label"]: r["completion"] for path in paths for r in read_lines(path)}
-    assert written["positive"] == continued(model, small_teacher, "positive") != plain
+    written = next(r["completion"] for path in paths for r in read_lines(path) if r["label"] == "positive")
+    # transformers knows no stop string
+    assert continued(model, small_teacher, "positive").startswith(written) and not plain.startswith(written)
 
 
 @pytest.mark.parametrize("args, code, message", [
