@@ -43,8 +43,8 @@ def test_answers_that_the_student_cannot_write_are_wrong(name, home, models, tmp
     task, student = home / "flip.toml", tmp_path / "student"
     how = {"task": task, "data": data}
     counts = trains(home, models[name], student, "--num-train-epochs", 6, "--learning-rate", 1e-2, **how)
-    measured = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
-    assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in measured) == 0
+    log = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
+    assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in log) == 0
     _, metrics = measured(task, student, some, tmp_path / "out")
     assert metrics["n"] == 20 and metrics["overall"]["exact_match"]["value"] == 0
     files = ("--input-file", some, "--output-file", tmp_path / "scored.jsonl")
