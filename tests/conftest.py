@@ -5,10 +5,12 @@ Everything is made here, in a temporary folder: no download, no file of the repo
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import io
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -16,11 +18,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
 from bench.kill import environment
+from gold import engine, runs
 from gold.command import run_command
 from gold.task import load_task
 
@@ -31,7 +35,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 ROOT = Path(__file__).parent.parent
 # The slow files, and those that share a run of the loop: one of the two workers begins with these, the other in the middle of
 # the tests, and who ends first takes half of what the other has left
-FIRST = ("kill", "edits", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
+FIRST = ("kill", "loop", "slurm", "interrupt", "shards", "engine", "running_text", "prompt_form", "torchrun")
 
 PAIRS = """
 name = "pairs"
@@ -165,6 +169,26 @@ def call(script: str, *args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def train(home: Path, model: Path, output: Path, *args: object, task: Path | str = "pairs.toml", data="train.jsonl"):
+    """train_student.py; task and data are names in home, or paths."""
+    files = ("--train-file", home / data, "--output-dir", output)
+    return call("train_student.py", "--task-file", home / task, "--model", model, *files, *args)
+
+
+def evaluate(task: Path, test_file: Path, output: Path, *args: object) -> subprocess.CompletedProcess:
+    files = ("--task-file", task, "--test-file", test_file, "--output-dir", output)
+    return call("evaluate.py", *files, *args)
+
+
+def metrics_in(output: Path) -> dict:
+    return json.loads((output / "metrics.json").read_text())
+
+
+def record_of(output: Path) -> dict:
+    """The run record beside an output."""
+    return json.loads(output.with_name(f"{output.name}.run.json").read_text())
+
+
 def refusal(function, *args, **options) -> str:
     """The message with which a call ends the stage: one line, as `error: ...`."""
     with pytest.raises(SystemExit) as caught:
@@ -192,6 +216,13 @@ def loaded(model: Path, task, source: int = 512, target: int = 128):
     student = load_student(str(model), task)
     student.lengths = {"max_source_length": source, "max_target_length": target}
     return student
+
+
+def encoder_of(tokenizer, **kwargs):
+    """How a teacher with this tokenizer gets its prompts."""
+    from gold.teacher import Encoder
+
+    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", kwargs, None)
 
 
 def scores_of(model: Path, task, examples: list[dict], batch_size: int = 64, target: int = 128, **how) -> list[dict]:
@@ -390,10 +421,7 @@ class Trained(dict):
         model = self.models[{"flip": "t5", "flip_bos": "bos"}.get(name, name)]
         with made_once(self.factory, f"trained-{name}") as folder:
             if not folder.exists():
-                done = call(
-                    "train_student.py", "--task-file", self.home / f"{task}.toml", "--model", model, "--output-dir", folder,
-                    "--train-file", self.home / data, *TRAINING,
-                )  # fmt: skip
+                done = train(self.home, model, folder, *TRAINING, task=f"{task}.toml", data=data)
                 assert done.returncode == 0, done.stderr
         self[name] = folder
         return folder
@@ -417,11 +445,6 @@ def embedded(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_teacher(embedded):
     return embedded / "teacher"
-
-
-@pytest.fixture(scope="session")
-def small_t5(embedded):
-    return embedded / "t5"
 
 
 @pytest.fixture(scope="session")
@@ -460,3 +483,49 @@ def one_error(printed: str, *told: str) -> None:
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in printed, printed[-3000:]
     assert all(text in errors[0] for text in told), errors[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate.py with a scripted engine
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def scripted(answer):
+    """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
+    unfinished = []
+
+    def add_request(identifier, prompt, params):
+        text, finish_reason = answer(params.seed)
+        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
+        output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
+        unfinished.append(SimpleNamespace(request_id=identifier, **output))
+
+    inner = SimpleNamespace(add_request=add_request, step=lambda: [unfinished.pop()])
+    return SimpleNamespace(llm_engine=inner, reset_prefix_cache=lambda: None)
+
+
+def by_seed(seed: int) -> tuple[str, str]:
+    """A completion by chance: one in four is no example at all, the others come of 2 * 8 * 10."""
+    rng = random.Random(seed)
+    if rng.random() < 0.25:
+        return "I would rather not.", "stop"
+    return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
+
+
+@pytest.fixture
+def command(home, models, tmp_path, monkeypatch):
+    """generate.py by its command line: 6 examples, 4 for validation."""
+
+    def command(*args, folder="iter-00", answer=by_seed, llm=None):
+        monkeypatch.setattr(engine, "start_llm", lambda *args, **options: llm or scripted(answer))
+        monkeypatch.setattr(runs, "git_state", lambda: {"git_commit": "x"})  # two processes less
+        gc.collect()  # the lock of a run that was killed
+        return call(
+            "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
+            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
+        )  # fmt: skip
+
+    return command

@@ -8,9 +8,8 @@ import re
 import tempfile
 
 import pytest
-from conftest import PAIRS, call, pair, read_lines, write_lines
+from conftest import PAIRS, evaluate, pair, read_lines, record_of, train, write_lines
 from huggingface_hub import ModelCard
-from test_generate_units import command  # noqa: F401
 
 from gold.cards import write_data_card
 from gold.task import load_task
@@ -34,14 +33,12 @@ def answers_of(folder, sources: list[str]) -> list[str]:
 
 
 def predictions(task_file, folder, test_file, output) -> list[dict]:
-    done = call(
-        "evaluate.py", "--task-file", task_file, "--model", folder, "--test-file", test_file, "--output-dir", output
-    )
+    done = evaluate(task_file, test_file, output, "--model", folder)
     assert done.returncode == 0, done.stderr
     return read_lines(output / "predictions.jsonl")
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "t5", "t5v11", "llama", "bos", "qwen2", "flip", "flip_bos"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "t5", "llama", "qwen2", "flip", "flip_bos"])
 def test_the_code_gives_the_answers_of_evaluate(name, trained, home, tmp_path):
     task, folder = "flip" if "flip" in name else "pairs", trained[name]
     test_file = home / "test.jsonl"
@@ -52,15 +49,13 @@ def test_the_code_gives_the_answers_of_evaluate(name, trained, home, tmp_path):
     assert answers_of(folder, [p["source"] for p in found]) == [p["prediction"] for p in found]
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "bos", "qwen2"])
+@pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
 def test_texts_that_are_cut_and_texts_with_control_tokens(name, models, home, tmp_path):
     """The code cuts the last field's end as evaluate.py does, and reads ".", which BPE joins with a newline, as trained."""
     task, output = home / f"{name}.toml", tmp_path / "student"
     task.write_text(PAIRS.replace('target = "$label"', 'target = "with $label"'))
-    done = call(
-        "train_student.py", "--task-file", task, "--model", models[name], "--train-file", home / "train.jsonl", "--output-dir",
-        output, "--max-source-length", 12, "--max-target-length", 12, "--num-train-epochs", 8, "--learning-rate", 1e-2,
-    )  # fmt: skip
+    how = ("--max-source-length", 12, "--max-target-length", 12, "--num-train-epochs", 8, "--learning-rate", 1e-2)
+    done = train(home, models[name], output, *how, task=task)
     assert done.returncode == 0, done.stderr
     ends = [".", "?", " beach" * 40, ". sun."] + [" [SEP] sun", " <|endoftext|> sun"] * (name in ("bert", "qwen2"))
     rows = [pair(n) | {"second": pair(n)["second"] + ends[n % len(ends)]} for n in range(20)]
@@ -74,7 +69,7 @@ def test_what_the_card_says(trained, home):
     assert card.data.pipeline_tag == "text-classification" and card.data.library_name == "transformers"
     assert card.data.license is None and "**Licence: not stated yet.**" in card.text
     assert card.data.base_model is None  # a folder: the hub takes names alone
-    counts = json.loads((trained["bert"].parent / f"{trained['bert'].name}.run.json").read_text())["counts"]
+    counts = record_of(trained["bert"])["counts"]
     for told in ("| num\\_train\\_epochs | 30.0 |", "| learning\\_rate | 0.01 |", "| Warm | Warm | both belong to summer |",
                  f"| {home / 'train.jsonl'} | 60 | not known | none |".replace("_", "\\_"),
                  f"{counts['held_out_accuracy']:.3f} \\[", "max\\_source\\_length | 512 |"):  # fmt: skip
@@ -88,10 +83,8 @@ def test_texts_of_a_task_stay_text(models, home, tmp_path):
     (tmp_path / "nasty.toml").write_text(text.replace('"seed.jsonl"', '"nasty.jsonl"'), encoding="utf-8")
     rows = [pair(n) | ({"label": "W|`#"} if n % 2 == 0 else {}) | {"first": f"```\n# {n}\n{{x}}"} for n in range(40)]
     file = write_lines(tmp_path / "nasty.jsonl", rows)
-    done = call(
-        "train_student.py", "--task-file", tmp_path / "nasty.toml", "--model", models["bert"], "--train-file", file,
-        "--output-dir", tmp_path / "student", "--num-train-epochs", 1,
-    )  # fmt: skip
+    how = {"task": tmp_path / "nasty.toml", "data": file}
+    done = train(home, models["bert"], tmp_path / "student", "--num-train-epochs", 1, **how)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "student/README.md").read_text(encoding="utf-8")
     assert ModelCard(card).data.pipeline_tag == "text-classification"
@@ -120,7 +113,7 @@ def load(folder) -> dict[str, list[dict]]:
         return {name: list(split) for name, split in load_dataset(str(folder), cache_dir=cache).items()}
 
 
-def test_generated_files_load_to_the_letter(command, tmp_path):  # noqa: F811
+def test_generated_files_load_to_the_letter(command, tmp_path):
     """Every field of both splits, whatever its texts look like; rejects, run records and students beside them are no data."""
     done = command("--num-examples", 2 * len(HOSTILE))
     assert done.returncode == 0, done.stderr
@@ -143,21 +136,12 @@ def test_shards_and_label_probs_load(home, tmp_path):
     text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
-    write_data_card(
-        tmp_path,
-        task,
-        {"verify": True, "shard": "0/2", "num_validation": 0, "overwrite": False, "model": "a: b #\n---"},
-    )
+    options = {"verify": True, "shard": "0/2", "num_validation": 0, "overwrite": False, "model": "a: b #\n---"}
+    write_data_card(tmp_path, task, options)
     rest = {
-        "source": "s",
-        "target": "t",
-        "task": "pairs",
-        "iteration": 1,
-        "split": "train",
-        "feedback": True,
-        "shots": ["a"],
-    }
-    rest |= {"sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null"}
+        "source": "s", "target": "t", "task": "pairs", "iteration": 1, "split": "train", "feedback": True, "shots": ["a"],
+        "sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null",
+    }  # fmt: skip
     rows = [{"id": f"{n}", "first": "007" * n, "second": "x", "label": "null", **rest,
              "label_probs": {"null": 0.1, "not warm": 1e-9}} for n in (1, 2)]  # fmt: skip
     for n, row in enumerate(rows):

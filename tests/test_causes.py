@@ -1,68 +1,14 @@
-"""One line with the cause of a library's error: hand-made errors, and what the installed libraries really raise."""
+"""One line with the cause of a library's error, as the installed libraries raise it; test_engine.py has vLLM's."""
 
 import json
 import shutil
 
 import pytest
-from conftest import call, one_error
-
-from gold.causes import cause_of, chain_of
-
-
-def raised(error: Exception, cause: Exception, explicit: bool = True) -> Exception:
-    """The error as it is caught after `raise error from cause`, or a plain `raise error` while the cause is handled."""
-    setattr(error, "__cause__" if explicit else "__context__", cause)
-    return error
-
-
-@pytest.mark.parametrize(
-    "error, told",
-    [
-        (ValueError("no such thing"), "no such thing"),
-        (ValueError(""), "ValueError('')"),
-        (KeyError("a.weight"), "KeyError: 'a.weight'"),
-        (ValueError("First says it.\nSecond adds to it."), "First says it."),
-        (ValueError("Nothing worked:\n (1) one,\n\n (2) two"), "Nothing worked: (1) one, (2) two"),
-        (raised(RuntimeError("For details look at the above report!"), OSError("it is torn")), "it is torn"),
-        (raised(RuntimeError("Engine core initialization failed. See root cause above."), OSError("no GPU"), False), "no GPU"),
-        (raised(RuntimeError(""), OSError("")), "RuntimeError('')"),
-        (ValueError("a " * 300), "a " * 198 + "..."),
-        (raised(RuntimeError("outer says it"), OSError("inner")), "outer says it"),
-    ],
-)  # fmt: skip
-def test_the_cause_by_hand(error, told):
-    assert cause_of(error) == told
-
-
-def test_a_suppressed_context_is_no_cause():
-    error = raised(RuntimeError(""), OSError("inner"), explicit=False)
-    assert cause_of(error) == "inner"
-    error.__suppress_context__ = True  # `raise ... from None`
-    assert len(chain_of(error)) == 1 and cause_of(error) == "RuntimeError('')"
-
-
-def test_the_messages_of_a_pydantic_error():
-    """As vLLM's configs raise them: "1 validation error for VllmConfig" is no cause."""
-    import pydantic
-
-    class Config(pydantic.BaseModel):
-        length: int = pydantic.Field(gt=0)
-        name: str = ""
-
-        @pydantic.field_validator("name")
-        @classmethod
-        def known(cls, value):
-            raise ValueError(f"{value} is\nno name")
-
-    with pytest.raises(pydantic.ValidationError, match="2 validation errors for Config\n") as caught:
-        Config(length=0, name="x")
-    for error in (caught.value, raised(RuntimeError(""), caught.value)):
-        assert cause_of(error) == "length: Input should be greater than 0; name: x is no name"
+from conftest import one_error, train
 
 
 def refused(home, model, tmp_path, *told):
-    data = ("--task-file", home / "pairs.toml", "--train-file", home / "train.jsonl")
-    done = call("train_student.py", *data, "--model", model, "--output-dir", tmp_path / "student")
+    done = train(home, model, tmp_path / "student")
     assert done.returncode == 1
     one_error(done.stderr, f"error: --model {model}: ", *told)
     assert "above report" not in done.stderr

@@ -87,12 +87,10 @@ BAD_OPTIONS = [  # script, options added, what is told
     ("generate.py", {"--feedback-rate": 1.5}, "--feedback-rate"),
     ("generate.py", {"--feedback-label": "warm"}, "--feedback-label"),
     ("generate.py", {"--chat-template-kwargs": "{"}, "--chat-template-kwargs"),
-    ("generate.py", {"--chat-template-kwargs": "[1]"}, "--chat-template-kwargs"),
     ("generate.py", {"--dtype": "float99"}, "--dtype"),
+    *(("generate.py", {"--shard": text}, "such as 0/4") for text in ("4/4", "a/b", "\u0661/\u0664")),
     ("label.py", {"--num-samples": 5}, "--num-samples"),  # it is a task with labels
-    ("label.py", {"--output-file": "."}, "--output-file"),
     ("score_ood.py", {"--output-file": "."}, "--output-file"),
-    ("score_ood.py", {"--feedback-file": "."}, "--feedback-file"),
     ("train_student.py", {"--loss": "mse"}, "--loss"),
     ("train_student.py", {"--learning-rate": "fast"}, "--learning-rate"),
     ("score_ood.py", {"--low": 0.5, "--high": 0.5}, "--low"),
@@ -199,7 +197,7 @@ def test_paths_that_are_not_there(script, command, home, tmp_path):
 OWN = {
     "generate.py": ["train.jsonl", "validation.jsonl"],  # where the second is the user's, the first is not begun
     "label.py": ["labelled.jsonl"], "train_student.py": ["notes.txt"], "score_ood.py": ["scored.jsonl"],
-    "evaluate.py": ["predictions.jsonl"],
+    "evaluate.py": ["predictions.jsonl", "metrics.json"],
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import random
 import re
 
 import pytest
-from conftest import call, loaded, make_bpe, one_error, pair
+from conftest import loaded, make_bpe, one_error, pair, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,20 +181,17 @@ def test_reviews_in_another_script_are_told(tokenizers):
 ENDS, BLANKS = "1 lose their line ends", "1 lose their runs of blanks"
 
 
-@pytest.mark.parametrize(
-    ("kind", "text", "told"),
-    [
-        ("t5", "the < cat { sun", ["1 of 2 sources hold .*: 18.2% of their characters are .*, most often '<' '{';"]),
-        ("t5", "the big\ncat", [f"of 2 sources {ENDS}: "]),
-        ("t5", "the  big\n\ncat", [f"of 2 sources {ENDS}, {BLANKS}: "]),
-        ("t5", "the < cat  is { sun", ["most often '<' '{'", BLANKS]),  # an unknown token makes no run
-        ("t5", "the\u00a0big\u2026 Cat", ["most often 'C';"]),  # NFKC: blank and three dots
-        ("bert", "The Cat\t is <[", [f"of 2 sources {BLANKS}: "]),
-        ("deberta", "the\u00a0big cat\u2026", [r"most often '\\xa0' '…';"]),
-        ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
-        ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
-    ],
-)
+@pytest.mark.parametrize(("kind", "text", "told"), [
+    ("t5", "the < cat { sun", ["1 of 2 sources hold .*: 18.2% of their characters are .*, most often '<' '{';"]),
+    ("t5", "the big\ncat", [f"of 2 sources {ENDS}: "]),
+    ("t5", "the  big\n\ncat", [f"of 2 sources {ENDS}, {BLANKS}: "]),
+    ("t5", "the < cat  is { sun", ["most often '<' '{'", BLANKS]),  # an unknown token makes no run
+    ("t5", "the\u00a0big\u2026 Cat", ["most often 'C';"]),  # NFKC: blank and three dots
+    ("bert", "The Cat\t is <[", [f"of 2 sources {BLANKS}: "]),
+    ("deberta", "the\u00a0big cat\u2026", [r"most often '\\xa0' '…';"]),
+    ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
+    ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
+])  # fmt: skip
 def test_what_a_tokenizer_drops_is_told(kind, text, told, tokenizers):
     for line, part in zip(lines_of(tokenizers[kind], ["the cat", text]), told, strict=True):
         assert re.search(part, line), line
@@ -252,13 +249,6 @@ def test_spelled_control_tokens_do_not_shift_a_cut(tokenizers, pairs):
 # Heads
 
 
-def train_with_new_head(home, base, output, *args):
-    return call(
-        "train_student.py", "--task-file", home / "pairs.toml", "--model", base, "--train-file", home / "train.jsonl",
-        "--output-dir", output, "--num-train-epochs", 1, "--learning-rate", 0, "--weight-decay", 0, *args,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("names", [["bad", "fair", "good"], ["up", "down"]])
 def test_a_new_head_for_other_labels(names, tmp_path, home, tokenizers, pairs):
     """A checkpoint of three labels, and one of two, whose head would fit and mean something else; DeBERTa has no sdpa."""
@@ -274,8 +264,9 @@ def test_a_new_head_for_other_labels(names, tmp_path, home, tokenizers, pairs):
     hf.set_seed(1)
     hf.DebertaV2ForSequenceClassification(config).save_pretrained(base)
     tokenizers["deberta"].save_pretrained(base)
-    one_error(train_with_new_head(home, base, student).stderr, str(names), "['Warm', 'not warm']", "--new-head")
-    done = train_with_new_head(home, base, student, "--new-head")
+    still = ("--num-train-epochs", 1, "--learning-rate", 0, "--weight-decay", 0)
+    one_error(train(home, base, student, *still).stderr, str(names), "['Warm', 'not warm']", "--new-head")
+    done = train(home, base, student, *still, "--new-head")
     assert done.returncode == 0, done.stderr
     saved = json.loads((student / "config.json").read_text())
     assert saved["id2label"] == {"0": "Warm", "1": "not warm"} and saved["label2id"] == {"Warm": 0, "not warm": 1}

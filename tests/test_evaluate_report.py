@@ -3,33 +3,17 @@
 import json
 
 import pytest
-from conftest import call, fitted, flipped, pair, read_lines, write_lines
+from conftest import call, evaluate, flipped, metrics_in, pair, read_lines, scores_of, write_lines
 
 from gold.examples import read_examples
-from gold.predict import predict
-from gold.student import lengths_of, load_trained
 from gold.text import distinct_2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # evaluate.py
 
 
-def evaluate(home, output, *args, task="pairs", test="test.jsonl"):
-    how = (
-        "--task-file",
-        home / f"{task}.toml",
-        "--test-file",
-        home / test,
-        "--output-dir",
-        output,
-        "--num-resamples",
-        500,
-    )
-    return call("evaluate.py", *how, *args)
-
-
-def metrics_in(folder):
-    return json.loads((folder / "metrics.json").read_text())
+def measure(home, output, *args, task="pairs", test="test.jsonl"):
+    return evaluate(home / f"{task}.toml", home / test, output, "--num-resamples", 500, *args)
 
 
 def test_stored_predictions(home, tmp_path):
@@ -40,7 +24,7 @@ def test_stored_predictions(home, tmp_path):
     rows += [pair(2 * i + 1) | {"teacher_label": a, "group": 7} for i, a in enumerate(others)]
     write_lines(tmp_path / "some.jsonl", rows)
     how = ("--prediction-field", "teacher_label", "--group-by", "group")
-    done = evaluate(home, tmp_path / "out", *how, test=tmp_path / "some.jsonl")
+    done = measure(home, tmp_path / "out", *how, test=tmp_path / "some.jsonl")
     assert done.returncode == 0, done.stderr
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["metrics.json", "predictions.jsonl", "predictions.jsonl.run.json"]
@@ -64,49 +48,33 @@ def test_stored_predictions(home, tmp_path):
     numbers = [f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in map(metrics["overall"].get, head)]
     assert head == ["accuracy", "macro_f1"] and " ".join(shown) == f"all {' '.join(numbers)} n=12"
     assert any(line.split()[:3] == ["group", "tail", "0.000"] for line in done.stdout.splitlines())
-    assert sum("label Warm" in line for line in done.stdout.splitlines()) == 1
+    by_itself = measure(home, tmp_path / "b", *how[:2], "--group-by", "label", test=tmp_path / "some.jsonl")
+    for shown in (done.stdout, by_itself.stdout):
+        assert sum("label Warm" in line for line in shown.splitlines()) == 1
 
 
-def test_group_by_the_label_itself_is_shown_once(home, tmp_path):
-    write_lines(tmp_path / "some.jsonl", [pair(n) | {"said": "Warm"} for n in range(4)])
-    args = ("--prediction-field", "said", "--group-by", "label")
-    done = evaluate(home, tmp_path / "out", *args, test=tmp_path / "some.jsonl")
-    assert done.returncode == 0 and sum("label Warm" in line for line in done.stdout.splitlines()) == 1
-
-
-@pytest.mark.parametrize("kind", ["pairs", "flip"])
-def test_a_student_is_measured_by_its_predictions(kind, home, models, pairs, flip, tmp_path):
-    """An untrained encoder, or a T5 after a few steps: every other answer is what it predicts, when loaded before."""
-    task, file = {"pairs": (pairs, "test.jsonl"), "flip": (flip, "flip_train.jsonl")}[kind]
-    examples, model = read_examples(home / file, task)[:12], str(models["bert"])
-    if kind == "flip":
-        model = str(tmp_path / "student")
-        fitted(models["t5"], task, examples, [], tmp_path / "student", num_train_epochs=10)
-    predicted = predict(load_trained(model, task, lengths_of(model), "float32"), examples, 8)
-    other = {"warm": "not warm", "not warm": "Warm"}
-    answers = [other.get(p, "other") if i % 2 else p for i, p in enumerate(predicted)]
-    fields = [{name: e[name] for name in task.fields} for e in examples]
-    rows = [f | {task.answer_field: a, "group": i % 3} for i, (f, a) in enumerate(zip(fields, answers, strict=True))]
-    how = {"task": kind, "test": write_lines(tmp_path / "test.jsonl", rows)}
-    args = ("--model", model, "--group-by", "group")
-    done = evaluate(home, tmp_path / "a", *args, "--per-device-eval-batch-size", 4, **how)
+def test_a_student_is_measured_by_its_predictions(home, trained, models, pairs, tmp_path):
+    """Every other answer is what it predicts, when asked before."""
+    examples = read_examples(home / "test.jsonl", pairs)[:12]
+    predicted = [s["prediction"] for s in scores_of(trained["bert"], pairs, examples)]
+    answers = [{"warm": "not warm", "not warm": "Warm"}[p] if i % 2 else p for i, p in enumerate(predicted)]
+    rows = [{"first": e["first"], "second": e["second"]} for e in examples]
+    rows = [r | {"label": a, "group": i % 3} for i, (r, a) in enumerate(zip(rows, answers, strict=True))]
+    test, args = write_lines(tmp_path / "test.jsonl", rows), ("--model", trained["bert"], "--group-by", "group")
+    done = measure(home, tmp_path / "a", *args, "--per-device-eval-batch-size", 4, test=test)
     assert done.returncode == 0, done.stderr
     predictions, metrics = read_lines(tmp_path / "a/predictions.jsonl"), metrics_in(tmp_path / "a")
     assert [p["prediction"] for p in predictions] == predicted
     assert [p["correct"] for p in predictions] == [True, False] * 6
-    assert [m[metrics["metric"]]["value"] for m in (metrics["overall"], *metrics["by_group"].values())] == [0.5] * 4
-    classes = {"no_label", "by_label", "confusion"} if task.labels else set()
-    assert set(metrics) == {"task", "metric", "test_file", "n", "overall", "by_group"} | classes
-    again = evaluate(home, tmp_path / "a", *args, **how)
+    assert [m["accuracy"]["value"] for m in (metrics["overall"], *metrics["by_group"].values())] == [0.5] * 4
+    again = measure(home, tmp_path / "a", *args, test=test)
     assert again.returncode == 0 and "up to date" in again.stderr
-    other = evaluate(home, tmp_path / "a", "--model", models["llama"], "--group-by", "group", **how)
-    difference = "--model has changed" if kind == "pairs" else "was made with --max-source-length 64, now 512"
-    assert other.returncode == 1 and difference in other.stderr
+    other = measure(home, tmp_path / "a", "--model", models["bert"], "--group-by", "group", test=test)
+    assert other.returncode == 1 and "--model has changed" in other.stderr
     # The same numbers come from the predictions that it left
-    how["test"] = tmp_path / "a/predictions.jsonl"
-    args = ("--prediction-field", "prediction", "--group-by", "group")
-    assert evaluate(home, tmp_path / "b", *args, **how).returncode == 0
-    assert metrics_in(tmp_path / "b") == metrics | {"test_file": str(how["test"])}
+    test, args = tmp_path / "a/predictions.jsonl", ("--prediction-field", "prediction", "--group-by", "group")
+    assert measure(home, tmp_path / "b", *args, test=test).returncode == 0
+    assert metrics_in(tmp_path / "b") == metrics | {"test_file": str(test)}
 
 
 def test_each_further_test_file_has_a_folder(home, tmp_path):
@@ -116,15 +84,15 @@ def test_each_further_test_file_has_a_folder(home, tmp_path):
     for path, count in ((one, 4), (two, 1), (same, 4)):
         write_lines(path, rows[:count])
     how = ("--prediction-field", "said", "--test-file", two)
-    done = evaluate(home, tmp_path / "out", *how, "--dry-run", test=one)
+    done = measure(home, tmp_path / "out", *how, "--dry-run", test=one)
     assert (
         done.stdout.splitlines()[1] == f"would measure said on 1 records of {two}" and not (tmp_path / "out").exists()
     )
-    assert evaluate(home, tmp_path / "out", *how, test=one).returncode == 0
+    assert measure(home, tmp_path / "out", *how, test=one).returncode == 0
     assert [metrics_in(folder)["n"] for folder in (tmp_path / "out", tmp_path / "out/two")] == [4, 1]
-    again = evaluate(home, tmp_path / "out", *how, test=one)
+    again = measure(home, tmp_path / "out", *how, test=one)
     assert again.returncode == 0 and again.stderr.count("up to date") == 2 and not again.stdout
-    done = evaluate(home, tmp_path / "out", *how, "--test-file", same, test=one)
+    done = measure(home, tmp_path / "out", *how, "--test-file", same, test=one)
     assert done.returncode == 1 and "--test-file: two files have the same name" in done.stderr
 
 
@@ -133,7 +101,7 @@ def test_each_further_test_file_has_a_folder(home, tmp_path):
     (("--model", "none", "--group-by", "area"), "has no field 'area'"),
 ])  # fmt: skip
 def test_missing_fields_are_refused(args, told, home, tmp_path):
-    done = evaluate(home, tmp_path / "out", *args)
+    done = measure(home, tmp_path / "out", *args)
     assert done.returncode == 1 and told in done.stderr and done.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
@@ -148,28 +116,8 @@ def test_group_by_label_where_the_answer_is_another_field(home, tmp_path):
     by = ("--prediction-field", "said", "--group-by", "label")
     of_text = {"task": "flip", "test": write_lines(tmp_path / "flip.jsonl", [flipped(0) | {"said": "x", "label": "x"}])}
     for folder, more in ((tmp_path, {}), (home, of_text)):
-        done = evaluate(folder, tmp_path / "out", *by, **more)
+        done = measure(folder, tmp_path / "out", *by, **more)
         assert done.returncode == 1 and done.stderr.startswith("error: --group-by label: "), done.stderr
-
-
-def test_metrics_of_the_user_are_not_touched(home, models, tmp_path):
-    (tmp_path / "metrics.json").write_text("mine")
-    done = evaluate(home, tmp_path, "--model", models["bert"])
-    assert done.returncode == 1 and "metrics.json" in done.stderr
-    assert (tmp_path / "metrics.json").read_text() == "mine"
-
-
-def test_a_teacher_label_is_compared_as_what_a_student_would_write_for_it(home, tmp_path):
-    text = (home / "flip.toml").read_text().replace('target = "$answer"', 'target = "it is: $answer"')
-    (tmp_path / "flip.toml").write_text(text.replace("flip_seed", str(home / "flip_seed")))
-    rows = [flipped(n) for n in range(4)]
-    said = [rows[0]["answer"], rows[1]["answer"].upper(), "nothing", ""]
-    write_lines(tmp_path / "test.jsonl", [r | {"teacher_label": a} for r, a in zip(rows, said, strict=True)])
-    done = evaluate(tmp_path, tmp_path / "out", "--prediction-field", "teacher_label", task="flip")
-    assert done.returncode == 0, done.stderr
-    records = read_lines(tmp_path / "out/predictions.jsonl")
-    assert [r["correct"] for r in records] == [True, True, False, False]
-    assert records[0]["prediction"] == f"it is: {rows[0]['answer']}" and records[3]["prediction"] == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -74,19 +74,16 @@ def test_a_file_is_named_and_its_command_makes_the_same_records(name, tmp_path, 
     assert len(read_examples(tmp_path / new, pairs)) == len(rows)
 
 
-@pytest.mark.parametrize(
-    "name, content, problem",
-    [
-        ("latin.csv", b"text,label\nna\xefve,1\n", "is no text in UTF-8"),
-        ("rows.csv", b"text,label\na,1\nb\n", "its rows have different numbers of fields"),
-        ("broken.json", b'[{"a": 1}, {', "not JSON: "),
-        ("list.json", b"[1, 2]", "holds a list of int instead of objects"),
-        ("none.csv", None, "cannot be read"),
-        ("cut.csv.gz", gzip.compress(b"text,label\n" * 99, mtime=0)[:-12], "cannot be read"),
-        ("empty.json", b"", "holds no records"),
-        ("some.parquet", b"PAR1 no", "not a readable Parquet file"),
-    ],
-)
+@pytest.mark.parametrize("name, content, problem", [
+    ("latin.csv", b"text,label\nna\xefve,1\n", "is no text in UTF-8"),
+    ("rows.csv", b"text,label\na,1\nb\n", "its rows have different numbers of fields"),
+    ("broken.json", b'[{"a": 1}, {', "not JSON: "),
+    ("list.json", b"[1, 2]", "holds a list of int instead of objects"),
+    ("none.csv", None, "cannot be read"),
+    ("cut.csv.gz", gzip.compress(b"text,label\n" * 99, mtime=0)[:-12], "cannot be read"),
+    ("empty.json", b"", "holds no records"),
+    ("some.parquet", b"PAR1 no", "not a readable Parquet file"),
+])  # fmt: skip
 def test_what_cannot_be_made_json_lines_of(name, content, problem, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -1,6 +1,6 @@
 """Mutated files, by the mutations of bench/fuzz.py: whatever is in them, one line or a result, never a traceback.
 
-The parser is fuzzed in test_task.py, the equation evaluator in test_word_problems.py, selection in test_score.py.
+The parser is fuzzed in test_task.py, the equation evaluator in test_metrics.py, selection in test_score.py.
 """
 
 import contextlib

@@ -6,70 +6,23 @@ to give one completion of every kind of fault, or to be killed at every step. te
 
 import collections
 import contextlib
-import gc
 import itertools
 import json
 import math
-import random
 import re
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
-from conftest import FED_PAIRS, PAIRS, PLACES, SUMMER, WINTER, call, pair, read_lines, write_lines
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import FED_PAIRS, PAIRS, Killed, by_seed, encoder_of, evaluate, metrics_in, pair, read_lines, write_lines
 
 import generate
-from gold import attempts, engine, runs, teacher
-from gold.attempts import Plan, Pools, draw_attempt, shares_of
+from gold import attempts, runs, teacher
+from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
-from gold.prompts import Prompt, render_prompt
-from gold.split import Split, longest_need
+from gold.prompts import Prompt
 from gold.task import load_task
-from gold.teacher import Encoder
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Planning
-
-
-def follow(plan: Plan, accepts, size: int = 512) -> list[int]:
-    """All attempts, in the order in which they are settled, when attempt a is accepted if accepts(a)."""
-    queue, settled = deque(), []
-    while (due := plan.next_attempts()) or queue:
-        assert due == sorted(due)
-        queue += due
-        for _ in range(min(size, len(queue))):
-            settled.append(queue.popleft())
-            slot = settled[-1] % len(plan.shares)
-            plan.settle(slot, not plan.is_full(slot) and accepts(settled[-1]))
-    return settled
-
-
-@settings(deadline=None, max_examples=80)
-@given(
-    st.integers(0, 120), st.lists(st.sampled_from([0, 2, 30, 90, 100]), min_size=1, max_size=5), st.integers(1, 800),
-    st.integers(1, 600), st.integers(1, 6), st.integers(0, 10**6),
-)  # fmt: skip
-def test_plans_of_all_shards_under_any_yields(num_examples, percents, limit, size, n, seed):
-    """Equal shares, consecutive attempts of each label, the limit kept, an end in any case, and shards disjoint."""
-    labels, made, shares = len(percents), [], [shares_of(num_examples, len(percents), (i, n)) for i in range(n)]
-    assert [sum(column) for column in zip(*shares, strict=True)] == shares_of(num_examples, labels)
-    assert all(max(column) - min(column) <= 1 for column in zip(*shares, strict=True))
-    for i in range(n):
-        plan = Plan(shares[i], limit, (i, n))
-        mine = follow(plan, lambda a: random.Random(f"{seed}/{a}").random() * 100 < percents[a % labels], size)
-        assert len(mine) == limit or (plan.accepted == plan.shares and len(mine) < limit)
-        for label in range(labels):
-            turns = sorted(a // labels for a in mine if a % labels == label)
-            assert turns == [i + n * k for k in range(len(turns))]
-        made += mine
-    assert len(set(made)) == len(made)
-    if set(percents) == {100} and limit >= num_examples:
-        assert sorted(made) == list(range(num_examples))  # as in one process, and none too many
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One attempt
@@ -94,21 +47,6 @@ def fed_home(home, tmp_path_factory):
 
 def ids(attempt) -> list[str]:
     return [shot["id"] for shot in attempt.shown]
-
-
-def test_an_attempt_is_a_function_of_its_arguments(pairs, flip, pools):
-    def draw(seed=1, iteration=2, split="train", attempt=3):
-        return draw_attempt(pairs, iteration, split, attempt, pools, HOW | {"seed": seed})
-
-    first, shown = draw(), ids(draw(split="validation"))
-    random.seed(99)
-    assert draw() == first and (first.id, first.label) == ("pairs-02-train-000003", "not warm")
-    others = [draw(seed=2), draw(iteration=3), draw(split="validation"), draw(attempt=5)]
-    assert len({a.sampling_seed for a in [first, *others]}) == 5
-    assert len(set(shown)) == 2 and all(i[0] == "t" for i in shown)
-    few = Pools(pools.seed[:2], pools.feedback[:1])
-    assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
-    assert draw_attempt(flip, 0, "train", 7, Pools([]), HOW).label is None
 
 
 def test_sampling_seeds_are_of_31_bits_and_each_attempt_has_its_own(pairs, pools):
@@ -139,6 +77,8 @@ def test_many_attempts(pairs, pools):
     shown = collections.Counter(i for a in drawn for i in ids(a))
     assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
     assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
+    few = Pools(pools.seed[:2], pools.feedback[:1])  # fewer than asked for
+    assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
     for a in range(20):  # more labels than shots
         [shot] = draw_attempt(pairs, 0, "train", a, Pools(pools.seed), HOW | {"num_fewshot": 1}).shots
         assert shot["label"] == drawn[a].label
@@ -147,11 +87,10 @@ def test_many_attempts(pairs, pools):
 def measured(task_file, folder, rows: list[tuple[str, str]]) -> dict:
     """What evaluate.py writes into metrics.json of (label, prediction) pairs."""
     lines = [pair(n) | {"id": f"v{n}", "label": label, "prediction": said} for n, (label, said) in enumerate(rows)]
-    data, out = write_lines(folder / "scored.jsonl", lines), folder / "report"
-    how = ("--test-file", data, "--prediction-field", "prediction", "--num-resamples", 100, "--overwrite")
-    done = call("evaluate.py", "--task-file", task_file, *how, "--output-dir", out)
+    how = ("--prediction-field", "prediction", "--num-resamples", 100, "--overwrite")
+    done = evaluate(task_file, write_lines(folder / "scored.jsonl", lines), folder / "report", *how)
     assert done.returncode == 0, done.stderr
-    return json.loads((out / "metrics.json").read_text())
+    return metrics_in(folder / "report")
 
 
 def test_report_by_hand(home, pairs, flip, tmp_path):
@@ -218,10 +157,6 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
 
 
-def encoder_of(tokenizer, **kwargs) -> Encoder:
-    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", kwargs, None)
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompts_as_the_teacher_gets_them(name, tokenizer):
     tokenizer.chat_template, expected = TEMPLATES[name]
@@ -235,28 +170,6 @@ def test_a_template_that_takes_no_turn_is_refused(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(SystemExit, match="error: --model: its chat template takes neither"):
         encoder_of(tokenizer).encode([Prompt("Be brief.", "Go.")])
-
-
-@pytest.mark.parametrize(
-    "template, fed, report",
-    [("none", True, "accuracy: " + "long " * 40), ("system role", True, ""), ("refuses system", False, "")],
-)
-def test_longest_need_is_an_upper_bound(template, fed, report, tokenizer, home, fed_home, pools, tmp_path):
-    tokenizer.chat_template = TEMPLATES[template][0]
-    task, encoder = load_task((fed_home if fed else home) / "pairs.toml"), encoder_of(tokenizer)
-    options = HOW | {"max_tokens": 60, "verify": False, "output_dir": tmp_path, "structured": False, "num_examples": 9}
-    options |= {"temperature": 1.0} | dict.fromkeys(["shard", "limit", "max_attempts"])
-    most, bare = (
-        longest_need(Split("train", task, options, shown, set(), report), encoder)
-        for shown in (pools, Pools(pools.seed))
-    )
-    lengths = [
-        len(encoder.encode([render_prompt(task, split, a.shots, a.label, a.feedback, report)])[0]) + 60
-        for split in ("train", "validation")
-        for a in (draw_attempt(task, 1, split, n, pools, HOW) for n in range(60))
-    ]
-    assert max(lengths) <= most < 2 * max(lengths)
-    assert bare < most - len(report)  # a report that no prompt shows is free
 
 
 def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
@@ -284,48 +197,6 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage, with a scripted engine
-
-
-def scripted(answer):
-    """A stand-in for vLLM.LLM: answer(seed) -> (text, finish reason). It ends the requests last in, first out."""
-    unfinished = []
-
-    def add_request(identifier, prompt, params):
-        text, finish_reason = answer(params.seed)
-        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
-        output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
-        unfinished.append(SimpleNamespace(request_id=identifier, **output))
-
-    engine = SimpleNamespace(add_request=add_request, step=lambda: [unfinished.pop()])
-    return SimpleNamespace(llm_engine=engine, reset_prefix_cache=lambda: None)
-
-
-def by_seed(seed: int) -> tuple[str, str]:
-    """A completion by chance: one in four is no example at all, the others come of 2 * 8 * 10."""
-    rng = random.Random(seed)
-    if rng.random() < 0.25:
-        return "I would rather not.", "stop"
-    return f" {rng.choice(['the', 'a'])} {rng.choice(PLACES)}\nSecond: {rng.choice(SUMMER + WINTER)}", "stop"
-
-
-class Killed(BaseException):
-    """The end of the process: nothing may catch it."""
-
-
-@pytest.fixture
-def command(home, models, tmp_path, monkeypatch):
-    """generate.py by its command line: 6 examples, 4 for validation."""
-
-    def command(*args, folder="iter-00", answer=by_seed, llm=None):
-        monkeypatch.setattr(engine, "start_llm", lambda *args, **options: llm or scripted(answer))
-        monkeypatch.setattr(runs, "git_state", lambda: {"git_commit": "x"})  # two processes less
-        gc.collect()  # the lock of a run that was killed
-        return call(
-            "generate.py", "--task-file", home / "pairs.toml", "--model", models["llama"],
-            "--output-dir", tmp_path / folder, "--num-examples", 6, "--num-validation", 4, *args,
-        )  # fmt: skip
-
-    return command
 
 
 @pytest.fixture
@@ -406,11 +277,8 @@ def test_the_engine_has_several_chunks_while_one_is_read(generated, monkeypatch)
     """Outputs come in any order (here the last first) and are matched by their ids."""
     monkeypatch.setattr(generate, "CHUNK", 8)
     monkeypatch.setattr(attempts, "WINDOW", 20)
-    parse, sent, ahead = generate.parse_completion, [], []
-    monkeypatch.setattr(generate, "parse_completion", lambda *args: ahead.append(len(sent)) or parse(*args))
-    how = ("--num-examples", 60, "--max-attempts", 500)
+    sent, how = [], ("--num-examples", 60, "--max-attempts", 500)
     counts, accepted, rejected = generated(*how, answer=lambda seed: sent.append(seed) or by_seed(seed))
-    assert all(n - i >= 12 for i, n in enumerate(ahead[:32])) and ahead[0] == 20
     assert counts["accepted_by_label"] == {"Warm": 30, "not warm": 30}
     assert len({(r["first"].lower(), r["second"].lower()) for r in accepted}) == 60
     for label in (0, 1):  # each attempt once, in turn
@@ -555,6 +423,7 @@ def test_feedback_is_shown_of_the_labels_asked_for(command, home, tmp_path):
         assert done.returncode == 0 and "empty.jsonl: is empty: no feedback from it" in done.stderr, done.stderr
         for r in itertools.chain(*both(tmp_path / which)):
             assert r["feedback"] == (r["label"] in labels) == all(i[0] == "f" for i in r["shots"][-2:])
+            assert r.get("reason") != "prompt_too_long"  # the context that is taken holds any prompt
         assert not any(r["feedback"] for r in read_lines(tmp_path / which / "validation.jsonl"))
     again = command(*empty, *warm, folder="other")
     assert again.returncode == 1 and "--feedback-label other, now any" in again.stderr
@@ -600,16 +469,13 @@ def test_the_report_is_shown_beside_feedback(reported, command, models, fed_home
     assert done.returncode == 1 and "train.jsonl: --report-file has changed" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
-        (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
-        (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
-        (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
-        (lambda m: [m], "TypeError"),
-    ],
-)
+@pytest.mark.parametrize("change, told", [
+    (lambda m: m | {"task": "other"}, "it is of the task 'other', not of 'pairs'"),
+    (lambda m: m | {"overall": {"accuracy": {"value": float("nan")}}}, "nan is no share"),
+    (lambda m: m | {"by_label": {"Cold": {}}}, "its labels are not those of"),
+    (lambda m: m | {"confusion": m["confusion"] | {"matrix": [[1, 2]]}}, "ValueError"),
+    (lambda m: [m], "TypeError"),
+])  # fmt: skip
 def test_a_report_that_is_none(change, told, reported, tmp_path):
     done = reported(change=change)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -172,12 +172,9 @@ def stage(home, models, request, terminal, tmp_path):
         if name == "generate.py":
             data = ("--task-file", "prompts/reviews.toml", "--model", request.getfixturevalue("embedded") / "teacher")
             how, output = ("--num-examples", 4000, "--output-dir", tmp_path), "train.jsonl"
-        elif name == "train_student.py":
+        else:
             how, output = ("--train-file", home / "train.jsonl", "--num-train-epochs", 900), "student"
             how += ("--output-dir", tmp_path / "student")
-        else:
-            (tmp_path / "many.jsonl").write_text((home / "test.jsonl").read_text() * 400)
-            how, output = ("--test-file", tmp_path / "many.jsonl", "--output-dir", tmp_path), "predictions.jsonl"
         ran = terminal([sys.executable, name, *data, *how], {})
         ran.until(lambda: is_locked(tmp_path / f"{output}.lock") and (moment != "at work" or "%|" in ran.printed))
         return ran

@@ -6,7 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, call, flipped, pair, read_lines, write_lines
+from conftest import ROOT, call, encoder_of, flipped, pair, read_lines, write_lines
 
 import label
 from gold import calibration, teacher
@@ -17,7 +17,6 @@ from gold.examples import agrees
 from gold.labels import Row, chat_answer, draw_label_shots, label_records, log_probs
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder
 
 SUMS = load_task(ROOT / "prompts/word_problems.toml")
 TASK = load_task(ROOT / "prompts/reviews.toml")
@@ -66,6 +65,8 @@ def test_the_prior_of_random_words(monkeypatch):
     assert prior_of_words(Engine, None, load_task(ROOT / "prompts/sst2.toml"), read, [], 0) == pytest.approx([0.8, 0.2])
     assert len(asked) == 20 and all(len(text) == 2 for text in asked)  # (3 + 1) / 2 words
     assert {word for text in asked for word in text} == {"a", "b", "c", "d"}
+    texts = calibration.random_texts(load_task(ROOT / "prompts/sst2.toml"), [{"text": ""}, {"text": " "}], 0)
+    assert {t["text"] for t in texts} == {""}  # fields without words
 
 
 def test_the_prior_of_a_batch_leaves_balanced_labels():
@@ -92,12 +93,6 @@ def test_a_label_without_a_text_in_the_batch_gets_none_of_the_others():
     assert {a["teacher_label"] for a in divided(TASK, answers, prior)} == {"negative"}
 
 
-def test_fields_without_words_make_random_texts_too():
-    records = [{"text": ""}, {"text": " "}]
-    texts = calibration.random_texts(load_task(ROOT / "prompts/sst2.toml"), records, 0)
-    assert {t["text"] for t in texts} == {""} and len({t["id"] for t in texts}) == 20
-
-
 def test_votes_are_counted_by_meaning(flip):
     assert vote_of(flip, " The SUN") == vote_of(flip, "the sun") != vote_of(flip, "the -sun")
     assert not vote_of(flip, " ") and vote_of(flip, "caf\u00e9") == vote_of(flip, "cafe\u0301")
@@ -117,10 +112,6 @@ def tokenizer(models):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(models["qwen2"])
-
-
-def encoder_of(tokenizer) -> Encoder:
-    return Encoder(tokenizer, "chat" if tokenizer.chat_template else "completion", {}, None)
 
 
 class FakeEngine(Engine):
@@ -150,17 +141,14 @@ def test_more_children_than_vllm_takes_are_asked_in_turn():
     assert [len(sent) for sent in engine.sent] == [3, 300]  # 128 + 128 + 44 at the root, first of all
 
 
-@pytest.mark.parametrize(
-    "texts, answer, probs",
-    [
-        (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
-        (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
-        (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
-        (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
-        (["**Equation:** 4", "It is:\n\nProblem: x\nEquation: 2 * 2", "1"], "4", {"4": 2 / 3, "1": 1 / 3}),
-        (["none", "at all", "!"], "", {}),
-    ],
-)
+@pytest.mark.parametrize("texts, answer, probs", [
+    (["12 - 5", "8 - 1\nProblem: another", "many"], "12 - 5", {"12 - 5": 1.0}),  # what has no value is no vote
+    (["6", "7", "(7)"], "7", {"6": 1 / 3, "7": 2 / 3}),
+    (["<think>no, 3</think> equation: 4", "5", "6"], "4", {"4": 1 / 3, "5": 1 / 3, "6": 1 / 3}),  # a tie: the first
+    (["9 - 2\n\nBecause two were eaten.", "Problem: x\nEquation: 7", "1"], "9 - 2", {"9 - 2": 2 / 3, "1": 1 / 3}),
+    (["**Equation:** 4", "It is:\n\nProblem: x\nEquation: 2 * 2", "1"], "4", {"4": 2 / 3, "1": 1 / 3}),
+    (["none", "at all", "!"], "", {}),
+])  # fmt: skip
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
 def test_majority_of_answers(texts, answer, probs, template, tokenizer):
     tokenizer.chat_template = template
@@ -168,29 +156,21 @@ def test_majority_of_answers(texts, answer, probs, template, tokenizer):
     assert found == {"teacher_label": answer, "label_probs": pytest.approx(probs)}
 
 
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("12 - 5", ""),
-        ("12 - 5\n\nBecause five of them", ""),
-        ("12 - 5\n\nProblem: There are 3", "12 - 5"),  # a base model in a chat template: the next example has begun
-    ],
-)
+@pytest.mark.parametrize("text, answer", [
+    ("12 - 5", ""),
+    ("12 - 5\n\nBecause five of them", ""),
+    ("12 - 5\n\nProblem: There are 3", "12 - 5"),  # a base model in a chat template: the next example has begun
+])  # fmt: skip
 def test_an_answer_that_is_cut_off_is_none(text, answer, tokenizer):
     found = label_records(FakeEngine([text], "length"), encoder_of(tokenizer), SUMS, [{"problem": "x"}], [])
     assert found == [{"teacher_label": answer}]
 
 
-@pytest.mark.parametrize(
-    "user, assistant, gap, end",
-    [
-        ("[{{ m.content }}]", " {{ m.content }}</s>", " ", "</s>"),  # Llama 2
-        ("[{{ m.content }}]\n", "{{ m.content }}<end_of_turn>\n", "", "<end_of_turn>"),
-        ("[{{ m.content }}]", "<think></think>{{ m.content }} ]", "", "]"),  # the gap is blanks alone
-        ("{{ m.content }}", "{{ m.content }}", "", "<|endoftext|>"),
-        ("{{ m.content }}", "{{ raise_exception('no') }}", "", "<|endoftext|>"),
-    ],
-)
+@pytest.mark.parametrize("user, assistant, gap, end", [
+    ("[{{ m.content }}]", " {{ m.content }}</s>", " ", "</s>"),  # Llama 2
+    ("[{{ m.content }}]", "<think></think>{{ m.content }} ]", "", "]"),  # the gap is blanks alone
+    ("{{ m.content }}", "{{ raise_exception('no') }}", "", "<|endoftext|>"),
+])  # fmt: skip
 def test_blanks_before_an_answer_and_the_end_of_its_turn_are_the_templates(user, assistant, gap, end, tokenizer):
     turn = f"{{% if m.role == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}"
     tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"

@@ -28,12 +28,8 @@ def test_the_files_of_a_run_its_table_and_its_feedback(finished):
     assert {p.name for p in (run / "iter-00").iterdir()} == in_iteration
     assert {p.name for p in (run / "iter-01").iterdir()} == in_iteration
     folders = {"iter-00", "iter-01", "final", "untrained", "teacher"}
-    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
-        *folders,
-        "loop.log",
-        "metrics.jsonl",
-        "report.html",
-    }
+    files = {"loop.log", "metrics.jsonl", "report.html"}
+    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == folders | files
     assert {p.name for p in (run / "final").iterdir()} >= {"student", "predictions.jsonl", "metrics.json", "test_zipf"}
 
     rows = read_lines(run / "metrics.jsonl")
@@ -95,8 +91,18 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
 }
 
 
-def test_every_strategy_has_a_row_here_and_gold_is_the_default(tmp_path):
-    assert {path.stem for path in Path("strategies").glob("*.sh")} == set(STRATEGIES)
+def test_every_strategy_has_a_row_in_the_readme_and_here():
+    """The README's is made of the first lines of the files, which say what is selected and what it costs."""
+    files = {path.stem: path.read_text().splitlines() for path in ROOT.glob("strategies/*.sh")}
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \|$", (ROOT / "README.md").read_text(), re.M)
+    table = [row for row in rows if row[0] in files]
+    assert sorted(table) == sorted((name, lines[0].removeprefix("# ")) for name, lines in files.items())
+    for _, second, third, *rest in files.values():
+        assert second.startswith("# Selects: ") and third.startswith("# Costs: ") and len(rest) <= 10
+    assert set(files) == set(STRATEGIES)
+
+
+def test_gold_is_the_default_strategy(tmp_path):
     default, gold = (dry_loop(REVIEWS, tmp_path / "r", **env) for env in ({}, {"STRATEGY": "gold"}))
     assert commands(default, "") == commands(gold, "")
 

@@ -1,7 +1,8 @@
-"""Metrics, programmes and every metric through evaluate.py: by hand, and against the scorers that the field quotes."""
+"""Metrics, equations, programmes and every metric through evaluate.py: by hand, and against what the field quotes."""
 
 import collections
-import json
+import math
+import operator
 import re
 import string
 import timeit
@@ -9,20 +10,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import FLIP, PAIRS, call, read_lines, write_lines
+from conftest import FLIP, PAIRS, evaluate, metrics_in, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
+from gold.equations import MAX_LENGTH, equations_agree, evaluate_equation
 from gold.examples import read_examples
-from gold.metrics import bootstrap, chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
+from gold.metrics import chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
 from gold.programmes import optima_agree, optimum
-from gold.task import load_task
-
-
-def by_metric(task, metric: str):
-    return task.model_copy(update={"metric": metric})
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # SQuAD, ROUGE-L and chrF
@@ -155,13 +151,6 @@ def test_accuracy_is_a_binomial_draw(n, hits):
     assert n * np.array([found["low"], found["high"]]) == pytest.approx(binom.ppf([0.025, 0.975], n, hits / n), abs=1.1)
 
 
-@settings(deadline=None, max_examples=30)
-@given(correct=st.lists(st.booleans(), min_size=1, max_size=80), seed=st.integers(0, 99))
-def test_interval_holds_the_mean_and_is_of_the_seed(correct, seed):
-    found = mean_interval(correct, seed, 500)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1 and found == mean_interval(correct, seed, 500)
-
-
 def scipys(data: tuple, statistic, resamples: int, **how):
     """(low, high) and standard error of SciPy's percentile bootstrap."""
     from scipy.stats import bootstrap
@@ -229,13 +218,73 @@ def test_bootstrap_of_chrf_resamples_examples():
     assert (found["low"], found["high"]) == pytest.approx(interval, abs=0.15 * error)
 
 
-def test_resamples_in_pieces_are_all_of_them():
-    """Many outcomes are drawn a piece at a time: every resample has n examples, and there are as many as asked for."""
-    seen = []
-    bootstrap([2] * 3000, lambda counts: seen.append(counts) or counts[:, 0] / 6000.0, 0, 3001)
-    drawn = np.concatenate(seen[:-1])
-    assert len(seen) > 3 and drawn.shape == (3001, 3000) and (drawn.sum(1) == 6000).all()
-    assert drawn.mean(0) == pytest.approx(np.full(3000, 2), abs=0.15)
+# ---------------------------------------------------------------------------------------------------------------------
+# Equations
+
+VALUES = {
+    "12 - 5": 7, "( 12 - 5 ) * 3": 21, "84 / 4": 21, "7 / 2": 3.5, "-3 + 5": 2, "2 * -3": -6, " 1.5 +\t.5\n": 2, "2. + 2": 4,
+    "007": 7, "x = 12 - 5": 7, "X=7": 7,
+    "12-5*3": -3,  # the product first
+    "2 - 3 - 4": -5,  # from the left
+    "(" * 99 + "4" + ")" * 99: 4,
+    "9" * 150: float("9" * 150),
+    "9" * 180 + " * " + "9" * 16: float("9" * 180) * float("9" * 16),
+    "*".join(["9" * 60] * 3): 1e180,
+    "1 + " * 49 + "1": 50,
+}  # fmt: skip
+NO_VALUE = [
+    "1 / 0", "0 / 0", "9 / (3 - 3)", "2 ** 99", "2 * * 9", "7 // 2", "7 / / 2", "7 % 2", "1e3", "0x10", "1_000", "1,000", "3 4",
+    "2(3)", "(2)(3)", "1.2.3", ".", "", "   ", "()", "12 -", "( 12 - 5", "x", "x =", "xy = 3", "x = y = 3", "twelve - 5",
+    "abs(3)", "__import__('os')", "² + 1", "3 \u00d7 4", "1\x00",
+    "12 - 5 = 7",  # which side would count?
+    "٣ + 1", "\uff12 + 1",  # digits of other scripts, which float() would take
+    "1 + " * 50 + "1", "(" * 100 + "4" + ")" * 100,  # 201 characters
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, value", [*VALUES.items(), *((text, None) for text in NO_VALUE)])
+def test_values_of_equations_by_hand(text, value):
+    assert evaluate_equation(text) == (pytest.approx(value) if value is not None else None)
+
+
+MARKS = ["(", ")", "((((((((((", "))))))))))", "9" * 60, "0", ".", "5", " ", "/ 0", "**", "//", "x = ", "--", "+", "*"]
+
+
+@settings(deadline=1000, max_examples=200)
+@given(
+    text=st.text(max_size=300) | st.lists(st.sampled_from([*MARKS, "٣", "²", "e", "j", "\n"]), max_size=60).map("".join)
+)
+def test_any_equation_has_a_finite_value_or_none(text):
+    value = evaluate_equation(text)
+    assert value is None or (type(value) is float and math.isfinite(value) and len(text) <= MAX_LENGTH)
+    assert equations_agree(text, text) == (value is not None)
+
+
+TREES = st.recursive(
+    st.integers(0, 99).map(lambda n: (str(n), float(n))),
+    lambda tree: st.tuples(tree, st.sampled_from("+-*"), tree).map(
+        lambda t: (f"( {t[0][0]} {t[1]} {t[2][0]} )", SIGNS[t[1]](t[0][1], t[2][1]))
+    ),
+    max_leaves=8,
+)
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+@settings(deadline=None, max_examples=60)
+@given(tree=TREES)
+def test_a_tree_has_the_value_of_its_parts(tree):
+    text, value = tree
+    assert evaluate_equation(text) == (pytest.approx(value) if len(text) <= MAX_LENGTH else None)
+
+
+@pytest.mark.parametrize("prediction, target, agree", [
+    ("7", "12 - 5", True), ("(12-5)*3", "3 * ( 12 - 5 )", True), ("1 / 3", "0.333333333", True), ("0", "3 - 3", True),
+    ("12 - 5 * 3", "( 12 - 5 ) * 3", False), ("5 - 12", "12 - 5", False), ("1 / 3", "0.3333", False),
+    ("nonsense", "nonsense", False),  # no equation is not correct, whatever the target
+    ("1 / 0", "1 / 0", False), ("", "12 - 5", False),
+])  # fmt: skip
+def test_agreement_of_equations(prediction, target, agree):
+    assert equations_agree(prediction, target) is agree is equations_agree(target, prediction)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,18 +338,6 @@ UNSOLVED = [
 def test_optimum_by_hand(text, expected):
     found = optimum(text)
     assert found is None if expected is None else found == pytest.approx(expected, rel=1e-6)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(-9, 20)), min_size=1, max_size=5))
-def test_optimum_is_that_of_linprog(rows):
-    """Two variables, which no constraint of one variable alone bounds, against scipy.optimize.linprog."""
-    from scipy.optimize import linprog
-
-    rows = [(a, b, c) for a, b, c in [*rows, (1, 1, 50)] if a and b]
-    found = optimum("maximize x + 2 y" + "".join(f"; {a} x + {b} y at most {c}" for a, b, c in rows))
-    theirs = linprog([-1, -2], [row[:2] for row in rows], [row[2] for row in rows])
-    assert found == (pytest.approx(-theirs.fun, abs=1e-6) if theirs.status == 0 else None)
 
 
 @pytest.mark.parametrize("prediction, target, agree", [
@@ -359,7 +396,7 @@ def test_no_text_is_slow():
     *((metric, ["cafe\u0301"], ["Caf\u00e9"], ["cafe"]) for metric in ("exact_match", "rouge_l", "chrf", "squad")),
 ])  # fmt: skip
 def test_any_right_answer_is_correct(metric, golds, correct, wrong, flip):
-    task, record = by_metric(flip, metric), {"target": golds[0], "answers": golds}
+    task, record = flip.model_copy(update={"metric": metric}), {"target": golds[0], "answers": golds}
     assert all(is_correct(task, p, record) for p in correct) and not any(is_correct(task, p, record) for p in wrong)
     assert not is_correct(task, golds[1], {"target": golds[0]}) if golds[1:] else True
 
@@ -383,13 +420,6 @@ def test_right_labels_must_be_labels(pairs, tmp_path):
         read_examples(tmp_path / "some.jsonl", pairs)
 
 
-def test_a_field_may_not_have_the_name_of_the_list(tmp_path):
-    path = tmp_path / "task.toml"
-    path.write_text(FLIP.replace("text", "answers").replace("answers2answers", "text2text"))
-    with pytest.raises(SystemExit, match="answers is kept for lists of correct answers"):
-        load_task(path)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
@@ -397,13 +427,10 @@ def test_a_field_may_not_have_the_name_of_the_list(tmp_path):
 def measured(tmp_path, task: str, rows: list[dict], *args: object):
     (tmp_path / "seed.jsonl").write_text("")
     (tmp_path / "task.toml").write_text(task)
-    write_lines(tmp_path / "test.jsonl", rows)
-    done = call(
-        "evaluate.py", "--task-file", tmp_path / "task.toml", "--test-file", tmp_path / "test.jsonl", "--output-dir",
-        tmp_path / "out", "--prediction-field", "said", "--num-resamples", 500, *args,
-    )  # fmt: skip
+    how = ("--prediction-field", "said", "--num-resamples", 500, *args)
+    done = evaluate(tmp_path / "task.toml", write_lines(tmp_path / "test.jsonl", rows), tmp_path / "out", *how)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((tmp_path / "out/metrics.json").read_text()), read_lines(tmp_path / "out/predictions.jsonl")
+    return done, metrics_in(tmp_path / "out"), read_lines(tmp_path / "out/predictions.jsonl")
 
 
 def values(numbers: dict) -> dict:

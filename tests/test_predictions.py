@@ -4,30 +4,24 @@ import json
 import shutil
 
 import pytest
-from conftest import call, flipped, pair, read_lines, scores_of, write_lines
+from conftest import call, evaluate, flipped, metrics_in, pair, read_lines, record_of, scores_of, train, write_lines
 
 from gold.decoding import greedy_texts
 from gold.examples import read_examples
 
 
-def train(task, model, data, output, *args):
-    files = ("--model", model, "--train-file", data, "--output-dir", output)
-    return call("train_student.py", "--task-file", task, *files, *args)
-
-
-def trains(*args) -> dict:
+def trains(*args, **how) -> dict:
     """The counts of a training that has to end well."""
-    done, output = train(*args), args[3]
+    done = train(*args, **how)
     assert done.returncode == 0, done.stderr
-    return json.loads(output.with_name(f"{output.name}.run.json").read_text())["counts"]
+    return record_of(args[2])["counts"]
 
 
-def evaluate(task, model, data, output, *args):
-    """(the process, its metrics)"""
-    files = ("--model", model, "--test-file", data, "--output-dir", output)
-    done = call("evaluate.py", "--task-file", task, *files, *args)
+def measured(task, model, data, output, *args):
+    """(the process of evaluate.py, which has to end well, its metrics)"""
+    done = evaluate(task, data, output, "--model", model, *args)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((output / "metrics.json").read_text())
+    return done, metrics_in(output)
 
 
 def edited(home, tmp_path, name, old, new):
@@ -47,10 +41,11 @@ def test_answers_that_the_student_cannot_write_are_wrong(name, home, models, tmp
     rows = [{"id": f"z{n}", "text": flipped(n)["text"], "answer": f"zebra{n}"} for n in range(80)]
     data, some = write_lines(tmp_path / "train.jsonl", rows), write_lines(tmp_path / "test.jsonl", rows[:20])
     task, student = home / "flip.toml", tmp_path / "student"
-    counts = trains(task, models[name], data, student, "--num-train-epochs", 6, "--learning-rate", 1e-2)
-    measured = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
-    assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in measured) == 0
-    _, metrics = evaluate(task, student, some, tmp_path / "out")
+    how = {"task": task, "data": data}
+    counts = trains(home, models[name], student, "--num-train-epochs", 6, "--learning-rate", 1e-2, **how)
+    log = [r for r in read_lines(student / "training_log.jsonl") if "eval_loss" in r]
+    assert counts["held_out_accuracy"] == max(r["eval_accuracy"] for r in log) == 0
+    _, metrics = measured(task, student, some, tmp_path / "out")
     assert metrics["n"] == 20 and metrics["overall"]["exact_match"]["value"] == 0
     files = ("--input-file", some, "--output-file", tmp_path / "scored.jsonl")
     assert call("score_ood.py", "--task-file", task, "--model", student, *files).returncode == 0
@@ -88,7 +83,8 @@ def test_generation_settings_of_a_base_change_no_prediction(taught, home, models
     found, expected = (scores_of(f, flip, examples, target=6) for f in (tmp_path / "model", folder))
     assert [s["prediction"] for s in found] == [s["prediction"] for s in expected]
     if not taught:
-        trains(home / "flip.toml", tmp_path / "model", home / "flip_train.jsonl", tmp_path / "s", "--limit", 9)
+        how = {"task": "flip.toml", "data": "flip_train.jsonl"}
+        trains(home, tmp_path / "model", tmp_path / "s", "--limit", 9, **how)
         kept = json.loads((tmp_path / "s" / "generation_config.json").read_text())
         kept.pop("transformers_version")
         plain = {"do_sample": False, "max_new_tokens": 128}
@@ -107,8 +103,8 @@ def test_held_out_accuracy_is_what_evaluate_prints(name, dtype, home, models, tm
         row["label"] = "Warm"
     task, student = home / "pairs.toml", tmp_path / "student"
     how = ("--num-train-epochs", 2, "--learning-rate", 5e-3, "--dtype", dtype)
-    counts = trains(task, models[name], write_lines(tmp_path / "train.jsonl", rows), student, *how)
-    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
+    counts = trains(home, models[name], student, *how, data=write_lines(tmp_path / "train.jsonl", rows))
+    _, metrics = measured(task, student, student / "held_out.jsonl", tmp_path / "out")
     assert metrics["n"] > 15
     assert metrics["overall"]["accuracy"]["value"] == counts["held_out_accuracy"] > 0
 
@@ -119,9 +115,11 @@ def test_held_out_accuracy_is_that_of_the_metric(home, trained, tmp_path):
     rows = [{"id": f"n{n}", **flipped(n)} for n in range(160)]
     rows = [row | {"answers": [row["answer"], row["answer"].split()[0]]} for row in rows]
     # Cut at one token, the student writes the first word, which is right; no target can be written whole
-    how = ("--num-train-epochs", 1, "--max-target-length", 1)
-    counts = trains(task, trained["flip"], write_lines(tmp_path / "train.jsonl", rows), student, *how)
-    _, metrics = evaluate(task, student, student / "held_out.jsonl", tmp_path / "out")
+    how = {"task": task, "data": write_lines(tmp_path / "train.jsonl", rows)}
+    done = train(home, trained["flip"], student, "--num-train-epochs", 1, "--max-target-length", 1, **how)
+    assert " targets are longer than --max-target-length 1: cut" in done.stderr
+    counts = record_of(student)["counts"]
+    _, metrics = measured(task, student, student / "held_out.jsonl", tmp_path / "out")
     assert metrics["overall"]["exact_match"]["value"] == counts["held_out_accuracy"] > 0.5
     assert all(" " not in r["prediction"] for r in read_lines(tmp_path / "out" / "predictions.jsonl"))
 
@@ -143,20 +141,25 @@ def test_labels_that_cannot_be_written(model, old, new, args, told, home, models
     task = edited(home, tmp_path, "pairs", f"{old} =", f'"{new}" =')
     rows = [pair(n) for n in range(40)]
     data = write_lines(tmp_path / "d.jsonl", [r | {"label": new if r["label"] == old else r["label"]} for r in rows])
-    done = train(task, models[model], data, tmp_path / "s", "--num-train-epochs", 1, *args)
+    done = train(home, models[model], tmp_path / "s", "--num-train-epochs", 1, *args, task=task, data=data)
     assert (done.returncode == 1) is bool(told) is not (tmp_path / "s").exists()
     assert not told or done.stderr.splitlines()[-1].startswith(f"error: {told.format(models[model])}")
 
 
 def test_a_label_s_name_is_no_prediction_of_a_student(home, tmp_path):
-    """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere."""
+    """The target is "a Warm". Of a teacher "Warm" stands for it; a student that writes "Warm" is wrong everywhere. So texts."""
     task = edited(home, tmp_path, "pairs", 'target = "$label"', 'target = "a $label"')
     rows = [pair(n) | {"prediction": pair(n)["label"], "teacher_label": pair(n)["label"]} for n in range(6)]
-    files = ("--test-file", write_lines(tmp_path / "test.jsonl", rows), "--output-dir")
+    data = write_lines(tmp_path / "test.jsonl", rows)
     for field, right in (("teacher_label", 1.0), ("prediction", 0.0)):
-        done = call("evaluate.py", "--task-file", task, "--prediction-field", field, *files, tmp_path / field)
+        done = evaluate(task, data, tmp_path / field, "--prediction-field", field)
         assert done.returncode == 0, done.stderr
-        assert json.loads((tmp_path / field / "metrics.json").read_text())["overall"]["accuracy"]["value"] == right
+        assert metrics_in(tmp_path / field)["overall"]["accuracy"]["value"] == right
+    task = edited(home, tmp_path, "flip", 'target = "$answer"', 'target = "it is: $answer"')
+    rows = [flipped(n) | {"teacher_label": flipped(n)["answer"] if n else ""} for n in range(4)]
+    done = evaluate(task, write_lines(data, rows), tmp_path / "texts", "--prediction-field", "teacher_label")
+    assert done.returncode == 0, done.stderr
+    assert [r["correct"] for r in read_lines(tmp_path / "texts/predictions.jsonl")] == [False, True, True, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
     student, data, task = tmp_path / "student", home / "flip_train.jsonl", home / "flip.toml"
     lengths = {"max_source_length": 4, "max_target_length": 2}
     options = ("--max-source-length", 4, "--max-target-length", 2)
-    trains(task, models["t5"], data, student, "--num-train-epochs", 1, *options)
+    trains(home, models["t5"], student, "--num-train-epochs", 1, *options, task=task, data=data)
     told = {**lengths, "dtype": "float32", "source": "flip: $text", "target": "$answer"}
     assert json.loads((student / "gold.json").read_text()) == told
     for name, model, given, expected, said in (
@@ -178,13 +181,13 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
          f"--max-source-length 512: {student} was trained with 4"),
         ("d", models["t5"], (), {"max_source_length": 512, "max_target_length": 128}, ""),  # a base model
     ):  # fmt: skip
-        done, _ = evaluate(task, model, data, tmp_path / name, *given)
+        done, _ = measured(task, model, data, tmp_path / name, *given)
         assert done.stderr.startswith(said) and bool(said) is ("was trained with" in done.stderr)
         kept = json.loads((tmp_path / name / "predictions.jsonl.run.json").read_text())["options"]
         assert expected.items() <= kept.items()
     assert read_lines(tmp_path / "a" / "predictions.jsonl") == read_lines(tmp_path / "b" / "predictions.jsonl")
     other = edited(home, tmp_path, "flip", "flip: $text", "turn: $text")
-    done, _ = evaluate(other, student, data, tmp_path / "e")
+    done, _ = measured(other, student, data, tmp_path / "e")
     said = f"student.source is 'turn: $text': {student} was trained with 'flip: $text'"
     assert done.stderr.splitlines()[0] == f"{other}: {said}"
     files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
@@ -196,8 +199,8 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
 def test_what_it_was_trained_with_must_be_readable(content, home, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "gold.json").write_text(content)
-    files = ("--test-file", home / "flip_train.jsonl", "--output-dir", tmp_path / "out")
-    done = call("evaluate.py", "--task-file", home / "flip.toml", "--model", tmp_path / "student", *files)
+    how = ("--model", tmp_path / "student")
+    done = evaluate(home / "flip.toml", home / "flip_train.jsonl", tmp_path / "out", *how)
     told = f"error: {tmp_path / 'student' / 'gold.json'}: must hold the lengths"
     assert done.returncode == 1 and done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call, read_lines, write_lines
 
-from data.prepare import TASKS, expression, formulation_of, likeness, number_of, variable_name
+from data.prepare import TASKS, formulation_of, number_of, variable_name
 from gold.examples import read_examples
 from gold.programmes import optimum
 from gold.task import load_task
@@ -154,16 +154,13 @@ def test_official_files_become_records(task, tmp_path):
     assert all(text in said for text in words), said
 
 
-@pytest.mark.parametrize(
-    "task, columns, fields, labels",
-    [
-        ("wnli", ["sentence1", "sentence2"], "premise hypothesis", "not_entailment entailment"),
-        ("mrpc", ["sentence1", "sentence2"], "sentence1 sentence2", "not_equivalent equivalent"),
-        ("rte", ["sentence1", "sentence2"], "premise hypothesis", "entailment not_entailment"),
-        ("qnli", ["question", "sentence"], "question sentence", "entailment not_entailment"),
-        ("sst2", ["sentence"], "text", "negative positive"),
-    ],
-)
+@pytest.mark.parametrize("task, columns, fields, labels", [
+    ("wnli", ["sentence1", "sentence2"], "premise hypothesis", "not_entailment entailment"),
+    ("mrpc", ["sentence1", "sentence2"], "sentence1 sentence2", "not_equivalent equivalent"),
+    ("rte", ["sentence1", "sentence2"], "premise hypothesis", "entailment not_entailment"),
+    ("qnli", ["question", "sentence"], "question sentence", "entailment not_entailment"),
+    ("sst2", ["sentence"], "text", "negative positive"),
+])  # fmt: skip
 def test_integers_of_glue_are_labels_and_quotation_marks_mean_nothing(task, columns, fields, labels, tmp_path):
     texts = [[f'"{c}  {n}\u00a0.' for c in columns] for n in (0, 1)]
     table = tsv([*columns, "label"], *([*row, str(n)] for n, row in enumerate(texts)), [*columns, "-1"])
@@ -189,11 +186,6 @@ def test_other_sides(tmp_path):
     assert [r["premise"] for r in records] == ["dev text"] * 3
     records, _ = prepare(tmp_path, "anli", "--source", folder / "R2")
     assert [(r["premise"], r["round"]) for r in records] == [("test text", "R2")]
-
-
-def test_integers_of_banking77_are_in_the_order_of_the_alphabet():
-    names = TASKS["banking77"].labels  # whatever the capitals
-    assert len(names) == 77 and list(names) == sorted(names, key=str.lower)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,13 +275,8 @@ def test_numbers_of_the_declarations():
 
 
 def test_variables_are_words():
-    assert variable_name("truck B.") == "truck B" and variable_name("“puff of air” test") == "puff of air test"
-    assert variable_name("2-piece") == "type 2-piece" and variable_name("all - in - one") == "all-in-one"
-    assert variable_name("children's café_bars") == "childrens cafe bars"
-    names = ["red", "green vans"]
-    assert max(names, key=lambda name: likeness("red vans", name)) == "red"
-    assert max(names, key=lambda name: likeness("Green van", name)) == "green vans"
-    assert expression({}) == "0" and expression({"a": Fraction(0), "": Fraction(-2)}) == "0 a - 2"
+    names = {"truck B.": "truck B", "2-piece": "type 2-piece", "children's café_bars": "childrens cafe bars"}
+    assert {text: variable_name(text) for text in names} == names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,29 +394,24 @@ GOOD = '{"premise": "P.", "hypothesis": "H.", "label": "entailment"}\n'
 HEAD = "sentence1\tsentence2\tlabel\n"
 
 
-@pytest.mark.parametrize(
-    "task, name, content, wanted",
-    [
-        ("rte", "a.tsv", "sentence1\tlabel\nP.\tentailment\n", "a.tsv:2: no column 'hypothesis' or 'sentence2'; found"),
-        ("rte", "a.tsv", "index\tsentence1\tsentence2\n0\tP.\tH.\n", "a side with public labels"),
-        ("rte", "a.tsv", HEAD, "holds no rows"),
-        ("rte", "a.tsv", HEAD + "P.\tH.\t-1\n", "none of its rows can be used"),
-        ("rte", "a.tsv", HEAD + "P.\tH.\tneutral\n", "a.tsv:2: no such label: 'neutral'"),
-        ("ag_news", "a.csv", '"5","T","D"\n"1","T","D"\n', "a.csv:2: no column 'text'"),
-        ("ag_news", "a.csv", '"4","T","D"\n"5","T","D"\n', "a.csv:2: no such label: '4'"),
-        ("rte", "a.tsv", HEAD.encode() + b"\xff\tH.\tentailment\n", "a.tsv: not UTF-8"),
-        ("rte", "a.tsv.gz", gzip.compress(HEAD.encode() * 9, mtime=0)[:-12], "a.tsv.gz: not a whole .gz file"),
-        ("rte", "a.jsonl", GOOD + "{broken\n", "a.jsonl:2: not a JSON object"),
-        ("squad", "a.json", '{"data": [{"paragraphs": 3}]}', "data > paragraphs > qas"),
-        ("squad", "a.json", "[" * 100_000, "a.json: not JSON"),
-        ("squad", "a.json", '[{"context": "C.", "question": "Q?", "answers": [3]}]', "the answers must be texts"),
-        ("squad", "a.json", '[{"context": ["C."], "question": "Q?", "answer": "C"}]', "'context' must be a text, found"),
-        ("svamp", "a.json", '[{"Body": "B", "Question": "Q", "Equation": "1 + 2", "Answer": "few"}]', "must be a number"),
-        ("rte", "a.parquet", b"PAR1 no", "a.parquet: not a readable parquet file"),
-        ("trec", "a.label", "NUM:dist How far ?\nWhy\n", "a.label:2: no such label: 'Why'"),
-        ("rte", "a.xlsx", "", "cannot be read by its ending '.xlsx'"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("task, name, content, wanted", [
+    ("rte", "a.tsv", "sentence1\tlabel\nP.\tentailment\n", "a.tsv:2: no column 'hypothesis' or 'sentence2'; found"),
+    ("rte", "a.tsv", "index\tsentence1\tsentence2\n0\tP.\tH.\n", "a side with public labels"),
+    ("rte", "a.tsv", HEAD, "holds no rows"),
+    ("rte", "a.tsv", HEAD + "P.\tH.\t-1\n", "none of its rows can be used"),
+    ("rte", "a.tsv", HEAD + "P.\tH.\tneutral\n", "a.tsv:2: no such label: 'neutral'"),
+    ("ag_news", "a.csv", '"5","T","D"\n"1","T","D"\n', "a.csv:2: no column 'text'"),
+    ("rte", "a.tsv", HEAD.encode() + b"\xff\tH.\tentailment\n", "a.tsv: not UTF-8"),
+    ("rte", "a.tsv.gz", gzip.compress(HEAD.encode() * 9, mtime=0)[:-12], "a.tsv.gz: not a whole .gz file"),
+    ("rte", "a.jsonl", GOOD + "{broken\n", "a.jsonl:2: not a JSON object"),
+    ("squad", "a.json", '{"data": [{"paragraphs": 3}]}', "data > paragraphs > qas"),
+    ("squad", "a.json", "[" * 100_000, "a.json: not JSON"),
+    ("squad", "a.json", '[{"context": "C.", "question": "Q?", "answers": [3]}]', "the answers must be texts"),
+    ("svamp", "a.json", '[{"Body": "B", "Question": "Q", "Equation": "1 + 2", "Answer": "few"}]', "must be a number"),
+    ("rte", "a.parquet", b"PAR1 no", "a.parquet: not a readable parquet file"),
+    ("trec", "a.label", "NUM:dist How far ?\nWhy\n", "a.label:2: no such label: 'Why'"),
+    ("rte", "a.xlsx", "", "cannot be read by its ending '.xlsx'"),
+])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, task, name, content, wanted):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -5,18 +5,17 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT, call, read_lines, refusal
+from conftest import ROOT, call, encoder_of, read_lines, refusal
 
 import generate
 from gold import teacher
 from gold.engine import Engine
 from gold.labels import label_records
-from gold.parsing import another_begins
 from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, load_encoder
+from gold.teacher import load_encoder
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
@@ -112,17 +111,14 @@ def is_review(text):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    "kind, form, stop, finish_reason",
-    [
-        # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
-        ("base", "completion", ["\n\n"], "stop"),
-        # In the chat form it runs into --max-tokens; where its next example begins the first one is whole
-        ("base", "auto", None, "length"),
-        ("chat", "chat", None, "stop"),
-        ("blank", "auto", None, "stop"),  # blank lines before its example: as a stop string they would leave nothing
-    ],
-)
+@pytest.mark.parametrize("kind, form, stop, finish_reason", [
+    # The stop string is the beginning of the token "\n\nSentiment:", and the text is not made from token ids again
+    ("base", "completion", ["\n\n"], "stop"),
+    # In the chat form it runs into --max-tokens; where its next example begins the first one is whole
+    ("base", "auto", None, "length"),
+    ("chat", "chat", None, "stop"),
+    ("blank", "auto", None, "stop"),  # blank lines before its example: as a stop string they would leave nothing
+])  # fmt: skip
 def test_texts_of_base_and_chat_models_in_both_forms(kind, form, stop, finish_reason, sample, tmp_path):
     done, accepted, rejected, sent = sample(kind, "--prompt-form", form)
     assert done.returncode == 0, done.stderr
@@ -206,46 +202,14 @@ def test_parsers_of_vllm_by_name(teachers):
             reasoning_parser(name, tokenizer, {})
 
 
-@pytest.mark.parametrize(
-    "template, shown",
-    [
-        # A persona, as SmolLM2's template has one, gives way to the system text
-        (
-            "{% if messages[0].role != 'system' %}<turn> You are Smol. {% endif %}" + TURNS,
-            "<turn> system SYSTEM<turn> user Go.",
-        ),
-        (
-            "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TURNS,
-            "<turn> user SYSTEM\n\nGo.",
-        ),
-        (
-            TURNS.replace("in messages", "in messages if m.role == 'user'"),
-            "<turn> user SYSTEM\n\nGo.",
-        ),  # it drops the turn
-    ],
-)
-def test_the_system_text_is_shown_whatever_the_template_has(template, shown, teachers):
+def test_the_system_text_is_shown_whatever_the_template_has(teachers):
+    """A persona, as SmolLM2's template has one, gives way to it. test_generate_units.py has the templates that refuse it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(teachers / "chat")
-    tokenizer.chat_template = template
-    [text] = Encoder(tokenizer, "chat", {}, None).frame([Prompt(TASK.prompt.system, "Go.")])
-    assert text.startswith(shown.replace("SYSTEM", TASK.prompt.system)) and "Smol" not in text
-
-
-@pytest.mark.parametrize(
-    "text, whole",
-    [
-        ("Good.\n\nSentiment: negative\nReview: Bad", True),
-        ("Good.\n sentiment: negative", True),
-        ("Good.\n\nThe sentiment", False),
-        ("Good. Sentiment: negative", False),  # within a line it is no beginning
-        ("Good.", False),
-    ],
-)
-def test_where_another_example_begins(text, whole):
-    assert another_begins(TASK.prompt.example, "Good.", text) is whole
-    assert not another_begins(TASK.prompt.example, "", text)
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}<turn> You are Smol. {% endif %}" + TURNS
+    [text] = encoder_of(tokenizer).frame([Prompt(TASK.prompt.system, "Go.")])
+    assert text.startswith(f"<turn> system {TASK.prompt.system}<turn> user Go.") and "Smol" not in text
 
 
 def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):

@@ -90,14 +90,11 @@ def test_tags_of_the_task_itself_are_no_reasoning():
     assert strip_reasoning(f"<think>Hm.</think>{text}", template) == (text, None)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "**Review:** {x}", "**Review**: {x}", "**review:** {x}", "**Sentiment:** Positive\n**Review:** {x}",
-        "**Sentiment**: **positive**\n\n**Review**: {x}", "**Sentiment: positive**\n**Review:** {x}",
-        "Here is one:\n\n**Sentiment:** positive\n\n**Review:** {x}\n\nI hope that this helps!",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("said", [
+    "**Review:** {x}", "**Review**: {x}", "**review:** {x}", "**Sentiment:** Positive\n**Review:** {x}",
+    "**Sentiment**: **positive**\n\n**Review**: {x}", "**Sentiment: positive**\n**Review:** {x}",
+    "Here is one:\n\n**Sentiment:** positive\n\n**Review:** {x}\n\nI hope that this helps!",
+])  # fmt: skip
 def test_a_mark_in_bold_is_the_fields_mark(said, pairs):
     assert parse_completion(TASK, said.format(x=REVIEW), "positive") == ({"review": REVIEW}, None)
     bold = "a **very** big lake\n**Second:** the **sun**"  # of the text itself

@@ -7,14 +7,14 @@ import random
 import shutil
 
 import pytest
-from conftest import call, flipped, loaded, pair, read_lines, refusal, scores_of, write_lines
+from conftest import call, flipped, loaded, pair, read_lines, record_of, refusal, scores_of, write_lines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gold import predict
-from gold.distances import nearest_distances, tfidf_distances
+from gold.distances import tfidf_distances
 from gold.examples import read_examples
-from gold.scores import detection, position_scores, random_score, sequence_scores
+from gold.scores import detection, position_scores, sequence_scores
 from gold.selection import select_feedback
 from score_ood import all_scores
 
@@ -168,28 +168,13 @@ def test_examples_one_by_one(name, taught, how, models, trained, examples, pairs
 
 @pytest.mark.parametrize("name", ["t5", "t5v11", "bert", "modernbert", "llama", "qwen2"])
 def test_batch_size_and_order_change_nothing(name, trained, examples, pairs, monkeypatch):
-    """Long examples come in small batches, short ones in large ones; only the target's states go through the head."""
-    student, rows, shapes = loaded(trained[name], pairs), [], []
-    order = random.Random(5).sample(range(len(examples)), len(examples))
-    student.network.register_forward_pre_hook(
-        lambda module, given, named: shapes.append(tuple(named["input_ids"].shape)) if "input_ids" in named else None,
-        with_kwargs=True,
-    )
-    if head := getattr(student.network, "lm_head", None):
-        head.register_forward_hook(lambda module, given, out: rows.append(out.shape[0]) if out.dim() == 2 else None)
+    """Long examples come in small batches, short ones in large ones."""
+    student, order = loaded(trained[name], pairs), random.Random(5).sample(range(len(examples)), len(examples))
     reference, _ = predict.score_examples(student, examples, 64)
-    assert not head or sum(rows) == sum(len(f["labels"]) for f in student.encode(examples))
-    shapes.clear()
     monkeypatch.setattr(predict, "EXAMPLE_TOKENS", 20)
     monkeypatch.setattr(predict, "LOGITS_AT_ONCE", 1000)
     shuffled, _ = predict.score_examples(student, [examples[i] for i in order], 2)
-    assert shapes[0][0] == 1 and max(shape[0] for shape in shapes) > 1  # the longest first, and alone
     assert_same(shuffled, [reference[i] for i in order], 1e-4)
-
-
-def test_random_score_is_of_seed_and_id():
-    scores = [random_score(seed, f"x{n}") for seed in (1, 2) for n in range(5)]
-    assert len(set(scores)) == 10 and all(0 <= x < 1 for x in scores) and random_score(1, "x0") == scores[0]
 
 
 @pytest.mark.parametrize("name", ["flip", "flip_bos"])
@@ -269,17 +254,6 @@ def test_tfidf_in_any_script():
     assert tfidf_distances(examples, twins) == pytest.approx([0] * 6, abs=1e-9)
 
 
-def test_an_example_is_not_its_own_neighbour():
-    """At 0, 60 and 90 degrees: the nearest others are 60, 30 and 30 degrees away; one alone has none."""
-    import numpy as np
-
-    angles = np.deg2rad([0.0, 60.0, 90.0])
-    points, rows = np.stack([np.cos(angles), np.sin(angles)], axis=1), [{"id": n} for n in range(3)]
-    far = nearest_distances(points, points, rows, rows)
-    assert far == pytest.approx([1 - 0.5, 1 - math.sqrt(3) / 2, 1 - math.sqrt(3) / 2])
-    assert nearest_distances(points[:1], points[:1], rows[:1], rows[:1]) == [1.0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
@@ -347,19 +321,6 @@ def test_selection(values, band, seed, pairs):
         assert {r["id"]: (r["score"], r["rank"]) for r in found if r["label"] == label} == expected
 
 
-@pytest.mark.parametrize("name", ["error", "hard_negative"])
-def test_only_wrong_examples_are_selected_by_error(name, pairs):
-    """Of ten of each label two, and none, are wrong: the band is one of the wrong ones."""
-    records = scored([0.0] * 7 + [0.9, 0.0, 0.6]) + scored([0.0] * 10, "not warm", "y")
-    records = [r | {name: r["energy"]} for r in records]
-    found, _ = select_feedback(records, pairs, name, 0.0, 1.0)
-    assert [(r["id"], r["score"], r["rank"]) for r in found] == [("x07", 0.9, 1), ("x09", 0.6, 2)]
-    assert ids_of(select_feedback(records, pairs, name, 0.5, 1.0)) == ["x07"]
-    right = [r | {name: 0.0} for r in records]
-    assert ids_of(select_feedback(right, pairs, name, 0.0, 1.0)) == []  # nothing is wrong: no mistake of the user's
-    assert ids_of(select_feedback(records[7:12], pairs, name, 0.0, 1.0)) == ["x07", "x09"]  # a small human file will do
-
-
 def test_band_within_groups_of_successive_examples(pairs):
     """The authors' code: of every eight the two at the places 4 and 5 in ascending order, whatever their labels."""
     values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2, 5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 7.0, 9.0, 1.0, 2.0]
@@ -367,20 +328,6 @@ def test_band_within_groups_of_successive_examples(pairs):
     found, _ = select_feedback(records, pairs, "energy", 0.5, 0.8, group_size=8)
     # sorted: .0 .1 .2 .3 [.5 .6] .7 .9; 1 2 3 4 [5 6] 7 8; of the three that are left the one in the middle
     assert {(r["id"], r["rank"]) for r in found} == {("x05", 4), ("x06", 3), ("x08", 4), ("x13", 3), ("x18", 2)}
-
-
-def test_confirmed_examples_only(pairs):
-    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
-    records = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
-    records = [r | {"teacher_label": "not warm" if i in (10, 11) else r["label"]} for i, r in enumerate(records)]
-    how = (pairs, "energy", 0.8, 1.0, True)
-    found, counts = select_feedback(records, *how)
-    assert [(r["id"], r["rank"]) for r in found] == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
-    assert counts == {"unconfirmed": 2}
-    records[15]["teacher_label"] = "Warm"
-    assert "only 9 confirmed examples of the label 'not warm'" in refusal(select_feedback, records, *how)
-    del records[3]["teacher_label"]
-    assert "--confirmed: x03 has no teacher_label; run label" in refusal(select_feedback, records, *how)
 
 
 def test_near_duplicates_of_a_selected_one_are_left_out(pairs):
@@ -435,7 +382,7 @@ def test_command_scores_and_selects(home, models, trained, pairs, tmp_path):
     feedback = read_lines(tmp_path / "feedback.jsonl")
     assert feedback == select_feedback(records, pairs, "energy", 0.5, 1.0)[0] and len(feedback) == 12
     assert list(feedback[0])[:6] == ["id", "first", "second", "label", "score", "rank"]
-    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    run = record_of(tmp_path / "scored.jsonl")
     assert run["counts"] == {"scored": 24, "correct": sum(r["correct"] for r in records), "selected": 12}
     assert run["means"]["energy"] == pytest.approx(sum(r["energy"] for r in records) / 24, abs=1e-3)
     assert "prediction" not in run["means"] and run["options"]["low"] == 0.5
@@ -511,7 +458,7 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     whole = read_examples(path, pairs, use=["energy"])[:36]
     found = read_lines(output)
     assert found == select_feedback(whole, pairs, "energy", 0.5, 0.8)[0] and len(found) > 8 and "group" in found[0]
-    record = json.loads((tmp_path / "fb.jsonl.run.json").read_text())
+    record = record_of(tmp_path / "fb.jsonl")
     assert record["counts"] == {"scored": 36, "selected": len(found)}
     assert record["means"] == {"energy": round(sum(r["energy"] for r in whole) / 36, 4)}
     none = ("--feedback-file", tmp_path / "none")
@@ -529,24 +476,48 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     assert all("group" in r for r in read_lines(tmp_path / "none"))
 
 
+def test_confirmed_examples_only(home, tmp_path):
+    """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
+    rows = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")
+    rows = [pair(0) | r | {"teacher_label": r["label"]} for r in rows]
+    for row in rows[10:12]:
+        row["teacher_label"] = "not warm"
+
+    def selected():
+        how = ("--low", 0.8, "--high", 1, "--confirmed", "--feedback-file", tmp_path / "fb.jsonl")
+        return select(home, write_lines(tmp_path / "in.jsonl", rows), *how)
+
+    assert "selected by energy" in told_by(selected(), 0)
+    found = [(r["id"], r["rank"]) for r in read_lines(tmp_path / "fb.jsonl")]
+    assert found == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
+    assert record_of(tmp_path / "fb.jsonl")["counts"]["unconfirmed"] == 2
+    (tmp_path / "fb.jsonl").unlink()
+    rows[15]["teacher_label"] = "Warm"
+    assert "only 9 confirmed examples of the label 'not warm'" in told_by(selected())
+    del rows[3]["teacher_label"]
+    assert "--confirmed: x03 has no teacher_label; run label" in told_by(selected())
+
+
 def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
     rows = [flipped(n) | {"answers": [flipped(n)["answer"], "b"], "teacher_label": "b", "energy": n} for n in range(12)]
     rows[3]["teacher_label"] = "c"
     path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
     how = ("--task-file", home / "flip.toml", "--input-file", path, "--feedback-file", output, "--confirmed")
     assert "selected by energy" in told_by(call("score_ood.py", *how), 0)
-    assert json.loads((tmp_path / "fb.jsonl.run.json").read_text())["counts"]["unconfirmed"] == 1
+    assert record_of(output)["counts"]["unconfirmed"] == 1
 
 
 @pytest.mark.parametrize("errors", [0, 3])
 def test_a_student_without_errors_gives_an_empty_feedback_file(errors, home, tmp_path):
-    """And a student with some gives these alone."""
-    rows = [pair(n) | {"id": f"x{n}", "error": float(n < errors)} for n in range(24)]
-    path, by = write_lines(tmp_path / "in.jsonl", rows), ("--score", "error", "--feedback-file")
-    done = select(home, path, *by, tmp_path / "fb", "--low", 0, "--high", 1)
-    assert ("no example is wrong" in told_by(done, 0)) is (errors == 0)
-    assert {r["id"] for r in read_lines(tmp_path / "fb")} == {r["id"] for r in rows[:errors]}
-    part = select(home, path, *by, tmp_path / "part")
+    """And a student with some gives these alone; the band is one of them, however few."""
+    rows = [pair(2 * n) | {"id": f"x{n}", "error": float(n < errors)} for n in range(12)]
+    rows = [row | {"hard_negative": (n + 1) * row["error"] / 9} for n, row in enumerate(rows)]
+    path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb"
+    for name, low, expected in (("error", 0, {"x0", "x1", "x2"}), ("hard_negative", 0.5, {"x1", "x2"})):
+        how = ("--score", name, "--low", low, "--high", 1, "--overwrite", "--feedback-file", output)
+        assert ("no example is wrong" in told_by(select(home, path, *how), 0)) is (errors == 0)
+        assert {r["id"] for r in read_lines(output)} == (expected if errors else set())
+    part = select(home, path, "--score", "error", "--feedback-file", tmp_path / "part")
     assert ("--score error: is the same for all" in told_by(part, 0)) is (errors > 0)
 
 
@@ -562,18 +533,6 @@ def test_a_broken_student_is_a_message(name, more, home, trained, tmp_path):
     done = score(home, tmp_path / "nan", tmp_path, more, value)
     assert done.returncode == 1 and "energy is nan" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "scored.jsonl").exists() and not (tmp_path / "feedback.jsonl").exists()
-
-
-def test_files_of_the_user_are_never_lost(home, trained, tmp_path):
-    """The input as the feedback file, two outputs of one name, a feedback file of the user's."""
-    path = shutil.copy(home / "validation.jsonl", tmp_path / "some.jsonl")
-    for name, told in (("scored.jsonl", "two outputs have this name"), ("some.jsonl", "has no run record")):
-        assert told in told_by(score(home, trained["bert"], tmp_path, "--feedback-file", tmp_path / name))
-    files = ("--output-file", tmp_path / "scored.jsonl", "--feedback-file", path)
-    done = select(home, path, "--model", trained["bert"], "--overwrite", *files)
-    assert "is the input --input-file" in told_by(done)
-    assert path.read_bytes() == (home / "validation.jsonl").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"some.jsonl"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -643,7 +602,7 @@ def test_ood_file_without_labels_of_the_task(answers, home, trained, pairs, tmp_
     alone = scores_of(trained["bert"], pairs, read_examples(far_pairs(tmp_path, ["not warm"] * 4, "own.jsonl"), pairs))
     for name in ("energy", "msp", "entropy"):
         assert [r[name] for r in rows] == pytest.approx([s[name] for s in alone], abs=1e-4)
-    run = json.loads((tmp_path / "scored.jsonl.run.json").read_text())
+    run = record_of(tmp_path / "scored.jsonl")
     table = detection(read_lines(tmp_path / "scored.jsonl"), rows)
     assert list(table) == ["energy", "msp", "entropy", "margin", "random"]
     assert run["ood_detection"] == table and run["counts"]["ood"] == 4 and run["counts"]["scored"] == 24

@@ -1,12 +1,11 @@
 """--shard i/n: shards partition the attempts of one process; readers want whole sets; signals end a chunk."""
 
-import json
 import os
 import signal
 
 import pytest
-from conftest import call, pair, read_lines, refusal, write_lines
-from test_generate_units import HOW, Killed, by_seed, command, number_of, scripted  # noqa: F401
+from conftest import by_seed, pair, read_lines, record_of, refusal, scripted, train, write_lines
+from test_generate_units import HOW, number_of
 
 from gold.attempts import Pools, draw_attempt, shares_of
 from gold.examples import example_key, read_examples
@@ -16,13 +15,6 @@ from gold.stopping import STOPPED
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names and sets
-
-
-@pytest.mark.parametrize("text", ["", "4/4", "-1/4", "a/b", "0/4/2", "0 / 4", "\u0661/\u0664"])
-def test_a_bad_shard_is_an_error_of_the_command_line(text, home):
-    how = ("--task-file", home / "pairs.toml", "--model", "none", "--output-dir", home)
-    done = call("generate.py", *how, "--shard", text)
-    assert done.returncode == 2 and "such as 0/4 to 3/4" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.fixture
@@ -75,10 +67,9 @@ def test_what_shards_repeat_is_dropped_and_counted_once(shards, pairs, home, mod
     examples = read_examples(expand("--train-file", [shards / "train-*"]), pairs, counts=counts)
     assert counts == {"duplicates_between_shards": 1}
     assert len({example_key(pairs, e) for e in examples}) == len(examples) == 11
-    how = ("--task-file", home / "pairs.toml", "--model", models["t5"], "--num-train-epochs", "1")
-    done = call("train_student.py", *how, "--train-file", shards / "train-*.jsonl", "--output-dir", tmp_path / "s")
+    done = train(home, models["t5"], tmp_path / "s", "--num-train-epochs", 1, data=shards / "train-*.jsonl")
     assert done.returncode == 0 and "1 duplicates between shards dropped, 11 examples stay" in done.stderr, done.stderr
-    counts = json.loads((tmp_path / "s.run.json").read_text())["counts"]
+    counts = record_of(tmp_path / "s")["counts"]
     assert counts["duplicates_between_shards"] == 1
     assert counts["train_examples"] + counts["held_out_examples"] == 11
 
@@ -94,7 +85,7 @@ def test_records_of_people_are_never_dropped(tmp_path, pairs):
 
 
 @pytest.fixture
-def generated(command, tmp_path):  # noqa: F811
+def generated(command, tmp_path):
     """One shard of 24 training examples: what was printed, accepted and rejected."""
 
     def generated(shard, code=0, folder="iter-00", **how):
@@ -113,44 +104,29 @@ def test_shards_have_ids_seeds_and_prompts_of_their_own_and_their_share(generate
         _, accepted, rejected = generated(f"{i}/{n}")
         assert len(accepted) == sum(shares_of(24, 2, (i, n)))
         records += accepted + rejected
+    assert "98/99: 24 train examples leave it none" in generated("98/99", code=1)[0]
     assert len({r["id"] for r in records}) == len({r["sampling_seed"] for r in records}) == len(records)
     for r in records:  # what one process would ask at this attempt
         asked = draw_attempt(pairs, 0, "train", number_of(r), pools, HOW)
         assert (r["sampling_seed"], r["shots"]) == (asked.sampling_seed, [s["id"] for s in asked.shots])
 
 
-def dying(moment, action):
-    """The scripted teacher's answers; at the request of this number something happens first."""
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_ends_the_chunk_and_the_next_start_goes_on(generated, number):
+    """A shard, which goes on with its own attempts."""
     asked = []
 
     def answer(seed):
         asked.append(seed)
-        if len(asked) == moment:
-            action()
+        if len(asked) == 3:
+            os.kill(os.getpid(), number)
         return by_seed(seed)
 
-    return answer, asked
-
-
-def test_a_shard_that_was_cut_off_goes_on_with_its_own_attempts(generated):
-    def die():
-        raise Killed
-
-    with pytest.raises(Killed):
-        generated("1/2", answer=dying(14, die)[0])  # in the second chunk: the first has 12
+    [told] = generated("1/2", answer=answer, code=STOPPED)
+    assert STOPPED == 75 and len(asked) == 12  # the whole chunk
+    assert f"stopped by {number.name}, what is done is saved; run it again to go on" in told
     told, *records = generated("1/2")
     assert "going on after 12 attempts" in told and records == list(generated("1/2", folder="iter-0")[1:])
-    assert "98/99: 24 train examples leave it none" in generated("98/99", code=1)[0]
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_ends_the_chunk_and_the_next_start_goes_on(generated, number):
-    answer, asked = dying(3, lambda: os.kill(os.getpid(), number))
-    [told] = generated("0/1", answer=answer, code=STOPPED)
-    assert STOPPED == 75 and len(asked) == 24  # the whole chunk
-    assert f"stopped by {number.name}, what is done is saved; run it again to go on" in told
-    told, *records = generated("0/1")
-    assert "going on after 24 attempts" in told and records == list(generated("0/1", folder="iter-0")[1:])
 
 
 @pytest.mark.parametrize("way", ["add_request", "step", "abort"])

@@ -34,15 +34,6 @@ def changed(text: str, old: str, new: str) -> str:
 # Loading
 
 
-def test_both_files_load(pairs, flip, home):
-    labels = [("Warm", "both belong to summer"), ("not warm", "one or both belong to winter")]
-    assert list(pairs.labels.items()) == labels  # the order fixes the class ids
-    assert pairs.seed_examples == home / "seed.jsonl"  # relative to the task file
-    assert (pairs.written_fields, flip.written_fields) == (["first", "second"], ["text", "answer"])
-    assert flip.labels == {} and flip.prompt.system == "" and flip.parse.stop == []
-    assert pairs.prompt.example == "Kind: $label\nFirst: $first\nSecond: $second"  # no line end at either side
-
-
 LABELLED = PAIRS.replace(
     "[parse]",
     """label = '''
@@ -61,10 +52,7 @@ ANSWER_LAST = "Second: $second\nKind: $label'''\n[parse]"
 MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem that are named
     *((PAIRS, what, by, told) for what, by, told in [
         ('metric = "accuracy"', "", "metric: missing; add it; docs/tasks.md lists the keys"),
-        ('target = "$label"', "", "student.target: missing; add it"),
         ('name = "pairs"', 'name = "pairs"\nmodel = "t5"', "model: unknown key; docs/tasks.md lists"),
-        ('name = "pairs"', 'name = "pairs"\npath = "t5"', "path: unknown key"),
-        ("[prompt]\n", '[prompt]\nshots = "x"\n', "prompt.shots: unknown key"),
         ("train = '''\n$labels", "trian = '''\n$labels", "prompt.trian: unknown key"),  # and not: train is missing
         ('name = "pairs"', 'name = "Two Pairs"', "name: String should match pattern '^[a-z0-9_]+$'; found 'Two Pairs'"),
         ('"Do both things belong to summer?"', '" "', "description: "),
@@ -73,49 +61,35 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ('"classification"', '"text2text"', "metric: must be one of exact_match, equation_value, squad, rouge_l, "
          "optimum, chrf for text2text"),
         ('"accuracy"', '"f1"', "metric: must be one of accuracy"),
+        ('["first", "second"]', '["first", "second", "labels"]', "fields: ['first', 'second', 'labels'] and 'label' must di"),
         ('["first", "second"]', "[]", "fields: List should have at least 1 item"),
-        ('["first", "second"]', '["first", "my second"]', "fields.1: String should match pattern"),
-        ('["first", "second"]', '["first", "second", "first"]', "fields: ['first', 'second', 'first'] and 'label' must d"),
-        ('["first", "second"]', '["first", "second", "labels"]', "fields: "),
-        ('answer_field = "label"', 'answer_field = "second"', "fields: ['first', 'second'] and 'second' must differ"),
-        ('answer_field = "label"', 'answer_field = "the label"', "answer_field: String should match pattern"),
-        ('"seed.jsonl"', "3", "seed_examples: "),
         ('"not warm" = "one or both belong to winter"\n', "", "labels: a classification task has two or more"),
         ('"one or both belong to winter"', '" "', "labels.not warm: "),
         ('"not warm" =', '"" =', "labels: names must differ"),  # a label that no student could write
         ('"not warm" =', '"warm" =', "labels: names must differ"),  # answers are compared in lower case
         ("train = '''\n", "train = '''$topic\n", "prompt.train: unknown variable $topic; known here: definition, label"),
-        ("You write pairs", "You write $label", "prompt.system: unknown variable $label"),
         ("Another that is", "Another for $5 that is", "prompt.train: a lone $"),
         ("($definition):\n$start", "($definition):", "prompt.train: the variable $start is missing"),
-        ("$shots\n\nAnother, sig", "Another, sig", "prompt.validation: the variable $shots is missing"),
         ("[parse]\n", "feedback = '$shots $start'\n[parse]\n", "prompt.feedback: the variable $feedback is missing"),
-        ("Second: $second'''", "Second:'''", "prompt.example: the variable $second is missing"),
         ("Second: $second'''", "Second: $second, $first'''", "prompt.example: $first must occur once"),
-        ("pair: $first with $second", "pair: $label", "student.source: unknown variable $label"),
         ("pair: $first with $second", "pair", "student.source: shows the student nothing"),
         ('target = "$label"', 'target = "yes"', "student.target: the variable $label is missing"),
         ('stop = ["\\n\\n"]', 'stop = [""]', "parse.stop.0: String should have at least 1 character"),
         ("{first = 2}", "{first = 0}", "parse.min_words.first: Input should be greater than 0"),
         ("{second = 6}", "{third = 6}", "parse.max_words: no field that the teacher writes: third"),
-        ("[parse]\n", '[parse]\nevaluates = ["label"]\n', "parse.evaluates: no field that the teacher writes: label"),
         ("[prompt]\n", "[[prompt]]\n", "prompt: Input should be a valid dictionary"),
         ("version = 1", "version = ", "not a readable TOML file"),
         ("version = 1", "version = " + "[" * 5000, "not a readable TOML file"),
         # A field of a name that a stage gives to a field of its own would be overwritten, or would overwrite it
         *(('["first", "second"]', f'["first", "second", "{name}"]', f"fields: the name '{name}' is one")
-          for name in ("id", "feedback", "energy_sum")),
+          for name in ("id", "energy_sum")),
     ]),
     (FLIP, "[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a classification task has two or more, a text2t"),
-    (FLIP, 'train = "$shots', 'train = "$labels $shots', "prompt.train: unknown variable $labels"),
     (FLIP, "[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
-    (FLIP, "[student]", "[parse]\nmax_overlap = 0\n[student]", "parse.max_overlap: Input should be greater than 0"),
     (LABELLED, ANSWER_LAST, ANSWER_LAST.replace("l'", "l.'"), "prompt.label_example: must end with $label"),
-    (LABELLED, ANSWER_LAST, "Second: $second'''\n[parse]", "prompt.label_example: the variable $label is missing"),
     (LABELLED, "\nlabel_example = '''\nFirst: $first\nSecond: $second\nKind: $label'''", "",
      "prompt.label_example: must end with $label"),
     (LABELLED, "$shots\n\n$start'''\nlabel_e", "$start'''\nlabel_e", "prompt.label: the variable $shots is missing"),
-    (LABELLED, "label = '''\n$labels", "label = '''\n$label", "prompt.label: unknown variable $label"),
     (LABELLED, "\n\n$start'''\nlabel_example", "\n\n$start now'''\nlabel_example", "prompt.label: must end with $start"),
 ]  # fmt: skip
 
@@ -181,11 +155,6 @@ def test_prompt_with_feedback(variable, shown, tmp_path):
         assert plain == render_prompt(task, "train", SHOTS[:1], "Warm").user and "Unsure" not in plain
 
 
-def test_text2text_prompt(flip):
-    found = render_prompt(flip, "validation", [{"text": "a b", "answer": "b a"}], None)
-    assert found == ("", "Something different:\n\nText: a b\nAnswer: b a\n\nText:")
-
-
 def test_dollar_signs(tmp_path):
     text = changed(PAIRS, "First: $first\nSecond", "Cost: $$9\nFirst: ${first}\nSecond")
     task = load(changed(text, "Another that is", "For $$5 another that is"), tmp_path)
@@ -228,63 +197,41 @@ def test_label_prompt(tmp_path, pairs):
 GOOD = {"first": "the sea", "second": "a boat"}
 
 
-@pytest.mark.parametrize(
-    "completion, fields, reason",
-    [
-        (" the sea\nSecond: a boat", GOOD, None),
-        ("the sea  \n Second:a boat\n\n", GOOD, None),
-        ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
-        ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
-        # A chat model is not stopped: what follows a stop string is cut off
-        ("the sea\n\nSecond: a boat\n\nI hope that this helps!", GOOD, None),
-        (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
-        ("First: the sea\n\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
-        ("I cannot do that.", {}, "no_match"),
-        (" the sea\nThird: a boat", {}, "no_match"),
-        ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
-        (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
-        (" sea\nSecond: a boat", {"first": "sea", "second": "a boat"}, "too_short"),
-        (" the sea\nSecond: one two three four five six", GOOD | {"second": "one two three four five six"}, None),
-        (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
-        # Words of any script: min_words of first is 2, max_words of second 6
-        (" 京\nSecond: a boat", GOOD | {"first": "京"}, "too_short"),
-        (" 北京\nSecond: 屏幕非常非常好", {"first": "北京", "second": "屏幕非常非常好"}, "too_long"),
-        (" नमस्ते\nSecond: a boat", GOOD | {"first": "नमस्ते"}, "too_short"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("completion, fields, reason", [
+    (" the sea\nSecond: a boat", GOOD, None),
+    ("the sea  \n Second:a boat\n\n", GOOD, None),
+    ("Sure, here it is:\n\nKind: Warm\nFirst: the sea\nSecond: a boat", GOOD, None),  # a chat repeats the start
+    ("\nFirst:\nthe sea\nSecond:\na boat", GOOD, None),
+    # A chat model is not stopped: what follows a stop string is cut off
+    ("the sea\n\nSecond: a boat\n\nI hope that this helps!", GOOD, None),
+    (" the sea\nSecond: a boat\n\nKind: not warm\nFirst: the roof\nSecond: snow", GOOD, None),  # one too many
+    ("First: the sea\n\nSecond: a boat\n\nKind: Warm\nFirst: the roof\nSecond: sun", GOOD, None),
+    ("I cannot do that.", {}, "no_match"),
+    (" the sea\nThird: a boat", {}, "no_match"),
+    ("\nSecond: a boat", {"first": "", "second": "a boat"}, "empty_field"),
+    (" the sea\nSecond: \n", {"first": "the sea", "second": ""}, "empty_field"),
+    (" sea\nSecond: a boat", {"first": "sea", "second": "a boat"}, "too_short"),
+    (" the sea\nSecond: one two three four five six", GOOD | {"second": "one two three four five six"}, None),
+    (" the sea\nSecond: a b c d e f g", GOOD | {"second": "a b c d e f g"}, "too_long"),
+    # Words of any script: min_words of first is 2, max_words of second 6
+    (" 京\nSecond: a boat", GOOD | {"first": "京"}, "too_short"),
+    (" 北京\nSecond: 屏幕非常非常好", {"first": "北京", "second": "屏幕非常非常好"}, "too_long"),
+    (" नमस्ते\nSecond: a boat", GOOD | {"first": "नमस्ते"}, "too_short"),
+])  # fmt: skip
 def test_parse_classification(completion, fields, reason, pairs):
     assert parse_completion(pairs, completion, "Warm") == (fields, reason)
-
-
-FLIPPED = {"text": "sun lake", "answer": "lake sun"}
-
-
-@pytest.mark.parametrize(
-    "completion, fields, reason",
-    [
-        (" sun lake\nAnswer: lake sun", FLIPPED, None),
-        ("Text: sun lake\nAnswer: lake sun", FLIPPED, None),
-        (" sun lake\nAnswer: lake sun\nText: a b\nAns", FLIPPED, None),
-        ("<think>\nText: no\nAnswer: no\n</think>\n\nsun lake\nAnswer: lake sun", FLIPPED, None),
-    ],
-)
-def test_parse_text2text(completion, fields, reason, flip):
-    assert parse_completion(flip, completion, None) == (fields, reason)
 
 
 LAST = "First: $first\nSecond: $second\nKind: $label"
 
 
-@pytest.mark.parametrize(
-    "completion, right",
-    [
-        (" the sea\nSecond: a boat\nKind: Warm", True),
-        (" the sea\nSecond: a boat", True),  # cut off by a stop string, say
-        (" the sea\nSecond: a boat\nKind: Warm\n\nFirst: the roof\nSecond: snow\nKind: not warm", True),
-        (" the sea\nSecond: a boat\nKind: not warm", False),  # not the label that was asked
-        (" the sea\nSecond: a boat\nKind: Warmest", False),
-    ],
-)
+@pytest.mark.parametrize("completion, right", [
+    (" the sea\nSecond: a boat\nKind: Warm", True),
+    (" the sea\nSecond: a boat", True),  # cut off by a stop string, say
+    (" the sea\nSecond: a boat\nKind: Warm\n\nFirst: the roof\nSecond: snow\nKind: not warm", True),
+    (" the sea\nSecond: a boat\nKind: not warm", False),  # not the label that was asked
+    (" the sea\nSecond: a boat\nKind: Warmest", False),
+])  # fmt: skip
 def test_label_at_the_end(completion, right, tmp_path):
     """What the teacher says of the label is read too: never part of a field, and never another label than asked."""
     task = load(changed(PAIRS, "Kind: $label\nFirst: $first\nSecond: $second", LAST), tmp_path)
@@ -393,19 +340,16 @@ CHECKED = FLIP.replace(
 ).replace('["text"]', '["text", "sum"]').replace("Answer: $answer", "Sum: $sum\nAnswer: $answer")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "completion, reason",
-    [
-        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 1", None),
-        ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 2", "check_failed"),  # another value
-        ("I have 51 apples\nSum: 51 pears\nAnswer: 50 + 1", "check_failed"),  # not in the text
-        ("I have 51 apples\nSum: 1 apples\nAnswer: 0 + 1", "check_failed"),  # not as whole words
-        ("I have 51 apples\nSum: apples\nAnswer: 50 + 1", "check_failed"),  # no number
-        ("I have 51 or 52 apples\nSum: 51 or 52\nAnswer: 50 + 1", "check_failed"),  # two numbers
-        ("I have $1,200 here\nSum: $1,200\nAnswer: 600 * 2", None),
-        ("It is -3 here\nSum: -3\nAnswer: 2 - 5", None),
-    ],
-)
+@pytest.mark.parametrize("completion, reason", [
+    ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 1", None),
+    ("I have 51 apples\nSum: 51 apples\nAnswer: 50 + 2", "check_failed"),  # another value
+    ("I have 51 apples\nSum: 51 pears\nAnswer: 50 + 1", "check_failed"),  # not in the text
+    ("I have 51 apples\nSum: 1 apples\nAnswer: 0 + 1", "check_failed"),  # not as whole words
+    ("I have 51 apples\nSum: apples\nAnswer: 50 + 1", "check_failed"),  # no number
+    ("I have 51 or 52 apples\nSum: 51 or 52\nAnswer: 50 + 1", "check_failed"),  # two numbers
+    ("I have $1,200 here\nSum: $1,200\nAnswer: 600 * 2", None),
+    ("It is -3 here\nSum: -3\nAnswer: 2 - 5", None),
+])  # fmt: skip
 def test_gives_and_span_of(completion, reason, tmp_path):
     assert parse_completion(load(CHECKED, tmp_path), completion, None)[1] == reason
 

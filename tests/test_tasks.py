@@ -1,14 +1,20 @@
-"""The task files of prompts/ and their seed examples: each example passes the checks of its task, no text is there twice.
+"""The task files of prompts/ and their seed examples: each example passes the checks of its task; prompts in both forms.
 
 No model, and nothing that a teacher wrote: whether the examples are right was judged by reading them.
 """
 
 import collections
+import random
 import re
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, call, one_error, read_lines
+from typer.testing import CliRunner
 
+from data import build_models
+from data import word_problems_grammar as grammar
+from gold import teacher
+from gold.attempts import Pools, draw_attempt
 from gold.examples import read_examples
 from gold.parsing import copies_shot, parse_completion
 from gold.programmes import optimum
@@ -16,29 +22,7 @@ from gold.prompts import known_label, render_label_prompt, render_prompt, split_
 from gold.task import load_task, render
 from gold.text import text_key
 
-PATHS = sorted((Path(__file__).parent.parent / "prompts").glob("*.toml"))
-PAIR = ["premise", "hypothesis"]
-TASKS = {  # name: (fields that the teacher writes beside the answer, the answer's, labels in the order of their class ids)
-    "rte": (PAIR, "label", ["entailment", "not_entailment"]),
-    "qnli": (["question", "sentence"], "label", ["entailment", "not_entailment"]),
-    "mnli": (PAIR, "label", ["entailment", "neutral", "contradiction"]),
-    "anli": (PAIR, "label", ["entailment", "neutral", "contradiction"]),
-    "wnli": (PAIR, "label", ["not_entailment", "entailment"]),
-    "mrpc": (["sentence1", "sentence2"], "label", ["not_equivalent", "equivalent"]),
-    "squad": (["context", "question"], "answer", []),
-    "adversarial_qa": (["context", "question"], "answer", []),
-    "svamp": (["body", "question", "answer"], "equation", []),
-    "nl4opt": (["problem"], "formulation", []),
-    "sst2": (["text"], "label", ["negative", "positive"]),
-    "imdb": (["text"], "label", ["negative", "positive"]),
-    "ag_news": (["text"], "label", ["World", "Sports", "Business", "Sci/Tech"]),
-}
-WORDS = {  # task: (field, fewest and most words of a seed example), where the manner of the data set asks for a length
-    "anli": ("premise", 40, 80),
-    "squad": ("context", 60, 120),
-    "adversarial_qa": ("context", 60, 120),
-    "imdb": ("text", 60, 150),
-}
+PATHS = sorted((ROOT / "prompts").glob("*.toml"))
 
 
 def seeds(path):
@@ -51,14 +35,6 @@ def start_of(task, label):
 
 
 every_task = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-
-
-def test_fields_and_labels():
-    tasks = {path.stem: load_task(path) for path in PATHS}
-    assert {name: (t.fields, t.answer_field, list(t.labels)) for name, t in tasks.items() if name in TASKS} == TASKS
-    assert all(task.name == name for name, task in tasks.items())
-    labels = list(tasks["banking77"].labels)
-    assert len(labels) == 77 and labels == sorted(labels, key=str.lower)
 
 
 @every_task
@@ -87,20 +63,6 @@ def test_seed_examples_of_a_task_differ_and_there_are_enough(path):
         assert len(set(by_label.values())) == 1  # none is shown more often than another
     else:
         assert len(examples) >= 8
-    if task.name in WORDS:
-        field, least, most = WORDS[task.name]
-        assert all(least <= len(example[field].split()) <= most for example in examples)
-
-
-def test_no_text_is_there_twice():
-    texts = collections.defaultdict(list)
-    for path in PATHS:
-        task, examples = seeds(path)
-        for example in examples:
-            for name in task.fields:
-                if len(example[name].split()) > 1:  # numbers may come twice
-                    texts[text_key(example[name])].append((task.name, example["id"], name))
-    assert {text: places for text, places in texts.items() if len(places) > 1} == {}
 
 
 def test_formulations_have_the_optimum_that_their_problem_has():
@@ -123,7 +85,6 @@ def test_prompts_that_ask_for_an_example(path):
         start = start_of(task, label)
         users = [render_prompt(task, split, shots, label).user for split in ("train", "validation")]
         assert all(text.strip() in user for text in rendered[:3] for user in users)
-        assert "ignificantly different" in users[1]
         if task.prompt.feedback:
             users += [render_prompt(task, "train", shots, label, feedback, r).user for r in ("", report)]
         for user in users:
@@ -133,18 +94,9 @@ def test_prompts_that_ask_for_an_example(path):
                 assert [other for other in task.labels.values() if other in user] == [definition]
         for user in users[2:]:
             places = [user.index(text) for text in rendered]
-            asked = user.index("Write one more")
-            assert places == sorted(places) and places[-1] < asked
-            assert "small model" in user[places[2] : places[3]] and "unsure of them" in user[places[2] : places[3]]
-            assert (label or "") in user[asked : -len(start)] and definition in user[asked:]
+            assert places == sorted(places)
+            assert (label or "") in user[places[-1] : -len(start)] and definition in user[places[-1] :]
         assert [user.count(report) for user in users[2:]] in ([], [0, 1])
-
-
-def test_the_prefix_of_prompts_with_feedback_is_the_plain_one_s():
-    """So that the prefix cache serves both. Embedded teachers are shown the form that they were trained on alone."""
-    for task in map(load_task, PATHS):
-        assert (task.prompt.feedback is None) is (task.name in ("reviews", "word_problems"))
-        assert (task.prompt.feedback or task.prompt.train).startswith(task.prompt.train.split("$shots")[0] + "$shots")
 
 
 @every_task
@@ -157,3 +109,130 @@ def test_prompt_that_asks_for_the_answer(path):
     assert all(record[name] in asked for name in task.read_fields) and asked.endswith(":")
     if task.name == "svamp":  # the number would give the equation away
         assert "Answer:" not in user
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# [completion], the list form: a heading that names the label, and under it examples of that label alone
+
+OPTIONS = {"seed": 0, "num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any"}
+
+
+def task_of(name: str, form: str = "completion"):
+    return load_task(ROOT / f"prompts/{name}.toml").in_form(form)
+
+
+def test_a_list_of_lines():
+    task = task_of("sst2")
+    shots = [{"text": "dull from end to end", "label": "negative"}, {"text": "a waste of film", "label": "negative"}]
+    system, user = render_prompt(task, "train", shots[:1], "negative", feedback=shots[1:])
+    assert system == ""
+    assert user == "Short negative phrases from film critics:\n\n- dull from end to end\n- a waste of film\n-"
+    assert task.parse.stop == ["\n"] and task.is_list
+    label = render_label_prompt(task, {"text": "a joy"}, shots[:1]).user
+    assert label == "Phrases from film critics:\n\nText: dull from end to end\nLabel: negative\n\nText: a joy\nLabel:"
+
+
+def test_a_list_of_blocks():
+    task = task_of("rte")
+    shot = {"premise": "It rained all day.", "hypothesis": "It was wet.", "label": "entailment"}
+    user = render_prompt(task, "validation", [shot, shot], "entailment").user
+    block = "Premise: It rained all day.\nHypothesis: It was wet."
+    assert user.endswith(f".\n\n{block}\n\n{block}\n\nPremise:") and task.parse.stop == ["\n\n"]
+    text = " The ship left the port of Brest on Monday.\nHypothesis: A ship left Brest.\n\nPremise: One more"
+    found = {"premise": "The ship left the port of Brest on Monday.", "hypothesis": "A ship left Brest."}
+    assert parse_completion(task, text, "entailment") == (found, None)
+
+
+@pytest.mark.parametrize("text", [" a fine film", " a fine film\n- a bad one", "\n- a fine film", "- a fine film"])
+def test_one_line_is_read(text):
+    assert parse_completion(task_of("sst2"), text, "positive") == ({"text": "a fine film"}, None)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_shot_has_the_label_asked_for(split):
+    task = task_of("ag_news")
+    seeds = read_examples(task.seed_examples, task)
+    pools = Pools(seeds, feedback=seeds, train=seeds)
+    for number in range(200):
+        attempt = draw_attempt(task, 1, split, number, pools, OPTIONS)
+        assert {shot["label"] for shot in attempt.shown} == {attempt.label}
+        assert len(attempt.shots) == (3 if split == "train" else 2)
+
+
+@every_task
+def test_every_task_has_the_form_and_the_chat_form_stays(path):
+    task, examples = seeds(path)
+    assert task.in_form("chat") is task
+    if task.name in ("reviews", "word_problems"):  # their teachers are trained on [prompt] itself
+        assert task.in_form("completion") is task
+        return
+    listed = task.in_form("completion")
+    assert listed.is_list is bool(task.labels) and listed.label_template == task.label_template
+    shots = random.Random(0).sample(examples, 3)
+    for wanted in task.names:
+        for split in ("train", "validation"):
+            prompt = render_prompt(listed, split, shots, wanted)
+            assert prompt.system == "" and prompt.user.count(listed.prompt.between) >= 3
+
+
+def test_auto_is_the_list_for_a_small_model(models, monkeypatch, tmp_path):
+    from transformers import AutoTokenizer
+
+    task, reviews = load_task(ROOT / "prompts/sst2.toml"), load_task(ROOT / "prompts/reviews.toml")
+    tokenizer = AutoTokenizer.from_pretrained(models["bos"])
+
+    def form(task) -> str:
+        return teacher.load_encoder(str(models["bos"]), task, "auto", {}, False).form
+
+    assert form(task) == form(reviews) == "completion"  # no chat template
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **kwargs: tokenizer)
+    assert form(task) == "completion" and form(reviews) == "chat"
+    monkeypatch.setattr(teacher, "SMALL", 10)
+    assert form(task) == "chat"
+
+
+def test_what_a_list_cannot_show_is_refused(models, tmp_path):
+    done = call(
+        "generate.py", "--task-file", ROOT / "prompts/sst2.toml", "--model", models["bos"], "--output-dir", tmp_path,
+        "--feedback-label", "other", "--dry-run",
+    )  # fmt: skip
+    assert done.returncode == 1
+    one_error(done.stderr, "--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The second embedded task
+
+WORD_PROBLEMS = load_task(ROOT / "prompts/word_problems.toml")
+
+
+@pytest.mark.parametrize("equation, reason", [
+    ("12 - 4", None), ("( 12 - 4 ) * 2", None), ("x = 12 - 4", None), ("1" + " + 1" * 8, "too_long"),
+    ("12 minus 4", "check_failed"), ("12 / 0", "check_failed"), ("", "empty_field"),
+])  # fmt: skip
+def test_an_equation_must_evaluate(equation, reason):
+    text = f" There were 12 loaves. 4 were sold. How many are left?\nEquation: {equation}"
+    fields, found = parse_completion(WORD_PROBLEMS, text, None)
+    assert found == reason and fields["equation"] == equation
+
+
+def test_no_encoder_for_equations(tmp_path):
+    done = CliRunner().invoke(build_models.app, ["word_problems", "bert", "--output-dir", str(tmp_path)])
+    assert done.exit_code == 2 and "word_problems has none" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_target_without_a_value_is_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"problem": "a", "equation": "6 + 3"}\n{"problem": "b", "equation": "48 ÷ 2"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"test.jsonl:2: '48 ÷ 2' has no value, so no prediction could be correct"):
+        read_examples(path, WORD_PROBLEMS)
+
+
+def test_the_data_files_are_those_of_the_grammar(tmp_path):
+    grammar.write_data(tmp_path)
+    for name in ("seed_examples", "test", "test_zipf"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (ROOT / f"data/word_problems/{name}.jsonl").read_bytes()
+    records = [r for path in tmp_path.glob("*.jsonl") for r in read_lines(path)]
+    assert all(grammar.oracle_equation(r["problem"]) == r["equation"] for r in records)
+    assert len({text_key(r["problem"]) for r in records}) == len(records)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gold.text import APART, exact_form, holds_span, rouge_words, text_key, words
+from gold.text import APART, holds_span, text_key, words
 
 ALIKE = [
     ("Great  phone.", "great phone"), ("Hello, world!", "hello world"), ('He said "yes."\n', "he said yes"),
@@ -86,21 +86,6 @@ def test_case_blanks_and_forms_do_not_count(pieces):
 ])  # fmt: skip
 def test_words_by_hand(text, expected):
     assert words(text) == unicodedata.normalize("NFKC", expected).split()
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("don't, 3.5 x_y", "don t 3 5 x y"), ("Café", "café"), ("नमस्ते दुनिया।", "नमस्ते दुनिया"), ("你好，世界！", "你 好 世 界"),
-        ("السلام عليكم؟", "السلام عليكم"), ("Привет-мир", "привет мир"), ("👍 + ≤", "👍 ≤"), ("?!", ""),
-    ],
-)  # fmt: skip
-def test_rouge_words_by_hand(text, expected):
-    assert rouge_words(text) == expected.split()
-
-
-def test_exact_form():
-    assert exact_form(" Cafe\u0301\n") == exact_form("CAFÉ") == "café"
 
 
 @pytest.mark.parametrize("text, span, there", [
