@@ -9,8 +9,6 @@ as the task's. Several correct answers stand in the list `<answer_field>s`, besi
 """
 
 import itertools
-import json
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -87,7 +85,7 @@ def examples_of(
         for field in needed:
             if field not in record:
                 fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}; add the field")
-        record = with_answers(here, record, task, path, foreign, changed)
+        record = with_answers(here, record, task, foreign, changed)
         for field in needed:
             if not is_text(record[field]):
                 problem = f"must be a text (in quotes) that is not empty, found {repr(record[field])[:200]}"
@@ -107,7 +105,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def with_answers(here: str, record: dict, task: Task, path: Path, foreign: bool, changed: Counter[str]) -> dict:
+def with_answers(here: str, record: dict, task: Task, foreign: bool, changed: Counter[str]) -> dict:
     """The record with its answer, and the list of correct answers, as the task writes them; ends the stage for others."""
     name, listed = task.answer_field, f"{task.answer_field}s"
     read = {name: as_answer(record[name], task, changed)} if name in record else {}
@@ -119,8 +117,8 @@ def with_answers(here: str, record: dict, task: Task, path: Path, foreign: bool,
             fail(f"{here}: {problem}; found {record[listed]!r}; mend it, or rename a column of another meaning")
     for label in [read.get(name), *read.get(listed, [])] if task.labels and not foreign else []:
         if label is not None and label not in list(task.labels):
-            known, cure = ", ".join(task.labels), cure_of_label(label, task, path)
-            fail(f"{here}: no such label: {label!r}; {task.path} has {known}; {cure}")
+            known = ", ".join(task.labels)
+            fail(f"{here}: no such label: {label!r}; {task.path} has {known}; correct the line (docs/records.md)")
     return record | read
 
 
@@ -134,16 +132,6 @@ def as_answer(value: Any, task: Task, changed: Counter[str]) -> Any:
     if answer is not value:
         changed[f"{value!r} is read as {answer!r}"] += 1
     return answer
-
-
-def cure_of_label(label: Any, task: Task, path: Path) -> str:
-    """For a number the command that puts the names of labels in the place of their numbers."""
-    if str(label).strip().removesuffix(".0") not in map(str, range(len(task.labels))):
-        return "correct the line"
-    order = ", ".join(f"{i} is {known}" for i, known in enumerate(task.labels))
-    code = f'."{task.answer_field}" |= {json.dumps(list(task.labels), ensure_ascii=False)}[tonumber]'
-    new = shlex.quote(str(path.with_suffix(".named.jsonl")))
-    return f"if {order}: {shlex.join(['jq', '-c', code, str(path)])} > {new}"
 
 
 def with_rendered(here: str, record: dict, task: Task, use: Collection[str], changed: Counter[str]) -> dict:
