@@ -9,7 +9,7 @@ from conftest import ROOT
 STAGES = ("generate", "label", "train_student", "score_ood", "evaluate", "report")
 HEAVY = {"torch", "transformers", "vllm", "sklearn", "matplotlib", "jinja2", "markupsafe"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
-    "causes command control_tokens decoding equations fingerprint losses programmes text truncation unreadable",
+    "causes command control_tokens decoding equations fingerprint losses programmes text",
     "disk distances figures model_folder reasoning scores stopping task",
     "attempts correctness encoding engine jsonl prompts runs",
     "examples gather metrics parsing serve server student",
