@@ -45,7 +45,7 @@ def main(
             print_table(run, rows)
             gathered += [gather(run, rows)] if html else []
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"a run record or metrics.json in it is not what a stage writes: {type(error).__name__}: {error}"
+            problem = f"a file in it is not what a stage writes: {type(error).__name__}: {error}"
             fail(f"{run}: {problem}; run that stage again with --overwrite")
         draft = run / "metrics.jsonl.draft"
         write_file(draft, rows)
@@ -70,7 +70,7 @@ def rows_of(run: Path) -> list[dict]:
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
         records = [record for path in paths if (record := load(beside(path, ".run.json")))]
-        names = ("attempted", "accepted", "computed_tokens")  # runs of earlier builds have not the last
+        names = ("attempted", "accepted", "computed_tokens")
         attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
         scored = load(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
@@ -112,18 +112,15 @@ def seconds_of(folder: Path, generate: float) -> dict[str, float]:
 def measured(folder: Path) -> dict[str, Any]:
     """The headline number of metrics.json, under its name, with interval and groups; {} where there is no such file."""
     metrics = load(folder / "metrics.json")
-    try:
-        if not metrics:
-            return {}
-        name = metrics["metric"]
-        found = metrics["overall"][name]
-        row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
-        for key, groups in metrics.items():
-            if key.startswith("by_") and key != "by_label":
-                row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
-        return row
-    except (AttributeError, LookupError, TypeError):
-        fail(f"{folder / 'metrics.json'}: not what evaluate.py writes; run it again with --overwrite")
+    if not metrics:
+        return {}
+    name = metrics["metric"]
+    found = metrics["overall"][name]
+    row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
+    for key, groups in metrics.items():
+        if key.startswith("by_") and key != "by_label":
+            row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
+    return row
 
 
 def print_table(run: Path, rows: list[dict]) -> None:

@@ -21,13 +21,8 @@ MAX_TEXT = 2_000  # characters of a text that are kept
 def load(path: Path) -> dict:
     """A JSON file that a stage wrote; {} where it is not there (that stage has not run)."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} instead of an object")
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
         fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
@@ -56,15 +51,8 @@ class Gathered:
 
 
 def each(path: Path, make: Callable[[dict], Any]) -> list:
-    """What `make` makes of each record; [] where there is no such file. Another shape ends the stage with file:line."""
-    made = []
-    for number, record in read_records(path) if path.exists() else ():
-        try:
-            made.append(make(record))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"not what a stage writes: {type(error).__name__}: {error}"
-            fail(f"{path}:{number}: {problem}; mend the line, or run that stage again with --overwrite")
-    return made
+    """What `make` makes of each record; [] where there is no such file."""
+    return [make(record) for _, record in read_records(path)] if path.exists() else []
 
 
 def gather(run: Path, rows: list[dict]) -> Gathered:
@@ -75,29 +63,13 @@ def gather(run: Path, rows: list[dict]) -> Gathered:
         gather_scored(found, folder, fed)
     for row in rows:
         if (place := row["iteration"]) and "metric" in row:
-            found.metrics[place] = groups_checked(run / place / "metrics.json", row["metric"])
+            found.metrics[place] = load(run / place / "metrics.json")
             gather_predictions(found, run / place, place, row["metric"])
         if labelled := load(run / place / "labelled.jsonl.run.json"):
-            found.speed[place] = {
-                "tokens": labelled["counts"].get("computed_tokens", 0),
-                "seconds": labelled["seconds"],
-            }
+            tokens = labelled["counts"].get("computed_tokens", 0)
+            found.speed[place] = {"tokens": tokens, "seconds": labelled["seconds"]}
     found.facts = facts_of(run, found)
     return found
-
-
-def groups_checked(path: Path, metric: str) -> dict:
-    """metrics.json, of which report.py has checked the headline; each group and label has its number and size."""
-    metrics = load(path)
-    try:
-        for key in (k for k in metrics if k.startswith("by_")):
-            for m in metrics[key].values():
-                number = m["f1" if key == "by_label" else metric]
-                sum((m["n"], number["value"], number["low"], number["high"]))
-        return metrics
-    except (AttributeError, LookupError, TypeError) as error:
-        problem = f"not what evaluate.py writes: {type(error).__name__}: {error}"
-        fail(f"{path}: {problem}; run it again with --overwrite")
 
 
 def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
@@ -106,7 +78,15 @@ def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
     label = record.get("target") or record.get("label") or ""
     other = record.get("prediction") if kind in ("wrong", "feedback") else record.get("teacher_label")
     texts = {name: str(value or "") for name, value in (("text", text), ("label", label), ("other", other))}
-    row = {"at": at, "kind": kind, "id": str(record["id"]), "reason": "", "note": "", "fed": [], "written": 0} | more
+    row = {
+        "at": at,
+        "kind": kind,
+        "id": str(record.get("id", "")),
+        "reason": "",
+        "note": "",
+        "fed": [],
+        "written": 0,
+    } | more
     return row | {k: t[:MAX_TEXT] for k, t in texts.items()} | {"cut": max(map(len, texts.values()))}
 
 
@@ -133,9 +113,7 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
             found.records += rows
             record = load(beside(path, ".run.json"))
             made = record.get("counts", {})
-            counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")}) + Counter(
-                made.get("rejected", {})
-            )
+            counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")} | made.get("rejected", {}))
             tokens, seconds = tokens + made.get("completion_tokens", 0), seconds + record.get("generate_seconds", 0)
         for path in shards(folder, f"{split}.rejected.jsonl"):
             found.records += each(path, rejected)

@@ -13,7 +13,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "disk distances figures model_folder reasoning scores stopping task",
     "attempts correctness encoding engine jsonl prompts runs",
     "examples gather metrics parsing serve server student",
-    "adapters answers cards predict sections selection teacher",
+    "answers cards predict sections selection teacher",
     "remote_labels",
     "labels",
     "calibration page split trainer",
