@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail, files, new_app, run_command
-from gold.disk import beside
-from gold.gather import gather, load, shards
+from gold.disk import beside, read_json
+from gold.gather import gather, shards
 from gold.jsonl import read_records, write_file
 from gold.text import distinct_2, text_key, words
 
@@ -69,10 +69,10 @@ def rows_of(run: Path) -> list[dict]:
     rows = []
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
-        records = [record for path in paths if (record := load(beside(path, ".run.json")))]
+        records = [record for path in paths if (record := read_json(beside(path, ".run.json")))]
         names = ("attempted", "accepted", "computed_tokens")
         attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
-        scored = load(folder / "scored.jsonl.run.json")
+        scored = read_json(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
         rows.append({
             "iteration": folder.name,
@@ -90,7 +90,7 @@ def rows_of(run: Path) -> list[dict]:
     others = [run / "final", *sorted(path.parent for path in (run / "final").glob("*/metrics.json"))]
     for folder in [*others, run / "untrained", run / "teacher"]:
         if found := measured(folder):
-            seconds = seconds_of(folder, load(folder / "labelled.jsonl.run.json").get("seconds", 0))
+            seconds = seconds_of(folder, read_json(folder / "labelled.jsonl.run.json").get("seconds", 0))
             rows.append({"iteration": str(folder.relative_to(run)), **found, "seconds": seconds})
     return rows
 
@@ -106,12 +106,14 @@ def test_predictions(run: Path) -> list[Path]:
 
 
 def seconds_of(folder: Path, generate: float) -> dict[str, float]:
-    return {"generate": generate} | {s: load(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()}
+    return {"generate": generate} | {
+        s: read_json(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()
+    }
 
 
 def measured(folder: Path) -> dict[str, Any]:
     """The headline number of metrics.json, under its name, with interval and groups; {} where there is no such file."""
-    metrics = load(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if not metrics:
         return {}
     name = metrics["metric"]

@@ -12,11 +12,11 @@ from typing import Any
 
 from gold.command import say
 from gold.control_tokens import plain_ids
-from gold.disk import beside, write_text
+from gold.disk import beside, read_json, write_text
 from gold.encoding import frame_of_source, source_limit
 from gold.jsonl import parse_shard, read_records
 from gold.metrics import mean_interval
-from gold.runs import git_state, read_json
+from gold.runs import git_state
 from gold.student import Student
 from gold.task import Task
 
@@ -174,11 +174,11 @@ def data_table(paths: list[Path]) -> str:
     """Each file, its lines, and from the run records of generate.py and score_ood.py the teacher and what steered it."""
     rows = []
     for path in paths:
-        made = (read_json(beside(path, ".run.json")) or {}).get("options", {})
+        made = read_json(beside(path, ".run.json")).get("options", {})
         steered = []
         for feedback in made.get("feedback_file") or []:
-            by = read_json(Path(feedback).with_name("scored.jsonl.run.json")) or {"options": {}}
-            steered.append(f"{feedback}, by {by['options'].get('score', 'a score not known')}")
+            by = read_json(Path(feedback).with_name("scored.jsonl.run.json")).get("options", {})
+            steered.append(f"{feedback}, by {by.get('score', 'a score not known')}")
         teacher, number = made.get("model", "not known"), sum(1 for _ in read_records(path))
         rows.append([path, number, teacher, "; ".join(steered) or "none"])
     return table(["file", "records", "teacher", "feedback that its prompts showed"], rows)

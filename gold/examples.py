@@ -34,21 +34,21 @@ def read_examples(paths: Paths, task: Task, keep: Sequence[str] | None = None, *
 
 def iter_examples(
     paths: Paths, task: Task, answers: bool = True, counts: dict | None = None, foreign: bool = False,
-    use: Collection[str] = (), among: Iterable[Path] = (), quiet: bool = False,
+    use: Collection[str] = (), among: Iterable[Path] = (),
 ) -> Iterator[dict]:  # fmt: skip
     """Yield the examples of the files, each with a unique `id`, the task's fields, `source` and `target`.
 
     answers=False allows records without the answer field, foreign=True also an answer that is no label of the task.
     use: a stage's fields that an option asks for, which the user's own columns may be. among: the other files of the
     command, so that a file given to two options has the same ids in both. Of a text that the teacher wrote in two shards
-    of a set the first stays; the others are counted in counts["duplicates_between_shards"]. quiet: nothing is said.
+    of a set the first stays; the others are counted in counts["duplicates_between_shards"].
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
     names, ids, dropped = names_of([*paths, *among]), {}, 0
     texts: dict[tuple, dict[str, Path]] = defaultdict(dict)  # by shard set: text -> the first shard that has it
     for path in paths:
         shard = SHARD.fullmatch(path.name)
-        for here, example in examples_of(path, names[path], task, answers, foreign, use, quiet):
+        for here, example in examples_of(path, names[path], task, answers, foreign, use):
             if (identifier := example["id"]) in ids:
                 problem = f"the id {identifier!r} is already in {ids[identifier]}; ids must be unique"
                 fail(f"{here}: {problem}, so change one, or leave the id out, and it is made of file and line")
@@ -59,7 +59,7 @@ def iter_examples(
                     dropped += 1
                     continue
             yield example
-    if dropped and not quiet:
+    if dropped:
         say(f"{dropped:,} duplicates between shards dropped, {len(ids) - dropped:,} examples stay")
         if counts is not None:
             counts["duplicates_between_shards"] = dropped
@@ -75,7 +75,7 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def examples_of(
-    path: Path, name: str, task: Task, answers: bool, foreign: bool, use: Collection[str], quiet: bool
+    path: Path, name: str, task: Task, answers: bool, foreign: bool, use: Collection[str]
 ) -> Iterator[tuple[str, dict]]:
     """(file:line, example) of one file, checked and rendered; in the end it is said what was changed."""
     changed: Counter[str] = Counter()  # what was read in another form: records
@@ -97,7 +97,7 @@ def examples_of(
         yield here, with_rendered(here, record, task, use, changed)
     if not here:
         fail(f"{path}: no records in it; run the stage that writes it, or check the path")
-    for change, count in changed.most_common(0 if quiet else 5):
+    for change, count in changed.most_common(5):
         say(f"{path}: {change} in {count:,} records")
 
 

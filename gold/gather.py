@@ -1,29 +1,19 @@
 """What the files of a run folder tell, as far as they are there: for report.py and its page.
 
-load(path), shards(folder, "train.jsonl")        a JSON file, or {}; a file or its shards
-gather(run, rows)                                all that the page shows; rows: the table of report.py
+shards(folder, "train.jsonl")        the file, or its shards
+gather(run, rows)                    all that the page shows; rows: the table of report.py
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gold.command import fail
-from gold.disk import beside
+from gold.disk import beside, read_json
 from gold.jsonl import read_records
 
 MAX_TEXT = 2_000  # characters of a text that are kept
-
-
-def load(path: Path) -> dict:
-    """A JSON file that a stage wrote; {} where it is not there (that stage has not run)."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
 def shards(folder: Path, name: str) -> list[Path]:
@@ -63,9 +53,9 @@ def gather(run: Path, rows: list[dict]) -> Gathered:
         gather_scored(found, folder, fed)
     for row in rows:
         if (place := row["iteration"]) and "metric" in row:
-            found.metrics[place] = load(run / place / "metrics.json")
+            found.metrics[place] = read_json(run / place / "metrics.json")
             gather_predictions(found, run / place, place, row["metric"])
-        if labelled := load(run / place / "labelled.jsonl.run.json"):
+        if labelled := read_json(run / place / "labelled.jsonl.run.json"):
             tokens = labelled["counts"].get("computed_tokens", 0)
             found.speed[place] = {"tokens": tokens, "seconds": labelled["seconds"]}
     found.facts = facts_of(run, found)
@@ -111,7 +101,7 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
                 found.texts[folder.name] += each(path, lambda r: str(r.get("source", "")))
                 found.labels[folder.name] += Counter(row["label"] for row in rows)
             found.records += rows
-            record = load(beside(path, ".run.json"))
+            record = read_json(beside(path, ".run.json"))
             made = record.get("counts", {})
             counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")} | made.get("rejected", {}))
             tokens, seconds = tokens + made.get("completion_tokens", 0), seconds + record.get("generate_seconds", 0)
@@ -123,7 +113,7 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
 
 
 def gather_scored(found: Gathered, folder: Path, fed: dict[str, dict]) -> None:
-    options = load(folder / "scored.jsonl.run.json").get("options", {})
+    options = read_json(folder / "scored.jsonl.run.json").get("options", {})
     if not options:
         return
     score = found.score = options["score"]
@@ -159,10 +149,14 @@ def gather_predictions(found: Gathered, folder: Path, place: str, metric: str) -
 
 def facts_of(run: Path, found: Gathered) -> dict[str, str]:
     """The lines of the header, from the run records."""
-    records = [load(path) for path in sorted(run.glob("**/*.run.json"))]
+    records = [read_json(path) for path in sorted(run.glob("**/*.run.json"))]
     by_stage = {r.get("stage"): r for r in records}  # the last of each
     made, scored, trained = (by_stage.get(f"{s}.py", {}) for s in ("generate", "score_ood", "train_student"))
-    student = load(run / "untrained/predictions.jsonl.run.json") or load(run / "iter-00/student.run.json") or trained
+    student = (
+        read_json(run / "untrained/predictions.jsonl.run.json")
+        or read_json(run / "iter-00/student.run.json")
+        or trained
+    )
     options = scored.get("options", {})
     feedback = f"{options['score']}, quantiles {options['low']} to {options['high']}" if options else "none"
     commits = sorted({f"{c}{' (changed)' * bool(r.get('git_dirty'))}" for r in records if (c := r.get("git_commit"))})

@@ -22,7 +22,7 @@ from typing import Any
 import typer
 
 from gold.command import fail
-from gold.disk import beside, naming
+from gold.disk import beside, naming, read_json
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
 
@@ -169,10 +169,8 @@ def check_shards(option: str, whole: Path, shards: set[tuple[int, int]]) -> None
 
 def how_made(path: Path) -> dict:
     """The options and hashes of inputs that shards must share, by the run record; {} for a shard of the user's own."""
-    try:
-        record = json.loads(beside(path, ".run.json").read_text(encoding="utf-8"))
-        differ = {"shard", *record["not_compared"]}
-        made = {k: v for k, v in record["options"].items() if k not in differ}
-        return made | {f"{k}'s content": v for k, v in record["inputs"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    record = read_json(beside(path, ".run.json"))
+    if not record:
         return {}
+    made = {k: v for k, v in record["options"].items() if k not in {"shard", *record["not_compared"]}}
+    return made | {f"{k}'s content": v for k, v in record["inputs"].items()}
