@@ -132,7 +132,6 @@ def main(
         for split in splits:
             show_prompts(split, encoder)
         return
-    teacher.say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
     engine = teacher.open_engine(options, encoder, 0 if server_url else longest_need(splits[0], encoder), signals)
     for split in (split for split in splits if split.run):
         if split.name == "validation":

@@ -100,7 +100,6 @@ def main(
         return
 
     # Label, chunk by chunk
-    teacher.say_control_tokens(encoder, task, [*shots, *records])
     need = 0 if server_url else longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
     engine = teacher.open_engine(options, encoder, need, signals)
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)

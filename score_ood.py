@@ -26,13 +26,12 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import has_answer, read_examples
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
 from gold.runs import finish_run, start_run
-from gold.scores import REDUCTIONS, SCORES, detection, random_score
+from gold.scores import REDUCTIONS, SCORES, detection, nearest_distances, random_score, tfidf_distances
 from gold.selection import ERRORS, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task

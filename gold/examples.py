@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gold.command import fail, say
-from gold.correctness import is_correct
 from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, read_records
+from gold.metrics import is_correct
 from gold.scores import SCORES
 from gold.task import Task, render
 from gold.text import exact_form, text_key

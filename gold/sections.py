@@ -13,10 +13,10 @@ from urllib.parse import urlencode
 
 from gold import figures
 from gold.command import say
-from gold.distances import tfidf_distances
 from gold.gather import Gathered
 from gold.metrics import mean_interval
 from gold.parsing import REASONS
+from gold.scores import tfidf_distances
 from gold.text import words
 
 MAX_PANELS, MAX_ROWS = 12, 12  # of groups and labels

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail, option_name, say
-from gold.decoding import decode_plainly
 from gold.disk import read_json, write_json
 from gold.encoding import encode_sources, encode_targets
 from gold.model_folder import check_model_folder, refuse_model
@@ -191,6 +190,23 @@ def check_tokenizer(model: str, tokenizer: Any, network: Any, family: str) -> No
         fail(f"--model {model}: its tokenizer has a token {last:,}, the model only {known:,} tokens; save a pair")
     if family != "encoder" and tokenizer.eos_token_id is None:
         fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
+
+
+def decode_plainly(network: Any, tokenizer: Any) -> None:
+    """Replace the base model's generation settings: plain greedy decoding up to the tokenizer's end token.
+
+    A base may come with sampling, beams, penalties, lengths, forced tokens and other end tokens in its
+    generation_config.json. The decoder of an encoder-decoder starts with the token that it is trained with.
+    """
+    from transformers import GenerationConfig
+
+    start = getattr(network.config, "decoder_start_token_id", None) if network.config.is_encoder_decoder else None
+    network.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=network.generation_config.decoder_start_token_id if start is None else start,
+    )
 
 
 def positions_of(network: Any, family: str) -> int | None:

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.command import Dtype, fail, files, option_name, say
-from gold.control_tokens import broken_up, told_of_prompts
+from gold.command import Dtype, fail, files, option_name
+from gold.control_tokens import broken_up
 from gold.engine import Engine
 from gold.model_folder import check_model_folder, refuse_model
 from gold.prompts import Prompt
@@ -256,14 +256,3 @@ def keep_form(run: Run, form: str) -> None:
     """The form that a run began with; ends the stage (exit 1) where auto means another one now, as a server's may."""
     if (before := run.notes.setdefault("prompt_form", form)) != form:
         fail(f"{run.output}: was started with the {before} form, now {form}; give --prompt-form {before}")
-
-
-def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) -> None:
-    """Say once what Encoder.frame breaks up in the task file's prompts and in the records that prompts will show."""
-    if encoder.tokenizer is None:
-        return
-    prompts = [text for text in task.prompt.model_dump().values() if text]
-    texts = ["\n".join(str(record.get(name, "")) for name in [*task.fields, task.answer_field]) for record in records]
-    for what, shown in (("prompts of the task file", prompts), ("records", texts)):
-        for line in told_of_prompts(what, encoder.tokenizer, shown):
-            say(line)

@@ -13,7 +13,7 @@ from conftest import call, loaded, make_bpe, one_error, pair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids, told_of_prompts
+from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids
 from gold.encoding import cut_fields, field_spans, told_of_losses
 from gold.prompts import Prompt
 from gold.student import Student
@@ -82,9 +82,8 @@ def test_control_tokens_in_text_stay_text(kind, tokenizers):
         wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in spelling)
         texts += [spelling, f"the {spelling} cat", f"a{spelling}{spelling}b", f"{spelling} the", wide]
     assert not all(control.keys().isdisjoint(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    ids, broken, _ = plain_ids(tokenizer, texts)
+    ids, _ = plain_ids(tokenizer, texts)
     assert all(control.keys().isdisjoint(row) for row in ids) and all(ids)
-    assert bool(broken) is (kind in ("t5", "deberta"))  # Unigram has the spelling in its vocabulary
     if kind in ("llama", "qwen2"):
         assert tokenizer.batch_decode(ids) == texts
     if kind == "t5":  # a blank after the first character; "<" is unknown to it
@@ -97,8 +96,8 @@ def test_plain_text_has_the_tokens_that_the_tokenizer_gives(kind, tokenizers):
     tokenizer = tokenizers[kind]
     texts = ["", "the cat", " pair: a  big\n\nsun?", "1 < 2 [a] {b} é 日本 \u200b", *(str(pair(n)) for n in range(20))]
     before, after = frame_of(tokenizer)
-    ids, broken, spans = plain_ids(tokenizer, texts, spans=True)
-    assert [before + row + after for row in ids] == tokenizer(texts)["input_ids"] and not broken
+    ids, spans = plain_ids(tokenizer, texts, spans=True)
+    assert [before + row + after for row in ids] == tokenizer(texts)["input_ids"]
     assert list(map(len, spans)) == list(map(len, ids))
     frames = {"t5": "</s>", "deberta": "[CLS] [SEP]", "bert": "[CLS] [SEP]"}
     assert tokenizer.convert_ids_to_tokens(before + after) == frames.get(kind, "").split()
@@ -110,8 +109,7 @@ def test_features_hold_control_tokens_in_their_frame_alone(models, pairs, tokeni
     t5 = encode([row], tokenizers["t5"], "encoder-decoder", pairs, 64, 16)[0]
     assert [ids.count(1) for ids in (t5["input_ids"], t5["labels"])] == [1, 1] and 0 not in t5["input_ids"]
     assert t5["input_ids"][-1] == t5["labels"][-1] == 1
-    said = capsys.readouterr().err
-    assert "1 of 1 sources spell out a control token of this student" in said and "1 of 1 targets spell out" in said
+    capsys.readouterr()
     tokenizer = loaded(models["qwen2"], pairs).tokenizer
     qwen2 = encode([row], tokenizer, "decoder", pairs, 64, 16)[0]
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.eos_token_id not in qwen2["input_ids"]
@@ -139,13 +137,7 @@ def test_prompts_hold_control_tokens_in_their_frame_alone(kind, form, tokenizers
         assert row == (tokenizer.apply_chat_template(turns, **how) if form == "chat" else tokenizer(text)["input_ids"])
     count = [[sum(token in control for token in row) for row in rows] for rows in (ids, found)]
     assert count[0] == count[1] == ([5, 3] if form == "chat" else [0, 0])
-    spelled, broken = ("</s>", "< /s>") if kind == "llama" else ("<|im_end|>", "< |im_end|>")
-    assert broken in tokenizer.decode(found[0])
-    (told,) = told_of_prompts("records", tokenizer, ["fine", "so <|im_end|> or </s>"])
-    assert (
-        told.startswith("1 of 2 records spell out a control token") and f"{spelled!r}: prompts have {broken!r}" in told
-    )
-    assert told_of_prompts("records", tokenizer, ["fine", "[MASK] <"]) == []
+    assert ("< /s>" if kind == "llama" else "< |im_end|>") in tokenizer.decode(found[0])
 
 
 @given(st.lists(st.sampled_from(["<", "</s>", "<s>", "/s>", "s", ">", "<unk>", " ", "a"]), max_size=9).map("".join))

@@ -7,7 +7,7 @@ import pytest
 from conftest import call, flipped, one_error, pair, read_lines, scores_of, write_lines
 
 from gold.examples import read_examples
-from gold.losses import token_losses
+from gold.trainer import token_losses
 from train_student import is_held_out, soft_examples
 
 KL = ("--loss", "kl", "--num-train-epochs", "25", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")

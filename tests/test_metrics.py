@@ -13,9 +13,19 @@ from conftest import FLIP, PAIRS, call, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
 from gold.examples import read_examples
-from gold.metrics import bootstrap, chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
+from gold.metrics import (
+    bootstrap,
+    chrf_counts,
+    chrf_interval,
+    chrf_of,
+    class_intervals,
+    golds_of,
+    is_correct,
+    mean_interval,
+    rouge_l,
+    squad_scores,
+)
 from gold.programmes import optima_agree, optimum
 from gold.task import load_task
 

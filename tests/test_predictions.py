@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import call, flipped, pair, read_lines, scores_of, write_lines
 
-from gold.decoding import greedy_texts
 from gold.examples import read_examples
+from gold.predict import greedy_texts
 
 
 def train(task, model, data, output, *args):

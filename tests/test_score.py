@@ -12,9 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gold import predict
-from gold.distances import nearest_distances, tfidf_distances
 from gold.examples import read_examples
-from gold.scores import detection, position_scores, random_score, sequence_scores
+from gold.scores import detection, nearest_distances, position_scores, random_score, sequence_scores, tfidf_distances
 from gold.selection import select_feedback
 from score_ood import all_scores
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import call, fitted, loaded, one_error, pair, read_lines, refusal, scores_of, still, write_lines
 
 from gold.examples import read_examples
-from gold.losses import token_losses
 from gold.student import positions_of
+from gold.trainer import token_losses
 from train_student import is_held_out
 
 
