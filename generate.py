@@ -121,9 +121,7 @@ def main(
     encoder = teacher.open_encoder(options, task)
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):
-        fail(
-            "--prompt-form completion: a list shows no report and one label; give --prompt-form chat, or neither of the two"
-        )
+        fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
     for split in splits:
         split.take_form(task)
         if split.run:
@@ -206,7 +204,7 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
     try:
         report = report_text(json.loads(path.read_text(encoding="utf-8")), task)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         cure = "run evaluate.py with this --task-file, perhaps with --overwrite"
         fail(f"--report-file {path}: is no metrics.json of this task: {type(error).__name__}: {error}; {cure}")
     if not has_feedback:

@@ -69,19 +69,13 @@ def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) 
     Each label has one text more, of which the teacher is certain: without it a label of few texts, or none, would have
     a prior near 0, and get all texts.
     """
-    certain = [{"label_probs": {name: float(name == sure) for name in task.labels}} for sure in task.labels]
-    groups = [
-        [
-            sure,
-            *(
-                a
-                for r, a in zip(records, answers, strict=True)
-                if a and r[task.answer_field] == name and "label_probs" in a
-            ),
-        ]
-        for name, sure in zip(task.labels, certain, strict=True)
-    ]
-    return [sum(column) / len(groups) for column in zip(*(mean_probs(task, g) for g in groups), strict=True)]
+    means = []
+    for sure in task.labels:
+        certain = {"label_probs": {name: float(name == sure) for name in task.labels}}
+        pairs = zip(records, answers, strict=True)
+        own = [a for r, a in pairs if a and r[task.answer_field] == sure and "label_probs" in a]
+        means.append(mean_probs(task, [certain, *own]))
+    return [sum(column) / len(means) for column in zip(*means, strict=True)]
 
 
 def mean_probs(task: Task, answers: list[dict]) -> list[float]:

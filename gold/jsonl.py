@@ -156,11 +156,8 @@ def check_shards(option: str, whole: Path, shards: set[tuple[int, int]]) -> None
     seen: dict = {}
     for i, path in enumerate(paths):
         if (i, size) not in shards:
-            state = "not finished" if beside(path, ".partial").exists() else "missing"
-            problem = f"{state}; run its stage (again) with --shard {i}/{size}"
-            if path.exists():
-                problem = f"not among the files; give the whole set: {pattern} in quotes"
-            fail(f"{option}: {path}: shard {i} of {size} is {problem}")
+            cure = f"give the whole set, {pattern} in quotes, or run its stage with --shard {i}/{size}"
+            fail(f"{option}: {path}: shard {i} of {size} is not among the files; {cure}")
         for name, value in how_made(path).items():
             if seen.setdefault(name, value) != value:
                 problem = f"were not made alike: {name.replace('_', '-')} differs; run the stage of both again"

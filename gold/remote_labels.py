@@ -50,9 +50,7 @@ def remote_labels(server: Server, task: Task, records: list[dict], prompts: Sequ
 
 def without_log_probs(server: Server) -> None:
     if server.log_probs:
-        say(
-            f"warning: {server.url} gives no log-probabilities: teacher_label is the greedy answer, without label_probs"
-        )
+        say(f"warning: {server.url} gives no log-probabilities: the greedy answer counts, without label_probs")
     server.log_probs = False
 
 

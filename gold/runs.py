@@ -136,9 +136,8 @@ def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]
         try:
             hashes[name] = fingerprint(value, folder.parent if LOOP_FOLDER.fullmatch(folder.name) else folder)
         except FileNotFoundError as error:
-            fail(
-                f"{option_name(name)} {error}: no such file or folder; check the path, or run the stage that writes it"
-            )
+            problem = "no such file or folder; check the path, or run the stage that writes it"
+            fail(f"{option_name(name)} {error}: {problem}")
     return hashes
 
 

@@ -83,9 +83,7 @@ def detection(inside: list[dict], ood: list[dict]) -> dict[str, dict[str, float]
         if None in values:
             continue
         if not all(map(math.isfinite, values)):
-            fail(
-                f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
-            )
+            fail(f"--ood-file: {name} is not finite for some example; train the student with a lower rate")
         fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
         numbers = roc_auc_score(truth, values), average_precision_score(truth, values), fpr[tpr >= 0.95].min()
         table[name] = {key: round(float(x), 4) for key, x in zip(("auroc", "aupr", "fpr95"), numbers, strict=True)}

@@ -7,7 +7,7 @@ engine.send([Request("a-0", ids, {"max_tokens": 64})]); outputs = engine.wait(["
 
 import contextlib
 import json
-import urllib.parse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +27,8 @@ from gold.server import Server
 from gold.stopping import StopSignals
 from gold.task import Task
 
-SMALL = (
-    10**9
-)  # parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
+# Parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
+SMALL = 10**9
 MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 
 # Options of generate.py and label.py
@@ -71,12 +70,7 @@ def check_teacher(options: dict) -> None:
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
         return
-    with contextlib.suppress(ValueError):
-        parts = urllib.parse.urlsplit(url)
-        plain = not ("@" in parts.netloc or parts.query or parts.fragment)
-        if parts.scheme in ("http", "https") and parts.hostname and plain and parts.port != 0:  # .port may raise
-            url = None
-    if url:
+    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
         raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
     for name, default in OF_ENGINE.items():
         if options.get(name, default) != default:
@@ -170,12 +164,6 @@ class Encoder:
                     return text
         fail("--model: its chat template takes neither a system turn nor a user turn; give --prompt-form completion")
 
-    def fitting(self, max_model_len: int | None, need: int) -> int:
-        """The engine's context: as asked for, else what the prompts need, at most what the model holds."""
-        if max_model_len and self.context and max_model_len > self.context:
-            fail(f"--max-model-len {max_model_len:,}: the model's context holds {self.context:,} tokens; lower it")
-        return max_model_len or min(need, self.context or need)
-
 
 def load_encoder(
     model: str, task: Task, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
@@ -226,17 +214,15 @@ def open_encoder(options: dict, task: Task) -> Encoder:
 def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals) -> "Engine | Server":
     """The engine, or the server, of a stage's options. need: tokens of the longest prompt and its answer."""
     if options["server_url"]:
-        return Server(
-            options["server_url"],
-            options["model"],
-            encoder.form,
-            encoder.chat_template_kwargs,
-            options["num_concurrent"],
-        )
+        how = (encoder.form, encoder.chat_template_kwargs, options["num_concurrent"])
+        return Server(options["server_url"], options["model"], *how)
     names = ("trust_remote_code", "gpu_memory_utilization", "tensor_parallel_size")
     engine_options = {name: options[name] for name in names} | json.loads(options["engine_args"])
-    need = encoder.fitting(options["max_model_len"], need)
-    return Engine(options["model"], need, signals, options["dtype"], options["lora"], **engine_options)
+    length, context = options["max_model_len"], encoder.context
+    if length and context and length > context:
+        fail(f"--max-model-len {length:,}: the model's context holds {context:,} tokens; lower it")
+    length = length or min(need, context or need)
+    return Engine(options["model"], length, signals, options["dtype"], options["lora"], **engine_options)
 
 
 def fitting_form(task: Task, config: Any, tokenizer: Any, trust_remote_code: bool = False) -> str:

@@ -121,9 +121,8 @@ class Progress(TrainerCallback):
         for name in ("loss", "eval_loss", "train_loss"):  # train_loss: the mean of all steps, at the end
             if not math.isfinite(logs.get(name, 0)):
                 self.bar.close()
-                fail(
-                    f"the {name} is {logs[name]} at step {state.global_step}: lower --learning-rate, or --dtype float32"
-                )
+                cure = "lower --learning-rate, or --dtype float32"
+                fail(f"the {name} is {logs[name]} at step {state.global_step}: {cure}")
         shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
         self.bar.set_postfix(shown, refresh=False)
 

@@ -257,6 +257,6 @@ def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):
         tmp_path / "gpt2"
     )
     encoder = load_encoder(str(tmp_path / "gpt2"), pairs, "auto", {}, False)
-    assert (encoder.form, encoder.context, encoder.fitting(None, 900)) == ("completion", 256, 256)
+    assert (encoder.form, encoder.context) == ("completion", 256)
     told = refusal(encoder.fitting, 300, 900)
     assert "--max-model-len 300: the model's context holds 256 tokens" in told
