@@ -37,12 +37,12 @@ from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
-from gold.prompts import known_label, shows_report
+from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
 from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task, render, variables
 from gold.teacher import Encoder
 
 CHUNK = 512  # attempts that are parsed, filtered and saved together
@@ -200,7 +200,7 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
     """The student's results as text; ends the stage (exit 1) where there are none, or no prompt would show them."""
     from gold.metrics import report_text
 
-    if not shows_report(task):
+    if "report" not in variables(task.prompt.feedback or ""):
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
     try:
         report = report_text(json.loads(path.read_text(encoding="utf-8")), task)

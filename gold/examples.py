@@ -26,25 +26,20 @@ Paths = Path | Iterable[Path]
 STAGE_FIELDS = {*"source target prediction correct f1 rouge_l score rank teacher_label label_probs".split(), *SCORES}
 
 
-def read_examples(paths: Paths, task: Task, keep: Sequence[str] | None = None, **how: Any) -> list[dict]:
-    """All examples of iter_examples; of each only the fields `keep`: a million whole ones take gigabytes."""
-    examples = iter_examples(paths, task, **how)
-    return list(examples) if keep is None else [{k: e[k] for k in keep if k in e} for e in examples]
+def read_examples(
+    paths: Paths, task: Task, keep: Sequence[str] | None = None, answers: bool = True, counts: dict | None = None,
+    foreign: bool = False, use: Collection[str] = (), among: Iterable[Path] = (),
+) -> list[dict]:  # fmt: skip
+    """The examples of the files, each with a unique `id`, the task's fields, `source` and `target`.
 
-
-def iter_examples(
-    paths: Paths, task: Task, answers: bool = True, counts: dict | None = None, foreign: bool = False,
-    use: Collection[str] = (), among: Iterable[Path] = (),
-) -> Iterator[dict]:  # fmt: skip
-    """Yield the examples of the files, each with a unique `id`, the task's fields, `source` and `target`.
-
-    answers=False allows records without the answer field, foreign=True also an answer that is no label of the task.
-    use: a stage's fields that an option asks for, which the user's own columns may be. among: the other files of the
-    command, so that a file given to two options has the same ids in both. Of a text that the teacher wrote in two shards
-    of a set the first stays; the others are counted in counts["duplicates_between_shards"].
+    keep: of each only these fields: a million whole ones take gigabytes. answers=False allows records without the answer
+    field, foreign=True also an answer that is no label of the task. use: a stage's fields that an option asks for, which
+    the user's own columns may be. among: the other files of the command, so that a file given to two options has the same
+    ids in both. Of a text that the teacher wrote in two shards of a set the first stays; the others are counted in
+    counts["duplicates_between_shards"].
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
-    names, ids, dropped = names_of([*paths, *among]), {}, 0
+    examples, names, ids, dropped = [], names_of([*paths, *among]), {}, 0
     texts: dict[tuple, dict[str, Path]] = defaultdict(dict)  # by shard set: text -> the first shard that has it
     for path in paths:
         shard = SHARD.fullmatch(path.name)
@@ -58,11 +53,12 @@ def iter_examples(
                 if first != path:
                     dropped += 1
                     continue
-            yield example
+            examples.append(example if keep is None else {k: example[k] for k in keep if k in example})
     if dropped:
         say(f"{dropped:,} duplicates between shards dropped, {len(ids) - dropped:,} examples stay")
         if counts is not None:
             counts["duplicates_between_shards"] = dropped
+    return examples
 
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:

@@ -1,9 +1,5 @@
 """The figures of a report's page: SVG elements that stand in the page, take its font, and follow its light or dark colours.
 
-with_intervals(ticks, {"runs/demo": [(.51, .48, .54), None, ...]}, "accuracy")     points with intervals, by place
-histogram({"positive": [(-11.2, True), ...]}, "energy")                            of scores, the selected ones marked
-seconds({"iter-00": {"generate": 29.3, "train": 20.4}})                            a bar a row
-
 Every call with the same numbers gives the same text. matplotlib draws in COLOURS, which the page's style replaces.
 """
 

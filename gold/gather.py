@@ -1,8 +1,4 @@
-"""What the files of a run folder tell, as far as they are there: for report.py and its page.
-
-shards(folder, "train.jsonl")        the file, or its shards
-gather(run, rows)                    all that the page shows; rows: the table of report.py
-"""
+"""What the files of a run folder tell, as far as they are there: for report.py and its page."""
 
 from collections import Counter
 from collections.abc import Callable

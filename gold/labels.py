@@ -1,7 +1,5 @@
 """The teacher's answers: probabilities of all labels, or for text2text what it writes.
 
-    answers = label_records(engine, encoder, task, records, shots)         label.py and generate.py --verify use it
-
 A label's probability is that of its tokens, normalised over the labels. Where one label begins with all tokens of another
 (pos, positive), the token that ends its line (or, in a chat, the turn) counts too. Prompt, label and end are tokenised
 together: SentencePiece puts a blank before a text, and a blank or a line end at the end of a prompt may join what follows

@@ -1,7 +1,5 @@
 """One page about one or several runs, which opens from the disk: numbers, figures, and the records to search.
 
-write_page(path, [gather(run, rows), ...])          from gold/page.html
-
 Records stand in the page as JSON and are shown as text, never as markup. Of many or long ones a part is in the page.
 """
 

@@ -1,8 +1,4 @@
-"""The parts of a report's page: figures with their numbers in a sentence, and tables; gold/page.html lays them out.
-
-view_of_run(run, Drawer(), "accuracy")            of each run
-overall(...), panels(...), differences(...)       of all runs together
-"""
+"""The parts of a report's page: figures with their numbers in a sentence, and tables; gold/page.html lays them out."""
 
 import importlib.util
 import itertools

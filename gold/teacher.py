@@ -1,8 +1,7 @@
 """The teacher: a causal LLM in vLLM's offline engine, or behind a server (gold/server.py).
 
 encoder = open_encoder(options, task)                             prompts -> token ids; for a server texts
-engine = open_engine(options, encoder, 1024, StopSignals())
-engine.send([Request("a-0", ids, {"max_tokens": 64})]); outputs = engine.wait(["a-0"])       others stay under way
+engine = open_engine(options, encoder, 1024, StopSignals())       see gold/engine.py
 """
 
 import contextlib

@@ -200,7 +200,7 @@ def test_parsers_of_vllm_by_name(teachers):
         assert final_of(parser, "<think>Hm. It is quiet.")[1] == "reasoning"
     switched_off = reasoning_parser("qwen3", tokenizer, {"enable_thinking": False})
     assert final_of(switched_off, "It is quiet.") == ("It is quiet.", None)
-    refused = {"mistral": "does not fit", "openai_gptoss": "does not fit", "mystery": "has none of this name"}
+    refused = {"mistral": "vLLM cannot use it", "openai_gptoss": "vLLM cannot use it", "mystery": "vLLM cannot use it"}
     for name, told in refused.items():
         with pytest.raises(SystemExit, match=rf"^error: --reasoning-parser {name}: .*{told}"):
             reasoning_parser(name, tokenizer, {})
