@@ -44,7 +44,7 @@ def view_of(runs: list[Gathered], metric: str | None) -> dict[str, Any]:
     names = [run.name for run in runs]
     return {
         "title": visible(" · ".join(names)),
-        "runs": [sections.view_of_run(run, draw, metric) for run in runs],
+        "runs": [sections.view_of_run(run, draw) for run in runs],
         "metric": metric,
         "headlines": sections.headlines(runs, metric),
         "overall": draw.points(metric, places, sections.series_of(runs, places, "overall", None, metric))

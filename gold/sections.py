@@ -122,14 +122,13 @@ def panels(draw: Drawer, runs: list[Gathered], places: list[str], key: str, metr
 # What each run has
 
 
-def view_of_run(run: Gathered, draw: Drawer, metric: str | None) -> dict[str, Any]:
-    places = list(run.texts)
+def view_of_run(run: Gathered, draw: Drawer) -> dict[str, Any]:
     return {
         "name": visible(run.name),
         "funnel": funnel(run),
         "score": run.score,
         "histograms": [histogram(draw, place, run) for place in run.scores],
-        "diversity": diversity(draw, places, run),
+        "diversity": diversity(draw, list(run.texts), run),
         "labels": label_balance(run),
         "seconds": draw.draw(figures.seconds, times(run), {r["iteration"]: r["seconds"] for r in run.rows}),
         "times": time_table(run),

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, Trainer, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, ProgressCallback, Trainer
 
 from gold.command import fail
 from gold.predict import score_examples
@@ -108,23 +107,17 @@ def collate_decoder(pad_token_id: int, features: list[dict]) -> dict:
     }
 
 
-class Progress(TrainerCallback):
-    """One bar on stderr. A loss that is not finite ends the stage (exit 1)."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not state.is_world_process_zero)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+class Progress(ProgressCallback):
+    """transformers' bar, with the loss in it. A loss that is not finite ends the stage (exit 1)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
+        bar = self.training_bar  # of the first process
         for name in ("loss", "eval_loss", "train_loss"):  # train_loss: the mean of all steps, at the end
             if not math.isfinite(logs.get(name, 0)):
-                self.bar.close()
+                if bar:
+                    bar.close()
                 cure = "lower --learning-rate, or --dtype float32"
                 fail(f"the {name} is {logs[name]} at step {state.global_step}: {cure}")
-        shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
-        self.bar.set_postfix(shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
+        if bar:
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
+            bar.set_postfix(shown, refresh=False)
