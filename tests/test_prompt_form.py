@@ -16,7 +16,7 @@ from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import Encoder, load_encoder
+from gold.teacher import Encoder, load_encoder, open_engine
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
@@ -258,5 +258,7 @@ def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):
     )
     encoder = load_encoder(str(tmp_path / "gpt2"), pairs, "auto", {}, False)
     assert (encoder.form, encoder.context) == ("completion", 256)
-    told = refusal(encoder.fitting, 300, 900)
+    names = ("server_url", "trust_remote_code", "gpu_memory_utilization", "tensor_parallel_size")
+    options = dict.fromkeys(names) | {"engine_args": "{}", "max_model_len": 300}
+    told = refusal(open_engine, options, encoder, 900, None)
     assert "--max-model-len 300: the model's context holds 256 tokens" in told
