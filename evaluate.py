@@ -28,11 +28,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
-from gold.correctness import golds_of
 from gold.disk import beside, write_json
 from gold.examples import column_of, read_examples
 from gold.jsonl import write_file
-from gold.metrics import HEADLINE, WORD_RULES, class_intervals, confusion_cells, confusions, measure, of_example
+from gold.metrics import (
+    HEADLINE,
+    WORD_RULES,
+    class_intervals,
+    confusion_cells,
+    confusions,
+    golds_of,
+    measure,
+    of_example,
+)
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum

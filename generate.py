@@ -37,12 +37,12 @@ from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
 from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
-from gold.prompts import known_label, shows_report
+from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
 from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task, render, variables
 from gold.teacher import Encoder
 
 CHUNK = 512  # attempts that are parsed, filtered and saved together
@@ -121,9 +121,7 @@ def main(
     encoder = teacher.open_encoder(options, task)
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):
-        fail(
-            "--prompt-form completion: a list shows no report and one label; give --prompt-form chat, or neither of the two"
-        )
+        fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
     for split in splits:
         split.take_form(task)
         if split.run:
@@ -132,7 +130,6 @@ def main(
         for split in splits:
             show_prompts(split, encoder)
         return
-    teacher.say_control_tokens(encoder, task, [*pools.seed, *pools.feedback])
     engine = teacher.open_engine(options, encoder, 0 if server_url else longest_need(splits[0], encoder), signals)
     for split in (split for split in splits if split.run):
         if split.name == "validation":
@@ -203,11 +200,11 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
     """The student's results as text; ends the stage (exit 1) where there are none, or no prompt would show them."""
     from gold.metrics import report_text
 
-    if not shows_report(task):
+    if "report" not in variables(task.prompt.feedback or ""):
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
     try:
         report = report_text(json.loads(path.read_text(encoding="utf-8")), task)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         cure = "run evaluate.py with this --task-file, perhaps with --overwrite"
         fail(f"--report-file {path}: is no metrics.json of this task: {type(error).__name__}: {error}; {cure}")
     if not has_feedback:

@@ -100,7 +100,6 @@ def main(
         return
 
     # Label, chunk by chunk
-    teacher.say_control_tokens(encoder, task, [*shots, *records])
     need = 0 if server_url else longest_need(output, task, encoder, records, shots, max_tokens, max_model_len)
     engine = teacher.open_engine(options, encoder, need, signals)
     rejected, size = beside(run.also[0], ".partial"), chunk_size(engine)
@@ -117,10 +116,8 @@ def main(
             answers = label_records(engine, encoder, task, chunk, shots, **how)
             pairs = list(zip(chunk, divided(task, answers, run.notes.get("prior")), strict=True))
             append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
-            left_out = (
-                {"id": "", "reason": ""} | r | {"reason": encoder.no_answer} for r, answer in pairs if not answer
-            )
-            append_records(rejected, left_out)
+            why = {"reason": encoder.no_answer}
+            append_records(rejected, ({"id": "", "reason": ""} | r | why for r, answer in pairs if not answer))
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
             run.notes["not_taken"] = sorted({*run.notes.get("not_taken", []), *engine.not_taken})
@@ -148,9 +145,7 @@ def longest_need(
         needs += [row.length(max_tokens) for row in label_rows(task, encoder, records[i : i + CHUNK], shots)]
     fitting, long = [need for need in needs if need <= room], [need for need in needs if need > room]
     if long:
-        problem = (
-            f"{output}: {len(long):,} of {len(needs):,} records are too long (prompt_too_long): with their answers"
-        )
+        problem = f"{output}: {len(long):,} of {len(needs):,} records are too long (prompt_too_long): with answers"
         problem += f" {min(long):,} to {max(long):,} tokens, the context holds {room:,}; lower --num-fewshot"
         problem += " or raise --max-model-len, with --overwrite" * bool(max_model_len)
         say(f"warning: {problem}") if fitting else fail(problem)

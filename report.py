@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail, files, new_app, run_command
-from gold.disk import beside
-from gold.gather import gather, load, shards
+from gold.disk import beside, read_json
+from gold.gather import gather, shards
 from gold.jsonl import read_records, write_file
 from gold.text import distinct_2, text_key, words
 
@@ -45,7 +45,7 @@ def main(
             print_table(run, rows)
             gathered += [gather(run, rows)] if html else []
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"a run record or metrics.json in it is not what a stage writes: {type(error).__name__}: {error}"
+            problem = f"a file in it is not what a stage writes: {type(error).__name__}: {error}"
             fail(f"{run}: {problem}; run that stage again with --overwrite")
         draft = run / "metrics.jsonl.draft"
         write_file(draft, rows)
@@ -69,10 +69,10 @@ def rows_of(run: Path) -> list[dict]:
     rows = []
     for folder in folders:
         paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
-        records = [record for path in paths if (record := load(beside(path, ".run.json")))]
-        names = ("attempted", "accepted", "computed_tokens")  # runs of earlier builds have not the last
+        records = [record for path in paths if (record := read_json(beside(path, ".run.json")))]
+        names = ("attempted", "accepted", "computed_tokens")
         attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
-        scored = load(folder / "scored.jsonl.run.json")
+        scored = read_json(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
         rows.append({
             "iteration": folder.name,
@@ -90,7 +90,7 @@ def rows_of(run: Path) -> list[dict]:
     others = [run / "final", *sorted(path.parent for path in (run / "final").glob("*/metrics.json"))]
     for folder in [*others, run / "untrained", run / "teacher"]:
         if found := measured(folder):
-            seconds = seconds_of(folder, load(folder / "labelled.jsonl.run.json").get("seconds", 0))
+            seconds = seconds_of(folder, read_json(folder / "labelled.jsonl.run.json").get("seconds", 0))
             rows.append({"iteration": str(folder.relative_to(run)), **found, "seconds": seconds})
     return rows
 
@@ -106,24 +106,23 @@ def test_predictions(run: Path) -> list[Path]:
 
 
 def seconds_of(folder: Path, generate: float) -> dict[str, float]:
-    return {"generate": generate} | {s: load(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()}
+    return {"generate": generate} | {
+        s: read_json(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()
+    }
 
 
 def measured(folder: Path) -> dict[str, Any]:
     """The headline number of metrics.json, under its name, with interval and groups; {} where there is no such file."""
-    metrics = load(folder / "metrics.json")
-    try:
-        if not metrics:
-            return {}
-        name = metrics["metric"]
-        found = metrics["overall"][name]
-        row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
-        for key, groups in metrics.items():
-            if key.startswith("by_") and key != "by_label":
-                row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
-        return row
-    except (AttributeError, LookupError, TypeError):
-        fail(f"{folder / 'metrics.json'}: not what evaluate.py writes; run it again with --overwrite")
+    metrics = read_json(folder / "metrics.json")
+    if not metrics:
+        return {}
+    name = metrics["metric"]
+    found = metrics["overall"][name]
+    row = {"metric": name, name: found["value"], "low": found["low"], "high": found["high"], "n": metrics["n"]}
+    for key, groups in metrics.items():
+        if key.startswith("by_") and key != "by_label":
+            row |= {f"{name}_{group}": m[name]["value"] for group, m in groups.items()}
+    return row
 
 
 def print_table(run: Path, rows: list[dict]) -> None:

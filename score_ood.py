@@ -26,13 +26,12 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.distances import nearest_distances, tfidf_distances
-from gold.examples import has_answer, iter_examples, read_examples
+from gold.examples import has_answer, read_examples
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
 from gold.runs import finish_run, start_run
-from gold.scores import REDUCTIONS, SCORES, detection, random_score
+from gold.scores import REDUCTIONS, SCORES, detection, nearest_distances, random_score, tfidf_distances
 from gold.selection import ERRORS, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
@@ -84,12 +83,8 @@ def main(
         options[name] = expand(option_name(name), options[name])
     train_examples = read_examples(options["train_file"], task, among=options["input_file"])
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
-    # A million whole examples take gigabytes: of those that are scored already, what the selection needs
-    answer, more = task.answer_field, task.fields if max_overlap < 1 else []
-    needed = ["id", score, answer, f"{answer}s", "target", "teacher_label", *more]
-    use = [*([score] if stored else []), *(["teacher_label"] if confirmed else [])]  # the user's columns too
-    reading, keep = {"use": use, "among": options["train_file"]}, needed if stored else None
-    examples = read_examples(options["input_file"], task, counts=counts, keep=keep, **reading)[:limit]
+    use = [score] * stored + ["teacher_label"] * confirmed  # the user's columns too
+    examples = read_examples(options["input_file"], task, counts=counts, use=use, among=options["train_file"])[:limit]
     band, selected, dropped = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}, [], {}
     if feedback_file:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
@@ -121,7 +116,6 @@ def main(
     if feedback_file:
         if not stored:
             selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
-        selected = whole_records(selected, options["input_file"], task, reading) if stored else selected
         counts |= dropped | {"selected": len(selected)}
         first = ["id", *task.fields, task.answer_field, "score", "rank"]
         write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))
@@ -216,15 +210,6 @@ def ordered(example: dict, scores: dict, task: Task) -> dict:
     first = ["id", *task.fields, task.answer_field]
     rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct"}}
     return {k: example[k] for k in first if k in example} | scores | rest
-
-
-def whole_records(selected: list[dict], paths: list[Path], task: Task, reading: dict) -> list[dict]:
-    """All fields of the selected examples, in the order of the selection; their file is read once more, as before."""
-    wanted = {e["id"]: e for e in selected}
-    for example in iter_examples(paths, task, quiet=True, **reading):
-        if chosen := wanted.get(example["id"]):
-            wanted[example["id"]] = example | {"score": chosen["score"], "rank": chosen["rank"]}
-    return list(wanted.values())
 
 
 def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict, path: Path) -> dict[str, dict]:

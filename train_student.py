@@ -29,7 +29,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold import command
-from gold.adapters import add_adapters
 from gold.cards import data_table, model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside, naming, remove, write_text
@@ -135,6 +134,21 @@ def main(
         f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
     )
+
+
+def add_adapters(student: Student, rank: int) -> Any:
+    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), trained in place of the weights: W x becomes W x + 2 B A x
+    in every linear layer but the last. Ends the stage (exit 1) for an encoder, and without peft.
+    """
+    if student.family == "encoder":
+        fail("--lora-rank: is for T5 and decoder-only students, --model is an encoder; leave the option out")
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError:
+        fail("--lora-rank needs peft: bash setup.sh requirements-extra.txt (or pip install -r requirements-extra.txt)")
+    # B is 0 at first: the student begins as its base. alpha / rank = 2
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    return LoraModel(student.network, config, "default")
 
 
 def check_tracker(name: str) -> None:

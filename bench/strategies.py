@@ -40,11 +40,11 @@ import score_ood
 from bench.stages import BATCH, LEARNING_RATE, alone, keep_engine, lines_of, note, quietly, train
 from bench.truth import coverage, followed, noise_of, scores_against_truth, topic_of, true
 from gold.command import say
-from gold.distances import tfidf_distances
 from gold.examples import read_examples
 from gold.jsonl import read_records, write_file
 from gold.predict import score_examples
 from gold.runs import git_state, versions
+from gold.scores import tfidf_distances
 from gold.selection import select_feedback
 from gold.stopping import STOPPED
 from gold.student import lengths_of, load_trained

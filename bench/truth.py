@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from gold.correctness import is_correct
+from gold.metrics import is_correct
 from gold.scores import SCORES
 from gold.task import Task
 

@@ -1,8 +1,6 @@
 """The prior of a teacher's labels, divided out: small models answer with the label that prompt and language make likely.
 
-prior = prior_of_words(engine, encoder, task, records, shots, seed)      label.py: any records
-prior = prior_of_batch(task, records, answers)                           generate.py --verify: balanced labels
-answers = divided(task, answers, prior)
+label.py has the prior from texts of random words (prior_of_words), generate.py --verify from a batch (prior_of_batch).
 """
 
 import math

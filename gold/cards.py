@@ -1,8 +1,4 @@
-"""The README.md of a student and of generated data, as the Hugging Face hub and `datasets` read them.
-
-(folder / "README.md").write_text(model_card(student, options, data, train, held_out, counts))       with code that works
-write_data_card(folder, task, options)                                        load_dataset(folder) then reads texts as texts
-"""
+"""The README.md of a student and of generated data, as the Hugging Face hub and `datasets` read them."""
 
 import os
 import re
@@ -11,13 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gold.command import say
-from gold.control_tokens import plain_ids
-from gold.disk import beside, write_text
+from gold.disk import beside, read_json, write_text
 from gold.encoding import frame_of_source, source_limit
 from gold.jsonl import parse_shard, read_records
 from gold.metrics import mean_interval
-from gold.runs import git_state, read_json
+from gold.runs import git_state
 from gold.student import Student
 from gold.task import Task
 
@@ -176,11 +170,11 @@ def data_table(paths: list[Path]) -> str:
     """Each file, its lines, and from the run records of generate.py and score_ood.py the teacher and what steered it."""
     rows = []
     for path in paths:
-        made = (read_json(beside(path, ".run.json")) or {}).get("options", {})
+        made = read_json(beside(path, ".run.json")).get("options", {})
         steered = []
         for feedback in made.get("feedback_file") or []:
-            by = read_json(Path(feedback).with_name("scored.jsonl.run.json")) or {"options": {}}
-            steered.append(f"{feedback}, by {by['options'].get('score', 'a score not known')}")
+            by = read_json(Path(feedback).with_name("scored.jsonl.run.json")).get("options", {})
+            steered.append(f"{feedback}, by {by.get('score', 'a score not known')}")
         teacher, number = made.get("model", "not known"), sum(1 for _ in read_records(path))
         rows.append([path, number, teacher, "; ".join(steered) or "none"])
     return table(["file", "records", "teacher", "feedback that its prompts showed"], rows)
@@ -210,46 +204,26 @@ def code_of(student: Student, folder: str, examples: list[dict]) -> str:
     clean = ".strip().lower()" if task.labels else ".strip()"
     source = min((e["source"] for e in examples[:SHOWN]), key=len)
     how: dict[str, Any] = {"truncation": True, "max_length": limit_of(student), "split_special_tokens": True}
-    text, load = "source", [f'student = pipeline("{PIPELINES[family]}", model={folder!r})']
+    given = f"sources = [{source!r}]"
     if family == "encoder":
         names = {name: text for name, text in zip(task.labels, task.targets, strict=True) if name != text}
         target = f'{names!r}.get(found["label"], found["label"])' if names else 'found["label"]'
+        load = ["from transformers import pipeline", "", f'student = pipeline("{PIPELINES[family]}", model={folder!r})']
         run = [f"answers = [{target}{clean} for found in student(sources, **how)]"]
-    elif family == "encoder-decoder":  # transformers 5 has no pipeline for it
-        how["return_tensors"] = "pt"
-        load = [f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"]
-        load += [f"student = AutoModelForSeq2SeqLM.from_pretrained({folder!r})"]
-        run = ["written = [student.generate(tokenizer(source, **how).input_ids)[0] for source in sources]"]
-        run += ["texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)"]
-        run += [f"answers = [text{clean} for text in texts]"]
-    else:
-        # The newline is tokenised apart, as in training: as one text ".\n" may be one token
-        prefix, suffix = spelt_frame(student, [e["source"] for e in examples[:SHOWN]])
-        how |= {"truncation": "only_first", "text_pair": suffix, "add_special_tokens": False}
-        how["max_length"] += len(frame_of_source(tokenizer, family)[2])
-        how["split_special_tokens"] = not prefix
-        text = f"{prefix!r} + source" if prefix else text
-        given = "sources" if text == "source" else f"[{text} for source in sources]"
-        more = "return_full_text=False, clean_up_tokenization_spaces=False"
-        run = [f"written = student({given}, tokenizer_encode_kwargs=how, {more})"]
-        run += [f'answers = [one["generated_text"]{clean} for [one] in written]']
-    names = "AutoModelForSeq2SeqLM, AutoTokenizer" if family == "encoder-decoder" else "pipeline"
-    lines = [f"from transformers import {names}", "", *load, f"sources = [{source!r}]", f"how = {how!r}", *run]
-    return "\n".join(lines)
+        return "\n".join([*load, given, f"how = {how!r}", *run])
+    # The frame as ids, and a decoder's newline tokenised apart, as in training: as one text ".\n" may be one token
+    before, after, newline = frame_of_source(tokenizer, family)
+    how |= {"max_length": how["max_length"] - len(before) - len(after), "add_special_tokens": False}
+    auto = "AutoModelForCausalLM" if family == "decoder" else "AutoModelForSeq2SeqLM"
+    new = "[len(ids):]" if family == "decoder" else ""
+    return f"""import torch
+from transformers import {auto}, AutoTokenizer
 
-
-def spelt_frame(student: Student, sources: list[str]) -> tuple[str, str]:
-    """What is to be written before and after a decoder's source so that both as a pair of texts have the tokens of training.
-
-    A tokenizer may need a blank after its BOS. Where nothing helps, that is said.
-    """
-    tokenizer = student.tokenizer
-    before, after, newline = frame_of_source(tokenizer, "decoder")
-    spelt, suffix = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after))
-    wanted = [before + ids + after + newline for ids in plain_ids(tokenizer, sources)[0]]
-    for prefix in (spelt, f"{spelt} "):
-        pairs = [tokenizer(prefix + text, f"{suffix}\n", add_special_tokens=False)["input_ids"] for text in sources]
-        if pairs == wanted:
-            return prefix, f"{suffix}\n"
-    say("README.md: its code reads other tokens than the student: this tokenizer's frame cannot be spelt out")
-    return spelt, f"{suffix}\n"
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+student = {auto}.from_pretrained({folder!r})
+{given}
+how = {how!r}
+inputs = [{before} + tokenizer(source, **how).input_ids + {after + newline} for source in sources]
+written = [student.generate(torch.tensor([ids]))[0]{new} for ids in inputs]
+texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+answers = [text{clean} for text in texts]"""

@@ -33,23 +33,22 @@ def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def plain_ids(
     tokenizer: Any, texts: list[str], spans: bool = False
-) -> tuple[list[list[int]], list[int], list[list[tuple[int, int]]]]:
-    """(token ids of each text, without frame and control tokens; places of the texts in which one was broken up; spans).
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """(token ids of each text, without frame and control tokens; spans).
 
     spans: the characters (begin, end) of every token, where they are asked for: a fast tokenizer alone has them.
     """
     if not texts:
-        return [], [], []
+        return [], []
     asked = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": spans}
     encoded = tokenizer(texts, **asked)
     ids, offsets, control = encoded["input_ids"], encoded.get("offset_mapping", []), control_tokens(tokenizer).keys()
-    left = [i for i, row in enumerate(ids) if not control.isdisjoint(row)]
-    for i in left:
+    for i in (i for i, row in enumerate(ids) if not control.isdisjoint(row)):
         new = [broken_token(tokenizer, token) if token in control else [token] for token in ids[i]]
         ids[i] = [token for tokens in new for token in tokens]
         if spans:
             offsets[i] = [span for tokens, span in zip(new, offsets[i], strict=True) for _ in tokens]
-    return ids, left, offsets
+    return ids, offsets
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,10 +74,3 @@ def spellings(tokenizer: Any) -> re.Pattern:
 def broken_up(tokenizer: Any, text: str) -> str:
     """The text with a blank in every spelling of a control token: for what is tokenised together with its frame."""
     return spellings(tokenizer).sub(lambda match: with_blank(match[0]), text)
-
-
-def told_of_prompts(what: str, tokenizer: Any, texts: list[str]) -> list[str]:
-    """A line on texts of prompts (what: records ...) that spell out control tokens; none where no text does."""
-    spelt = [match[0] for match in map(spellings(tokenizer).search, texts) if match]
-    problem = f"{len(spelt):,} of {len(texts):,} {what} spell out a control token of the teacher, such as"
-    return [f"{problem} {text!r}: prompts have {with_blank(text)!r}, so that it stays text" for text in spelt[:1]]

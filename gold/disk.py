@@ -28,6 +28,14 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def read_json(path: Path) -> dict:
+    """A JSON file that a stage wrote; {} where there is none. Ends the stage (exit 1) where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        fail(f"{path}: not a readable JSON file: {error}; delete it, and run the stage that writes it with --overwrite")
+
+
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file atomically: a reader sees the old one or the new one, whole."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")

@@ -2,16 +2,23 @@
 
 A decoder-only student reads the source as its tokenizer frames it (a BOS stays, an EOS at the end goes) and a newline,
 and writes the target and EOS. The three are tokenised apart, so that training and decoding see the same tokens at the
-seams. Control tokens that a text spells out stay text, and what the tokenizer cannot read is said.
+seams. Control tokens that a text spells out stay text. What the tokenizer cannot read is said: losses and scores do not
+show it, for unknown tokens are learnt like any other. A source that is too long loses the end of its longest field, not the
+end of the string, where the question may be.
 """
 
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from gold.command import fail, say
 from gold.control_tokens import frame_of, plain_ids
 from gold.task import Task
-from gold.truncation import cut_fields, field_spans
-from gold.unreadable import unreadable_messages
+
+MOST_NAMED = 6  # characters in a message
+Span = tuple[int, int]  # characters (begin, end)
 
 
 def encode_targets(texts: list[str], tokenizer: Any, family: str, limit: int | None = None) -> list[list[int]]:
@@ -61,13 +68,33 @@ def encode_sources(
 
 def readable_ids(what: str, texts: list[str], tokenizer: Any) -> list[list[int]]:
     """Token ids of the texts without a frame. What the tokenizer cannot read is said. what: sources | targets."""
-    ids, broken, _ = plain_ids(tokenizer, texts)
-    if broken:
-        problem = "spell out a control token of this student: broken up by a blank, so that it stays text"
-        say(f"{len(broken):,} of {len(texts):,} {what} {problem}; such as {texts[broken[0]][:80]!r}")
-    for line in unreadable_messages(what, texts, ids, tokenizer):
+    ids, _ = plain_ids(tokenizer, texts)
+    if line := told_of_losses(what, texts, ids, tokenizer):
         say(line)
     return ids
+
+
+def told_of_losses(what: str, texts: Sequence[str], ids: list[list[int]], tokenizer: Any) -> str | None:
+    """A line on the texts that hold unknown tokens, or of which decode(ids) lacks characters; None where there are none."""
+    losing, lost = [], Counter()
+    for text, row, back in zip(texts, ids, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        missing = Counter(folded(text)) - Counter(folded(back))
+        if missing or tokenizer.unk_token_id in row:
+            losing.append(text)
+            lost += missing
+    if not losing:
+        return None
+    share = lost.total() / max(sum(len(folded(text)) for text in losing), 1)
+    told = f"{len(losing):,} of {len(texts):,} {what} hold what this student's tokenizer does not know: "
+    told += f"{share:.1%} of their characters are lost"
+    told += f", most often {' '.join(repr(c) for c, _ in lost.most_common(MOST_NAMED))}" if lost else ""
+    return f"{told}; such as {losing[0][:80]!r}"
+
+
+def folded(text: str) -> str:
+    """Without what tokenizers level out on purpose: capitals, forms of a character, blanks; the line ends stay."""
+    lines = unicodedata.normalize("NFKC", text).casefold().replace(" ", "").split("\n")
+    return "\n".join("".join(filter(str.isprintable, line)) for line in lines)
 
 
 def cut_sources(
@@ -85,7 +112,7 @@ def cut_sources(
         text, found = field_spans(task.student.source, {name: str(examples[i].get(name)) for name in task.fields})
         if text == examples[i]["source"]:
             fields[i] = found
-    spans = plain_ids(tokenizer, [examples[i]["source"] for i in fields], spans=True)[2]
+    spans = plain_ids(tokenizer, [examples[i]["source"] for i in fields], spans=True)[1]
     spans = dict(zip(fields, spans, strict=True))
     cut, by_field, at_end = list(sources), {}, 0
     for i in long:
@@ -98,3 +125,36 @@ def cut_sources(
     parts += [f"the end of {at_end:,}, whatever stands there"] * bool(at_end)
     say(f"{len(long):,} of {len(sources):,} sources are longer than {reason}: cut {'; '.join(parts)}")
     return cut
+
+
+def field_spans(template: str, values: dict) -> tuple[str, list[tuple[str, Span]]]:
+    """(the rendered template, the fields in it with their characters)."""
+    text, end, fields = "", 0, []
+    for match in string.Template.pattern.finditer(template):
+        text += template[end : match.start()]
+        end = match.end()
+        if name := match["named"] or match["braced"]:
+            fields.append((name, (len(text), len(text) + len(values[name]))))
+        text += values[name] if name else "$"
+    return text + template[end:], fields
+
+
+def cut_fields(
+    ids: list[int], spans: Sequence[Span], fields: Sequence[tuple[str, Span]], room: int
+) -> tuple[list[int], Counter[str]] | None:
+    """(at most `room` of the ids, how many tokens each field lost at its end); None where a field would have none left.
+
+    spans: the characters of every token. The longest fields are cut first, down to the length of the others.
+    """
+    inside = [[i for i, (_, end) in enumerate(spans) if begin < end <= last] for _, (begin, last) in fields]
+    free = room - (len(ids) - sum(map(len, inside)))
+    if not inside or free < len(inside):
+        return None
+    gone, lost = set(), Counter()
+    order = sorted(range(len(inside)), key=lambda f: len(inside[f]))
+    for left, f in zip(range(len(order), 0, -1), order, strict=True):  # shortest first: an equal share of what is free
+        cut = inside[f][free // left :]
+        free -= len(inside[f]) - len(cut)
+        gone.update(cut)
+        lost[fields[f][0]] += len(cut)
+    return [token for i, token in enumerate(ids) if i not in gone], +lost

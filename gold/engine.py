@@ -47,11 +47,15 @@ class Engine:
         self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
         self.done: dict[str, Any] = {}
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
+            self.how: dict[str, Any] = {}
             if lora:
+                from vllm.lora.request import LoRARequest
+
+                # All requests have it: on a CPU vLLM 0.32 mixes them up in a batch where only some have one
+                self.how["lora_request"] = LoRARequest("teacher", 1, str(lora.resolve()))
                 rank = json.loads((lora / "adapter_config.json").read_text())["r"]
                 rank = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two alone
                 engine_options |= {"enable_lora": True, "max_lora_rank": rank}
-            self.how = {"lora_request": lora_request(lora)} if lora else {}
             self.llm = start_llm(model, max_model_len, dtype, **engine_options)
         say(f"engine up in {time.perf_counter() - started:.1f} s, context {max_model_len:,} tokens")
 
@@ -113,13 +117,6 @@ def sampling_params(params: dict) -> Any:
     if pattern := params.pop("regex", None):
         params["structured_outputs"] = StructuredOutputsParams(regex=pattern)
     return SamplingParams(**params)
-
-
-def lora_request(folder: Path) -> Any:
-    """The adapter of all requests: on a CPU vLLM 0.32 mixes them up in a batch where only some have one."""
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("teacher", 1, str(folder.resolve()))
 
 
 def start_llm(model: str, max_model_len: int, dtype: str = "auto", **engine_options: Any) -> Any:

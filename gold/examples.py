@@ -9,17 +9,15 @@ as the task's. Several correct answers stand in the list `<answer_field>s`, besi
 """
 
 import itertools
-import json
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gold.command import fail, say
-from gold.correctness import is_correct
 from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, read_records
+from gold.metrics import is_correct
 from gold.scores import SCORES
 from gold.task import Task, render
 from gold.text import exact_form, text_key
@@ -28,29 +26,24 @@ Paths = Path | Iterable[Path]
 STAGE_FIELDS = {*"source target prediction correct f1 rouge_l score rank teacher_label label_probs".split(), *SCORES}
 
 
-def read_examples(paths: Paths, task: Task, keep: Sequence[str] | None = None, **how: Any) -> list[dict]:
-    """All examples of iter_examples; of each only the fields `keep`: a million whole ones take gigabytes."""
-    examples = iter_examples(paths, task, **how)
-    return list(examples) if keep is None else [{k: e[k] for k in keep if k in e} for e in examples]
+def read_examples(
+    paths: Paths, task: Task, keep: Sequence[str] | None = None, answers: bool = True, counts: dict | None = None,
+    foreign: bool = False, use: Collection[str] = (), among: Iterable[Path] = (),
+) -> list[dict]:  # fmt: skip
+    """The examples of the files, each with a unique `id`, the task's fields, `source` and `target`.
 
-
-def iter_examples(
-    paths: Paths, task: Task, answers: bool = True, counts: dict | None = None, foreign: bool = False,
-    use: Collection[str] = (), among: Iterable[Path] = (), quiet: bool = False,
-) -> Iterator[dict]:  # fmt: skip
-    """Yield the examples of the files, each with a unique `id`, the task's fields, `source` and `target`.
-
-    answers=False allows records without the answer field, foreign=True also an answer that is no label of the task.
-    use: a stage's fields that an option asks for, which the user's own columns may be. among: the other files of the
-    command, so that a file given to two options has the same ids in both. Of a text that the teacher wrote in two shards
-    of a set the first stays; the others are counted in counts["duplicates_between_shards"]. quiet: nothing is said.
+    keep: of each only these fields: a million whole ones take gigabytes. answers=False allows records without the answer
+    field, foreign=True also an answer that is no label of the task. use: a stage's fields that an option asks for, which
+    the user's own columns may be. among: the other files of the command, so that a file given to two options has the same
+    ids in both. Of a text that the teacher wrote in two shards of a set the first stays; the others are counted in
+    counts["duplicates_between_shards"].
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
-    names, ids, dropped = names_of([*paths, *among]), {}, 0
+    examples, names, ids, dropped = [], names_of([*paths, *among]), {}, 0
     texts: dict[tuple, dict[str, Path]] = defaultdict(dict)  # by shard set: text -> the first shard that has it
     for path in paths:
         shard = SHARD.fullmatch(path.name)
-        for here, example in examples_of(path, names[path], task, answers, foreign, use, quiet):
+        for here, example in examples_of(path, names[path], task, answers, foreign, use):
             if (identifier := example["id"]) in ids:
                 problem = f"the id {identifier!r} is already in {ids[identifier]}; ids must be unique"
                 fail(f"{here}: {problem}, so change one, or leave the id out, and it is made of file and line")
@@ -60,11 +53,12 @@ def iter_examples(
                 if first != path:
                     dropped += 1
                     continue
-            yield example
-    if dropped and not quiet:
+            examples.append(example if keep is None else {k: example[k] for k in keep if k in example})
+    if dropped:
         say(f"{dropped:,} duplicates between shards dropped, {len(ids) - dropped:,} examples stay")
         if counts is not None:
             counts["duplicates_between_shards"] = dropped
+    return examples
 
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
@@ -77,7 +71,7 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def examples_of(
-    path: Path, name: str, task: Task, answers: bool, foreign: bool, use: Collection[str], quiet: bool
+    path: Path, name: str, task: Task, answers: bool, foreign: bool, use: Collection[str]
 ) -> Iterator[tuple[str, dict]]:
     """(file:line, example) of one file, checked and rendered; in the end it is said what was changed."""
     changed: Counter[str] = Counter()  # what was read in another form: records
@@ -87,7 +81,7 @@ def examples_of(
         for field in needed:
             if field not in record:
                 fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}; add the field")
-        record = with_answers(here, record, task, path, foreign, changed)
+        record = with_answers(here, record, task, foreign, changed)
         for field in needed:
             if not is_text(record[field]):
                 problem = f"must be a text (in quotes) that is not empty, found {repr(record[field])[:200]}"
@@ -99,7 +93,7 @@ def examples_of(
         yield here, with_rendered(here, record, task, use, changed)
     if not here:
         fail(f"{path}: no records in it; run the stage that writes it, or check the path")
-    for change, count in changed.most_common(0 if quiet else 5):
+    for change, count in changed.most_common(5):
         say(f"{path}: {change} in {count:,} records")
 
 
@@ -107,7 +101,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def with_answers(here: str, record: dict, task: Task, path: Path, foreign: bool, changed: Counter[str]) -> dict:
+def with_answers(here: str, record: dict, task: Task, foreign: bool, changed: Counter[str]) -> dict:
     """The record with its answer, and the list of correct answers, as the task writes them; ends the stage for others."""
     name, listed = task.answer_field, f"{task.answer_field}s"
     read = {name: as_answer(record[name], task, changed)} if name in record else {}
@@ -119,8 +113,8 @@ def with_answers(here: str, record: dict, task: Task, path: Path, foreign: bool,
             fail(f"{here}: {problem}; found {record[listed]!r}; mend it, or rename a column of another meaning")
     for label in [read.get(name), *read.get(listed, [])] if task.labels and not foreign else []:
         if label is not None and label not in list(task.labels):
-            known, cure = ", ".join(task.labels), cure_of_label(label, task, path)
-            fail(f"{here}: no such label: {label!r}; {task.path} has {known}; {cure}")
+            known = ", ".join(task.labels)
+            fail(f"{here}: no such label: {label!r}; {task.path} has {known}; correct the line (docs/records.md)")
     return record | read
 
 
@@ -134,16 +128,6 @@ def as_answer(value: Any, task: Task, changed: Counter[str]) -> Any:
     if answer is not value:
         changed[f"{value!r} is read as {answer!r}"] += 1
     return answer
-
-
-def cure_of_label(label: Any, task: Task, path: Path) -> str:
-    """For a number the command that puts the names of labels in the place of their numbers."""
-    if str(label).strip().removesuffix(".0") not in map(str, range(len(task.labels))):
-        return "correct the line"
-    order = ", ".join(f"{i} is {known}" for i, known in enumerate(task.labels))
-    code = f'."{task.answer_field}" |= {json.dumps(list(task.labels), ensure_ascii=False)}[tonumber]'
-    new = shlex.quote(str(path.with_suffix(".named.jsonl")))
-    return f"if {order}: {shlex.join(['jq', '-c', code, str(path)])} > {new}"
 
 
 def with_rendered(here: str, record: dict, task: Task, use: Collection[str], changed: Counter[str]) -> dict:

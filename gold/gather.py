@@ -1,34 +1,15 @@
-"""What the files of a run folder tell, as far as they are there: for report.py and its page.
+"""What the files of a run folder tell, as far as they are there: for report.py and its page."""
 
-load(path), shards(folder, "train.jsonl")        a JSON file, or {}; a file or its shards
-gather(run, rows)                                all that the page shows; rows: the table of report.py
-"""
-
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gold.command import fail
-from gold.disk import beside
+from gold.disk import beside, read_json
 from gold.jsonl import read_records
 
 MAX_TEXT = 2_000  # characters of a text that are kept
-
-
-def load(path: Path) -> dict:
-    """A JSON file that a stage wrote; {} where it is not there (that stage has not run)."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} instead of an object")
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        fail(f"{path}: not a readable JSON file: {error}; run the stage that writes it again with --overwrite")
 
 
 def shards(folder: Path, name: str) -> list[Path]:
@@ -56,15 +37,8 @@ class Gathered:
 
 
 def each(path: Path, make: Callable[[dict], Any]) -> list:
-    """What `make` makes of each record; [] where there is no such file. Another shape ends the stage with file:line."""
-    made = []
-    for number, record in read_records(path) if path.exists() else ():
-        try:
-            made.append(make(record))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"not what a stage writes: {type(error).__name__}: {error}"
-            fail(f"{path}:{number}: {problem}; mend the line, or run that stage again with --overwrite")
-    return made
+    """What `make` makes of each record; [] where there is no such file."""
+    return [make(record) for _, record in read_records(path)] if path.exists() else []
 
 
 def gather(run: Path, rows: list[dict]) -> Gathered:
@@ -75,29 +49,13 @@ def gather(run: Path, rows: list[dict]) -> Gathered:
         gather_scored(found, folder, fed)
     for row in rows:
         if (place := row["iteration"]) and "metric" in row:
-            found.metrics[place] = groups_checked(run / place / "metrics.json", row["metric"])
+            found.metrics[place] = read_json(run / place / "metrics.json")
             gather_predictions(found, run / place, place, row["metric"])
-        if labelled := load(run / place / "labelled.jsonl.run.json"):
-            found.speed[place] = {
-                "tokens": labelled["counts"].get("computed_tokens", 0),
-                "seconds": labelled["seconds"],
-            }
+        if labelled := read_json(run / place / "labelled.jsonl.run.json"):
+            tokens = labelled["counts"].get("computed_tokens", 0)
+            found.speed[place] = {"tokens": tokens, "seconds": labelled["seconds"]}
     found.facts = facts_of(run, found)
     return found
-
-
-def groups_checked(path: Path, metric: str) -> dict:
-    """metrics.json, of which report.py has checked the headline; each group and label has its number and size."""
-    metrics = load(path)
-    try:
-        for key in (k for k in metrics if k.startswith("by_")):
-            for m in metrics[key].values():
-                number = m["f1" if key == "by_label" else metric]
-                sum((m["n"], number["value"], number["low"], number["high"]))
-        return metrics
-    except (AttributeError, LookupError, TypeError) as error:
-        problem = f"not what evaluate.py writes: {type(error).__name__}: {error}"
-        fail(f"{path}: {problem}; run it again with --overwrite")
 
 
 def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
@@ -106,7 +64,15 @@ def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
     label = record.get("target") or record.get("label") or ""
     other = record.get("prediction") if kind in ("wrong", "feedback") else record.get("teacher_label")
     texts = {name: str(value or "") for name, value in (("text", text), ("label", label), ("other", other))}
-    row = {"at": at, "kind": kind, "id": str(record["id"]), "reason": "", "note": "", "fed": [], "written": 0} | more
+    row = {
+        "at": at,
+        "kind": kind,
+        "id": str(record.get("id", "")),
+        "reason": "",
+        "note": "",
+        "fed": [],
+        "written": 0,
+    } | more
     return row | {k: t[:MAX_TEXT] for k, t in texts.items()} | {"cut": max(map(len, texts.values()))}
 
 
@@ -131,11 +97,9 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
                 found.texts[folder.name] += each(path, lambda r: str(r.get("source", "")))
                 found.labels[folder.name] += Counter(row["label"] for row in rows)
             found.records += rows
-            record = load(beside(path, ".run.json"))
+            record = read_json(beside(path, ".run.json"))
             made = record.get("counts", {})
-            counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")}) + Counter(
-                made.get("rejected", {})
-            )
+            counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")} | made.get("rejected", {}))
             tokens, seconds = tokens + made.get("completion_tokens", 0), seconds + record.get("generate_seconds", 0)
         for path in shards(folder, f"{split}.rejected.jsonl"):
             found.records += each(path, rejected)
@@ -145,7 +109,7 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
 
 
 def gather_scored(found: Gathered, folder: Path, fed: dict[str, dict]) -> None:
-    options = load(folder / "scored.jsonl.run.json").get("options", {})
+    options = read_json(folder / "scored.jsonl.run.json").get("options", {})
     if not options:
         return
     score = found.score = options["score"]
@@ -181,10 +145,14 @@ def gather_predictions(found: Gathered, folder: Path, place: str, metric: str) -
 
 def facts_of(run: Path, found: Gathered) -> dict[str, str]:
     """The lines of the header, from the run records."""
-    records = [load(path) for path in sorted(run.glob("**/*.run.json"))]
+    records = [read_json(path) for path in sorted(run.glob("**/*.run.json"))]
     by_stage = {r.get("stage"): r for r in records}  # the last of each
     made, scored, trained = (by_stage.get(f"{s}.py", {}) for s in ("generate", "score_ood", "train_student"))
-    student = load(run / "untrained/predictions.jsonl.run.json") or load(run / "iter-00/student.run.json") or trained
+    student = (
+        read_json(run / "untrained/predictions.jsonl.run.json")
+        or read_json(run / "iter-00/student.run.json")
+        or trained
+    )
     options = scored.get("options", {})
     feedback = f"{options['score']}, quantiles {options['low']} to {options['high']}" if options else "none"
     strategies = sorted({s for r in records if (s := r.get("strategy"))})

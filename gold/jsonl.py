@@ -11,75 +11,44 @@ import functools
 import glob
 import gzip
 import json
-import math
 import os
 import re
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import typer
 
 from gold.command import fail
-from gold.disk import beside, naming
+from gold.disk import beside, naming, read_json
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.jsonl")  # as `datasets` names them: train-00000-of-00004.jsonl
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield (line number, record) of a JSON Lines file, perhaps a .gz. A broken line ends the stage with `file:line:
-    problem; found ...; cure`, another format with the command that converts it."""
-    number, line, empty = 0, b"", True
+    problem; found ...; cure`; of the first record the cure names the command that converts other formats."""
+    number, line, first = 0, b"", True
     try:
-        with open_bytes(path) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if text := line.removeprefix(codecs.BOM_UTF8).strip():
-                    yield number, parse_line(text)
-                    empty = False
+                    yield number, decoder().decode(text)
+                    first = False
     except (OSError, EOFError, zlib.error) as error:
         problem = getattr(error, "strerror", None) or error
         fail(f"{path}: cannot be read: {problem}; check the path, or run the stage that writes it")
-    except ValueError as error:
-        if empty:
-            refuse_other_formats(path)
+    except (ValueError, RecursionError) as error:
         problem, cure = str(error), "mend or delete the line"
-        if not line.endswith(b"\n"):
+        if first:
+            command = f"python -m data.to_jsonl {shlex.quote(str(path))}"
+            cure += f"; a file of another format (CSV, Parquet, a JSON list): {command} prints JSON Lines"
+        elif not line.endswith(b"\n"):
             problem, cure = "torn last line, its writer was cut off", "delete the line, or run that stage again"
         shown = line[:60].decode("utf-8", "replace")
         fail(f"{path}:{number}: not a JSON object: {problem}; found {shown!r}; {cure}")
-
-
-def refuse_other_formats(path: Path) -> None:
-    """End the stage where a file has another format, with the command that makes JSON Lines of it."""
-    try:
-        with open_bytes(path) as file:
-            head = file.read(2**16)
-    except (OSError, EOFError, zlib.error):  # cut off further on: the broken line is named
-        return
-    text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
-    first, second = (text + "\n\n").split("\n")[:2]
-    table = text[:1] not in ("{", "[") and any(0 < first.count(mark) == second.count(mark) for mark in ",\t;")
-    what = (
-        "a Parquet file" if head[:4] == b"PAR1"
-        else "UTF-16 text" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        else "JSON Lines with a carriage return alone at each end" if text[:1] == "{" and "\r" in text and "\n" not in text
-        else "a JSON list" if re.match(r"\[\s*\{", text)
-        else "JSON over several lines" if re.match(r"\{[ \t\r]*\n", text)
-        else "a table (CSV or TSV)" if table or {".csv", ".tsv"} & set(path.suffixes)
-        else None
-    )  # fmt: skip
-    if head[:4] == b"PK\x03\x04":
-        fail(f"{path}: not JSON Lines but a ZIP archive or a spreadsheet: unpack it, or save the sheet as CSV")
-    if what:
-        new = path.with_name(path.name.removesuffix(".gz")).with_suffix(".lines.jsonl")
-        command = f"python -m data.to_jsonl {shlex.quote(str(path))} > {shlex.quote(str(new))}"
-        fail(f"{path}: not JSON Lines but {what}: {command} makes JSON Lines of it")
 
 
 @functools.cache
@@ -89,39 +58,17 @@ def decoder() -> Any:
     return msgspec.json.Decoder(dict)  # twice as fast as decode(line, type=dict)
 
 
-def parse_line(line: bytes) -> dict:
-    """The object of a line, by msgspec: several times as fast as json, and strict where json is not (1e999)."""
-    try:
-        return decoder().decode(line)
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-    try:  # json says better what is wrong with it; what it takes, it may not be able to write
-        value = json.loads(line.decode(), parse_constant=refuse_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError:
-        problem = "nested too deeply"
-    raise ValueError(problem)
-
-
-def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value holds neither NaN nor infinity, at any depth."""
-    if isinstance(value, dict | list | tuple):
-        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def dump_line(record: dict) -> str:
     import msgspec
 
     line = msgspec.json.encode(record)
     if b"null" in line:  # what msgspec writes for NaN and infinity too
-        bad = [f"{name} is {value}" for name, value in record.items() if not is_finite(value)]
-        if bad:
-            fail(f"{record.get('id')}: {', '.join(bad)}: not finite, so nothing is written; train with a lower rate?")
+        for name, value in record.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                problem = f"{name} is {value}: not finite, so nothing is written"
+                fail(f"{record.get('id')}: {problem}; train with a lower rate?")
     return msgspec.json.format(line, indent=0).decode()  # with a blank after each comma and colon, for reading
 
 
@@ -146,7 +93,7 @@ def cut_torn_line(path: Path) -> None:
         if last.endswith(b"\n"):
             return
         try:
-            parse_line(last)
+            decoder().decode(last)
             file.write(b"\n")
         except ValueError:
             file.seek(-len(last), os.SEEK_END)
@@ -209,11 +156,8 @@ def check_shards(option: str, whole: Path, shards: set[tuple[int, int]]) -> None
     seen: dict = {}
     for i, path in enumerate(paths):
         if (i, size) not in shards:
-            state = "not finished" if beside(path, ".partial").exists() else "missing"
-            problem = f"{state}; run its stage (again) with --shard {i}/{size}"
-            if path.exists():
-                problem = f"not among the files; give the whole set: {pattern} in quotes"
-            fail(f"{option}: {path}: shard {i} of {size} is {problem}")
+            cure = f"give the whole set, {pattern} in quotes, or run its stage with --shard {i}/{size}"
+            fail(f"{option}: {path}: shard {i} of {size} is not among the files; {cure}")
         for name, value in how_made(path).items():
             if seen.setdefault(name, value) != value:
                 problem = f"were not made alike: {name.replace('_', '-')} differs; run the stage of both again"
@@ -222,10 +166,8 @@ def check_shards(option: str, whole: Path, shards: set[tuple[int, int]]) -> None
 
 def how_made(path: Path) -> dict:
     """The options and hashes of inputs that shards must share, by the run record; {} for a shard of the user's own."""
-    try:
-        record = json.loads(beside(path, ".run.json").read_text(encoding="utf-8"))
-        differ = {"shard", *record["not_compared"]}
-        made = {k: v for k, v in record["options"].items() if k not in differ}
-        return made | {f"{k}'s content": v for k, v in record["inputs"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    record = read_json(beside(path, ".run.json"))
+    if not record:
         return {}
+    made = {k: v for k, v in record["options"].items() if k not in {"shard", *record["not_compared"]}}
+    return made | {f"{k}'s content": v for k, v in record["inputs"].items()}

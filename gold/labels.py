@@ -1,7 +1,5 @@
 """The teacher's answers: probabilities of all labels, or for text2text what it writes.
 
-    answers = label_records(engine, encoder, task, records, shots)         label.py and generate.py --verify use it
-
 A label's probability is that of its tokens, normalised over the labels. Where one label begins with all tokens of another
 (pos, positive), the token that ends its line (or, in a chat, the turn) counts too. Prompt, label and end are tokenised
 together: SentencePiece puts a blank before a text, and a blank or a line end at the end of a prompt may join what follows
@@ -152,15 +150,12 @@ def running_labels(
         common = common_prefix(rests)
         if joined or common in rests or len(set(map(tuple, rests))) < len(rests):
             names = ", ".join(name.strip() for name in labels)
-            fail(
-                f"--model: its tokenizer cannot tell the labels or their ends apart: {names}; rename them, or use another"
-            )
+            fail(f"--model: its tokenizer cannot tell the labels or their ends apart: {names}; rename the labels")
         rests = [rest[len(common) :] for rest in rests]
         bare = sorted(rest[:-1] for rest in rests)  # a prefix stands before what it begins
         if not any(longer[: len(short)] == short for short, longer in pairwise(bare)):
-            rests = [
-                rest[:-1] for rest in rests
-            ]  # the end would cost a request a label, and changes calibrated answers little
+            # The end would cost a request a label, and changes calibrated answers little
+            rests = [rest[:-1] for rest in rests]
         rows.append(Row([*whole[: len(whole) - same], *common], rests))
     return rows
 

@@ -1,5 +1,6 @@
-"""The numbers that evaluate.py reports, each with its 95 % bootstrap interval over examples. All are shares, 0 to 1.
+"""Whether a prediction is correct, and the numbers that evaluate.py reports. All are shares, 0 to 1.
 
+is_correct(task, prediction, record)                any of the record's right answers will do
 measure(task, records, 0, 10_000)                   the numbers of the task's metric, with seed 0 and 10,000 resamples
 mean_interval([1.0, 0.0, 1.0], 0, 10_000)           {"value": 0.6667, "low": 0.0, "high": 1.0}
 class_intervals(cells, labels, 0, 10_000)           macro-F1, and precision, recall and F1 of each label
@@ -10,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
-from gold.task import Task
-from gold.text import exact_form
+from gold.equations import equations_agree
+from gold.programmes import optima_agree
+from gold.task import Task, render
+from gold.text import exact_form, rouge_words, squad_words
 
 Interval = dict[str, float]  # value, low, high
 WORD_RULES = {  # metric: what metrics.json says of its words
@@ -25,6 +27,48 @@ HEADLINE = {"squad": "exact_match"}  # the number that stands for a metric in a 
 VALUES = {"squad": "f1", "rouge_l": "rouge_l", "optimum": "rouge_l"}  # the per-example value besides `correct`
 CHRF_ORDER, CHRF_BETA = 6, 2  # character n-grams up to 6; recall counts twice as much: sacrebleu's chrF2
 REPORT_LABELS, REPORT_CONFUSIONS = 5, 3  # most lines of each in a report, which every prompt with feedback holds
+
+
+def golds_of(task: Task, record: dict) -> list[str]:
+    """The targets of a record's right answers: its own, and those of the list `<answer_field>s`, where there is one."""
+    others = [{task.answer_field: gold} for gold in record.get(f"{task.answer_field}s", [])]
+    return list(dict.fromkeys([record["target"], *(render(task.student.target, other) for other in others)]))
+
+
+def is_correct(task: Task, prediction: str, record: dict) -> bool:
+    """Whether a prediction is one of a record's right answers, as evaluate.py defines it. An empty one never is."""
+    golds = golds_of(task, record)
+    if task.metric == "squad":
+        return squad_scores(prediction, golds)[0]
+    if agree := {"optimum": optima_agree, "equation_value": equations_agree}.get(task.metric):
+        return any(agree(prediction, gold) for gold in golds)
+    return exact_form(prediction) in map(exact_form, golds)
+
+
+def squad_scores(prediction: str, golds: Sequence[str]) -> tuple[bool, float]:
+    """(exact match, F1 over words), each the best over the golds; on ASCII text as SQuAD's official script v1.1 has them.
+
+    Beyond ASCII, punctuation of all scripts is removed, and a character is a word where a script has no blanks, as in
+    MLQA (Lewis et al. 2020). A prediction without any text is wrong, whatever the gold.
+    """
+    if not prediction.strip():
+        return False, 0.0
+    ours, golds_words = squad_words(prediction), [squad_words(gold) for gold in golds]
+    common = [(Counter(ours) & Counter(theirs)).total() for theirs in golds_words]
+    f1 = [2 * n / max(len(ours) + len(theirs), 1) for n, theirs in zip(common, golds_words, strict=True)]
+    return ours in golds_words, max(f1)
+
+
+def rouge_l(prediction: str, golds: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, the best over the golds (Lin 2004), without stemming.
+
+    On ASCII text it is that of Google's rouge-score, where a text without a-z and 0-9 scores 0. That scorer ignores
+    other scripts; here their words count too.
+    """
+    from rapidfuzz.distance import Indel
+
+    ours = rouge_words(prediction)
+    return max(Indel.normalized_similarity(ours, rouge_words(gold)) for gold in golds) if ours else 0.0
 
 
 def chrf_counts(prediction: str, golds: Sequence[str]) -> Any:
@@ -151,31 +195,25 @@ def measure(task: Task, records: list[dict], seed: int, resamples: int) -> dict[
 def report_text(metrics: dict, task: Task) -> str:
     """The student's results as the teacher reads them, at most 9 lines, from metrics.json (PGKD, arXiv 2411.05045).
 
-    The task's metric; of labels, the 5 with the lowest F1 and the most frequent confusions. Raises ValueError,
-    LookupError, TypeError or AttributeError where `metrics` is not of this task, or not of evaluate.py.
+    The task's metric; of labels, the 5 with the lowest F1 and the most frequent confusions. Raises ValueError, LookupError
+    or TypeError where `metrics` is not of this task, or not of evaluate.py.
     """
-
-    def share(number: dict) -> str:
-        if not 0 <= number["value"] <= 1:
-            raise ValueError(f"{number['value']} is no share")
-        return f"{number['value']:.2f}"
-
     if metrics["task"] != task.name:
         raise ValueError(f"it is of the task {metrics['task']!r}, not of {task.name!r}")
     name = metrics["metric"]
-    lines = [f"Results of the small model on {metrics['n']:,d} examples: {name} {share(metrics['overall'][name])}"]
+    lines = [
+        f"Results of the small model on {metrics['n']:,d} examples: {name} {metrics['overall'][name]['value']:.2f}"
+    ]
     if not task.labels:
         return lines[0]
     by_label, confusion = metrics["by_label"], metrics["confusion"]
-    known = set(task.labels)
-    if set(confusion["labels"]) != known or not {*by_label, *confusion["columns"]} <= {*known, "no label"}:
-        raise ValueError(f"its labels are not those of {task.path}")
     if len(by_label) > REPORT_LABELS:
         worst = sorted(by_label, key=lambda label: by_label[label]["f1"]["value"])[:REPORT_LABELS]
         by_label = {label: by_label[label] for label in worst}
         lines[0] += f"; the {REPORT_LABELS} labels with the lowest F1:"
     for label, m in by_label.items():
-        lines.append(f"{label}: precision {share(m['precision'])}, recall {share(m['recall'])}, F1 {share(m['f1'])}")
+        precision, recall, f1 = (f"{m[name]['value']:.2f}" for name in ("precision", "recall", "f1"))
+        lines.append(f"{label}: precision {precision}, recall {recall}, F1 {f1}")
     for count, gold, predicted in confusions(**confusion)[:REPORT_CONFUSIONS]:
         lines.append(f"asked for {gold}, answered {predicted}: {count:d} time{'s' * (count > 1)}")
     return "\n".join(lines)

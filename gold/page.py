@@ -1,7 +1,5 @@
 """One page about one or several runs, which opens from the disk: numbers, figures, and the records to search.
 
-write_page(path, [gather(run, rows), ...])          from gold/page.html
-
 Records stand in the page as JSON and are shown as text, never as markup. Of many or long ones a part is in the page.
 """
 
@@ -11,7 +9,7 @@ from typing import Any
 
 from gold import sections
 from gold.command import fail
-from gold.disk import beside, naming
+from gold.disk import write_text
 from gold.gather import MAX_TEXT, Gathered
 from gold.sections import Drawer, visible
 
@@ -32,10 +30,7 @@ def write_page(path: Path, runs: list[Gathered]) -> None:
     shown = {"finalize": lambda value: value if hasattr(value, "__html__") else visible(value)}
     template = jinja2.Environment(loader=templates, **how, **shown).get_template("page.html")
     text = template.render(view_of(runs, metrics.pop() if metrics else None))
-    draft = beside(path, ".draft")
-    with naming(draft):
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a folder's name may be no Unicode
-        draft.replace(path)
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # a folder's name may be no Unicode
 
 
 def view_of(runs: list[Gathered], metric: str | None) -> dict[str, Any]:
@@ -46,7 +41,7 @@ def view_of(runs: list[Gathered], metric: str | None) -> dict[str, Any]:
     names = [run.name for run in runs]
     return {
         "title": visible(" · ".join(names)),
-        "runs": [sections.view_of_run(run, draw, metric) for run in runs],
+        "runs": [sections.view_of_run(run, draw) for run in runs],
         "metric": metric,
         "headlines": sections.headlines(runs, metric),
         "overall": draw.points(metric, places, sections.series_of(runs, places, "overall", None, metric))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gold.command import fail
-from gold.task import Task, render, variables
+from gold.task import Task, render
 
 
 class Prompt(NamedTuple):
@@ -93,10 +93,6 @@ def render_label_prompt(task: Task, record: dict, shots: Sequence[dict]) -> Prom
     start = split_example(task.label_template, {name: record[name] for name in task.fields}).start
     values = {"shots": join_shots(task.label_template, shots), "labels": label_list(task), "start": start}
     return Prompt("", render(task.prompt.label, values))
-
-
-def shows_report(task: Task) -> bool:
-    return "report" in variables(task.prompt.feedback or "")
 
 
 def structured_pattern(task: Task, label: str | None) -> str:

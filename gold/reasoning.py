@@ -72,14 +72,12 @@ def reasoning_parser(name: str, tokenizer: Any, chat_template_kwargs: dict) -> A
     """
     from vllm.reasoning import ReasoningParserManager
 
-    if name not in (known := ReasoningParserManager.list_registered()):
-        fail(f"--reasoning-parser {name}: vLLM has none of this name; it has {', '.join(known)}")
     try:
         parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer, chat_template_kwargs=chat_template_kwargs)
         _, _ = parser.extract_reasoning("", request=None)
     except Exception as error:  # a missing token, or a form that is read in vLLM's server alone: many kinds
-        problem = f"does not fit this teacher's tokenizer, or needs vLLM's server: {cause_of(error)}"
-        fail(f"--reasoning-parser {name}: {problem}; choose another, or leave it out: common forms are read without")
+        cure = "choose another, or leave it out: common forms are read without"
+        fail(f"--reasoning-parser {name}: vLLM cannot use it with this teacher: {cause_of(error)}; {cure}")
     return parser
 
 

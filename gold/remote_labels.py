@@ -1,7 +1,5 @@
 """A teacher's labels through a server: no tokenizer is known here, so the server's own tokens and log-probabilities count.
 
-answers = remote_labels(server, task, records, prompts)     as gold.labels.label_records
-
 Completion form: each label stands after the prompt, and the server gives the log-probabilities of all tokens (`echo`), as in
 lm-evaluation-harness; those from the first token on in which the labels differ are summed. Chat form: the 20 likeliest
 first tokens of the answer, each for the label that it begins; where they tell no label apart, there are no shares. Without
@@ -50,9 +48,7 @@ def remote_labels(server: Server, task: Task, records: list[dict], prompts: Sequ
 
 def without_log_probs(server: Server) -> None:
     if server.log_probs:
-        say(
-            f"warning: {server.url} gives no log-probabilities: teacher_label is the greedy answer, without label_probs"
-        )
+        say(f"warning: {server.url} gives no log-probabilities: the greedy answer counts, without label_probs")
     server.log_probs = False
 
 

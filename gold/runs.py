@@ -24,22 +24,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn, NotRequired, TypedDict
+from typing import IO, Any, NoReturn
 
 from gold.command import fail, option_name, say
-from gold.disk import beside, remove, sync, take_lock, write_json
+from gold.disk import beside, read_json, remove, sync, take_lock, write_json
 from gold.fingerprint import fingerprint, same_content, with_commit
 
 LOOP_FOLDER = re.compile(r"iter-\d+|final|teacher|untrained")  # the folders of loop.sh within a run folder
 NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dry_run"}
-
-
-class Kept(TypedDict):
-    options: dict
-    inputs: dict
-    notes: dict[str, str | float | list]
-    seconds: float
-    also: NotRequired[list[str]]  # not in records of earlier versions
 
 
 @dataclass
@@ -100,7 +92,7 @@ def start_run(
         if left and "finished_at" in left:
             reopen(files)
         if not overwrite:
-            check_files(files, record, unreadable=resumable and left is None)
+            check_files(files, record)
         whole = output.exists() and not overwrite
         begun = resumable and not overwrite and any(p.exists() and p.stat().st_size for p in partials(files))
         before = record if whole else left if begun else None
@@ -144,28 +136,21 @@ def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]
         try:
             hashes[name] = fingerprint(value, folder.parent if LOOP_FOLDER.fullmatch(folder.name) else folder)
         except FileNotFoundError as error:
-            fail(
-                f"{option_name(name)} {error}: no such file or folder; check the path, or run the stage that writes it"
-            )
+            problem = "no such file or folder; check the path, or run the stage that writes it"
+            fail(f"{option_name(name)} {error}: {problem}")
     return hashes
 
 
-def check_files(files: Sequence[Path], record: dict | None, unreadable: bool) -> None:
-    """Refuse to replace a file without a run record, to use half of an output, or to resume from an unreadable state."""
-    record_path, state_path = beside(files[0], ".run.json"), beside(files[0], ".partial.json")
+def check_files(files: Sequence[Path], record: dict) -> None:
+    """Refuse to replace a file without a run record, and to use half of an output."""
     there = [path for path in files if path.exists()]
-    for path in files[1:] if record and "also" in record else ():
+    if there and not record:
+        refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
+    for path in files[1:] if record else ():
         if {files[0], path} & {*there} and os.path.relpath(path, files[0].parent) not in record["also"]:
             refuse(path, f"was not made with {files[0]}, by its run record; name another file, or make both anew")
-    if files[0] in there and record_path.exists():
-        if not record:
-            refuse(record_path, "cannot be read, so nobody knows whether the output is whole; to make it anew")
-        for gone in set(files) - set(there):
-            refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
-    elif there and not record_path.exists():
-        refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
-    elif unreadable and beside(files[0], ".partial").exists():
-        refuse(state_path, "cannot be read, so nobody knows how far the work has come; to begin it anew")
+    for gone in set(files) - set(there) if files[0] in there else ():
+        refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")
 
 
 def compare(output: Path, before: dict, state: dict, extends: str | None) -> bool:
@@ -264,17 +249,6 @@ def partials(files: Sequence[Path]) -> list[Path]:
 def release(output: Path, lock: IO[bytes]) -> None:
     remove(beside(output, ".lock"))
     lock.close()
-
-
-def read_json(path: Path) -> dict | None:
-    """A run record or state; None where it is not there or is not one."""
-    import msgspec
-
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        kept = msgspec.json.decode(path.read_bytes())
-        msgspec.convert(kept, Kept)
-        return kept
-    return None
 
 
 def git_state() -> dict[str, Any]:

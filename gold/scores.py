@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from gold.command import fail
+from gold.text import words
 
 REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside their mean
 SCORES = [
@@ -82,10 +83,41 @@ def detection(inside: list[dict], ood: list[dict]) -> dict[str, dict[str, float]
         if None in values:
             continue
         if not all(map(math.isfinite, values)):
-            fail(
-                f"--ood-file: {name} is not finite for some example; the student is broken: train it with a lower rate"
-            )
+            fail(f"--ood-file: {name} is not finite for some example; train the student with a lower rate")
         fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
         numbers = roc_auc_score(truth, values), average_precision_score(truth, values), fpr[tpr >= 0.95].min()
         table[name] = {key: round(float(x), 4) for key, x in zip(("auroc", "aupr", "fpr95"), numbers, strict=True)}
     return table
+
+
+def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """By the TF-IDF vectors of the sources' words; document frequencies are those of both sets together."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
+    vectorizer = TfidfVectorizer(analyzer=words).fit([*texts, *known])
+    return nearest_distances(vectorizer.transform(texts), vectorizer.transform(known), examples, train_examples)
+
+
+def nearest_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """1 - the largest cosine with a training example, itself left out; 1 where there is no other.
+
+    points (n, d) of the examples, known (m, d) of the training examples, dense or sparse.
+    """
+    import numpy as np
+    from sklearn import config_context
+    from sklearn.metrics import pairwise_distances_chunked
+
+    places = {e["id"]: place for place, e in enumerate(train_examples)}
+
+    def nearest(distances: Any, first: int) -> Any:
+        for row, example in zip(distances, examples[first : first + len(distances)], strict=True):
+            if example["id"] in places:
+                row[places[example["id"]]] = np.inf
+        return distances.min(axis=1)
+
+    # In MiB; a broken student's NaN is refused where it is written
+    with config_context(working_memory=128, assume_finite=True):
+        chunks = list(pairwise_distances_chunked(points, known, metric="cosine", reduce_func=nearest))
+    distances = np.concatenate(chunks)
+    return np.where(np.isinf(distances), 1.0, distances).tolist()

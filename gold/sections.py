@@ -1,8 +1,4 @@
-"""The parts of a report's page: figures with their numbers in a sentence, and tables; gold/page.html lays them out.
-
-view_of_run(run, Drawer(), "accuracy")            of each run
-overall(...), panels(...), differences(...)       of all runs together
-"""
+"""The parts of a report's page: figures with their numbers in a sentence, and tables; gold/page.html lays them out."""
 
 import importlib.util
 import itertools
@@ -13,10 +9,10 @@ from urllib.parse import urlencode
 
 from gold import figures
 from gold.command import say
-from gold.distances import tfidf_distances
 from gold.gather import Gathered
 from gold.metrics import mean_interval
 from gold.parsing import REASONS
+from gold.scores import tfidf_distances
 from gold.text import words
 
 MAX_PANELS, MAX_ROWS = 12, 12  # of groups and labels
@@ -126,14 +122,13 @@ def panels(draw: Drawer, runs: list[Gathered], places: list[str], key: str, metr
 # What each run has
 
 
-def view_of_run(run: Gathered, draw: Drawer, metric: str | None) -> dict[str, Any]:
-    places = list(run.texts)
+def view_of_run(run: Gathered, draw: Drawer) -> dict[str, Any]:
     return {
         "name": visible(run.name),
         "funnel": funnel(run),
         "score": run.score,
         "histograms": [histogram(draw, place, run) for place in run.scores],
-        "diversity": diversity(draw, places, run),
+        "diversity": diversity(draw, list(run.texts), run),
         "labels": label_balance(run),
         "seconds": draw.draw(figures.seconds, times(run), {r["iteration"]: r["seconds"] for r in run.rows}),
         "times": time_table(run),

@@ -1,8 +1,5 @@
 """The teacher behind a server that speaks OpenAI's API (`vllm serve` and others): what gold.teacher.Engine is in the process.
 
-server = Server("http://localhost:8000/v1", "Qwen/Qwen2.5-7B-Instruct", "chat", {}, 64)
-server.send([Request("a-0", Prompt("", "Write ..."), {"max_tokens": 64, "seed": 1})]); outputs = server.wait(["a-0"])
-
 The chat form goes as messages, the completion form as text. The key comes from OPENAI_API_KEY. The client (openai) repeats
 what may work later (429, 5xx, cut connections) with growing pauses, or as Retry-After says, up to two minutes. Then a
 request that the server refuses or fails at has the finish_reason "error", and a server that is gone or broken ends the stage

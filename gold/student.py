@@ -7,7 +7,6 @@ student.save(folder, dtype="float32")
 """
 
 import inspect
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from gold.command import fail, option_name, say
-from gold.decoding import decode_plainly
-from gold.disk import write_json
+from gold.disk import read_json, write_json
 from gold.encoding import encode_sources, encode_targets
 from gold.model_folder import check_model_folder, refuse_model
 from gold.task import Task
@@ -194,6 +192,23 @@ def check_tokenizer(model: str, tokenizer: Any, network: Any, family: str) -> No
         fail(f"--model {model}: its tokenizer has no end token, so no answer would end; set eos_token and save it")
 
 
+def decode_plainly(network: Any, tokenizer: Any) -> None:
+    """Replace the base model's generation settings: plain greedy decoding up to the tokenizer's end token.
+
+    A base may come with sampling, beams, penalties, lengths, forced tokens and other end tokens in its
+    generation_config.json. The decoder of an encoder-decoder starts with the token that it is trained with.
+    """
+    from transformers import GenerationConfig
+
+    start = getattr(network.config, "decoder_start_token_id", None) if network.config.is_encoder_decoder else None
+    network.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=network.generation_config.decoder_start_token_id if start is None else start,
+    )
+
+
 def positions_of(network: Any, family: str) -> int | None:
     """How many tokens the model can hold; None = no bound that the config knows of (T5's positions are relative)."""
     import torch
@@ -251,7 +266,7 @@ def load_trained(model: str, task: Task, lengths: dict[str, int], dtype: str) ->
 
 
 def read_trained(model: str) -> dict[str, Any]:
-    """What stands in a student's gold.json; {} for a model without it; ends the stage (exit 1) where it is broken."""
+    """What stands in a student's gold.json; {} for a model without it."""
     check_model_folder(model)
     path = Path(model, TRAINED)
     if not Path(model).is_dir():  # of the hub; importing transformers takes seconds, too long for "up to date"
@@ -259,13 +274,4 @@ def read_trained(model: str) -> dict[str, Any]:
 
         kinds = ("missing_entries", "connection_errors", "gated_repo")
         path = Path(cached_file(model, TRAINED, **{f"_raise_exceptions_for_{kind}": False for kind in kinds}) or path)
-    if not path.exists():
-        return {}
-    try:
-        trained = json.loads(path.read_text(encoding="utf-8"))
-        if all(type(trained[name]) is int and trained[name] > 0 for name in BASE_LENGTHS):
-            return trained
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    cure = "train the student again, or delete the file and give the lengths as options"
-    fail(f"{path}: must hold the lengths that the student was trained with, {' and '.join(BASE_LENGTHS)}; {cure}")
+    return read_json(path)

@@ -178,26 +178,22 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     """Variables that a template may use, those that it must use, and where the answer stands."""
     fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
     asked = shown | ({"labels", "label", "definition"} if task.labels else set())
-    rules = {  # template: (variables that it may have, variables that it must have)
-        "prompt.system": (set(), set()),
-        "prompt.train": (asked, shown),
-        "prompt.validation": (asked, shown),
-        "prompt.feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
-        "prompt.example": (fields | {answer}, fields | {answer}),
-        "prompt.label": (asked - {"label", "definition"}, shown),
-        "prompt.label_example": (fields | {answer}, {answer}),
-        "completion.system": (set(), set()),
-        "completion.train": (asked, shown),
-        "completion.validation": (asked, shown),
-        "completion.feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
-        "completion.example": (fields | {answer}, {*task.written_fields}),
-        "completion.label": (asked - {"label", "definition"}, shown),
-        "completion.label_example": (fields | {answer}, {answer}),
-        "student.source": (fields, set()),
-        "student.target": ({answer}, {answer}),
+    of_prompt = {  # template: (variables that it may have, variables that it must have)
+        "system": (set(), set()),
+        "train": (asked, shown),
+        "validation": (asked, shown),
+        "feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
+        "example": (fields | {answer}, fields | {answer}),
+        "label": (asked - {"label", "definition"}, shown),
+        "label_example": (fields | {answer}, {answer}),
     }
+    rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
+    rules |= {"student.source": (fields, set()), "student.target": ({answer}, {answer})}
+    if task.completion:
+        rules |= {f"completion.{key}": rule for key, rule in of_prompt.items()}
+        rules["completion.example"] = (fields | {answer}, {*task.written_fields})
     for key, (allowed, needed) in rules.items():
-        text = "" if key.startswith("completion") and not task.completion else attrgetter(key)(task) or ""
+        text = attrgetter(key)(task) or ""
         used = variables(text)
         if not string.Template(text).is_valid():
             yield key, "a lone $; write $$ for a dollar sign"

@@ -1,13 +1,12 @@
 """The teacher: a causal LLM in vLLM's offline engine, or behind a server (gold/server.py).
 
 encoder = open_encoder(options, task)                             prompts -> token ids; for a server texts
-engine = open_engine(options, encoder, 1024, StopSignals())
-engine.send([Request("a-0", ids, {"max_tokens": 64})]); outputs = engine.wait(["a-0"])       others stay under way
+engine = open_engine(options, encoder, 1024, StopSignals())       see gold/engine.py
 """
 
 import contextlib
 import json
-import urllib.parse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.command import Dtype, fail, files, option_name, say
-from gold.control_tokens import broken_up, told_of_prompts
+from gold.command import Dtype, fail, files, option_name
+from gold.control_tokens import broken_up
 from gold.engine import Engine
 from gold.model_folder import check_model_folder, refuse_model
 from gold.prompts import Prompt
@@ -27,9 +26,8 @@ from gold.server import Server
 from gold.stopping import StopSignals
 from gold.task import Task
 
-SMALL = (
-    10**9
-)  # parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
+# Parameters: below it a list of examples does better than instructions (SmolLM2-135M; larger ones: unmeasured)
+SMALL = 10**9
 MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 
 # Options of generate.py and label.py
@@ -71,12 +69,7 @@ def check_teacher(options: dict) -> None:
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
         return
-    with contextlib.suppress(ValueError):
-        parts = urllib.parse.urlsplit(url)
-        plain = not ("@" in parts.netloc or parts.query or parts.fragment)
-        if parts.scheme in ("http", "https") and parts.hostname and plain and parts.port != 0:  # .port may raise
-            url = None
-    if url:
+    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
         raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
     for name, default in OF_ENGINE.items():
         if options.get(name, default) != default:
@@ -170,12 +163,6 @@ class Encoder:
                     return text
         fail("--model: its chat template takes neither a system turn nor a user turn; give --prompt-form completion")
 
-    def fitting(self, max_model_len: int | None, need: int) -> int:
-        """The engine's context: as asked for, else what the prompts need, at most what the model holds."""
-        if max_model_len and self.context and max_model_len > self.context:
-            fail(f"--max-model-len {max_model_len:,}: the model's context holds {self.context:,} tokens; lower it")
-        return max_model_len or min(need, self.context or need)
-
 
 def load_encoder(
     model: str, task: Task, prompt_form: str, chat_template_kwargs: dict, trust_remote_code: bool, parser: str | None = None
@@ -226,17 +213,15 @@ def open_encoder(options: dict, task: Task) -> Encoder:
 def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals) -> "Engine | Server":
     """The engine, or the server, of a stage's options. need: tokens of the longest prompt and its answer."""
     if options["server_url"]:
-        return Server(
-            options["server_url"],
-            options["model"],
-            encoder.form,
-            encoder.chat_template_kwargs,
-            options["num_concurrent"],
-        )
+        how = (encoder.form, encoder.chat_template_kwargs, options["num_concurrent"])
+        return Server(options["server_url"], options["model"], *how)
     names = ("trust_remote_code", "gpu_memory_utilization", "tensor_parallel_size")
     engine_options = {name: options[name] for name in names} | json.loads(options["engine_args"])
-    need = encoder.fitting(options["max_model_len"], need)
-    return Engine(options["model"], need, signals, options["dtype"], options["lora"], **engine_options)
+    length, context = options["max_model_len"], encoder.context
+    if length and context and length > context:
+        fail(f"--max-model-len {length:,}: the model's context holds {context:,} tokens; lower it")
+    length = length or min(need, context or need)
+    return Engine(options["model"], length, signals, options["dtype"], options["lora"], **engine_options)
 
 
 def fitting_form(task: Task, config: Any, tokenizer: Any, trust_remote_code: bool = False) -> str:
@@ -256,14 +241,3 @@ def keep_form(run: Run, form: str) -> None:
     """The form that a run began with; ends the stage (exit 1) where auto means another one now, as a server's may."""
     if (before := run.notes.setdefault("prompt_form", form)) != form:
         fail(f"{run.output}: was started with the {before} form, now {form}; give --prompt-form {before}")
-
-
-def say_control_tokens(encoder: Encoder, task: Task, records: Sequence[dict]) -> None:
-    """Say once what Encoder.frame breaks up in the task file's prompts and in the records that prompts will show."""
-    if encoder.tokenizer is None:
-        return
-    prompts = [text for text in task.prompt.model_dump().values() if text]
-    texts = ["\n".join(str(record.get(name, "")) for name in [*task.fields, task.answer_field]) for record in records]
-    for what, shown in (("prompts of the task file", prompts), ("records", texts)):
-        for line in told_of_prompts(what, encoder.tokenizer, shown):
-            say(line)

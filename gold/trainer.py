@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, Trainer, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, ProgressCallback, Trainer
 
 from gold.command import fail
-from gold.losses import token_losses
 from gold.predict import score_examples
 from gold.student import Student
+
+LOG_ZERO = -9.21  # A = log 1e-4, what the reverse cross-entropy takes for log 0 (Wang et al. 2019; GOLD's code)
 
 
 class StudentTrainer(Trainer):
@@ -60,6 +60,27 @@ class StudentTrainer(Trainer):
         return metrics
 
 
+def token_losses(
+    logits: Any, labels: Any, loss: str, sce_alpha: float = 1.0, sce_beta: float = 0.1, soft: Any = None
+) -> Any:
+    """Loss, in float32, of every position that has a label: logits (..., K), labels (...), -100 = none -> (n,).
+
+    ce   -log p_y
+    sce  alpha * ce + beta * rce (symmetric cross-entropy, Wang et al. 2019, arXiv 1908.06112). The reverse cross-entropy
+         rce = -sum_k p_k log q_k is -A (1 - p_y) for a one-hot q and log 0 := A.
+    kl   KL(teacher || student) without the teacher's entropy, a constant (Hinton et al. 2015). Encoder: -sum_k q_k log p_k,
+         soft (B, K) = label_probs. Others: one row for each answer, q * ce at every token, soft (B,) = q of that answer.
+         Without soft labels (held-out examples) it is ce.
+    """
+    if soft is not None and soft.dim() == 2:
+        return -(soft.float() * logits.float().log_softmax(-1)).sum(-1)
+    keep = labels != -100
+    ce = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
+    if loss == "sce":
+        return sce_alpha * ce - sce_beta * LOG_ZERO * (1 - (-ce).exp())
+    return ce if soft is None else ce * soft.float()[:, None].expand(labels.shape)[keep]
+
+
 def collator_of(student: Student) -> Any:
     if student.family == "decoder":
         return partial(collate_decoder, student.tokenizer.pad_token_id)
@@ -86,24 +107,17 @@ def collate_decoder(pad_token_id: int, features: list[dict]) -> dict:
     }
 
 
-class Progress(TrainerCallback):
-    """One bar on stderr. A loss that is not finite ends the stage (exit 1)."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not state.is_world_process_zero)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+class Progress(ProgressCallback):
+    """transformers' bar, with the loss in it. A loss that is not finite ends the stage (exit 1)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
+        bar = self.training_bar  # of the first process
         for name in ("loss", "eval_loss", "train_loss"):  # train_loss: the mean of all steps, at the end
             if not math.isfinite(logs.get(name, 0)):
-                self.bar.close()
-                fail(
-                    f"the {name} is {logs[name]} at step {state.global_step}: lower --learning-rate, or --dtype float32"
-                )
-        shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
-        self.bar.set_postfix(shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
+                if bar:
+                    bar.close()
+                cure = "lower --learning-rate, or --dtype float32"
+                fail(f"the {name} is {logs[name]} at step {state.global_step}: {cure}")
+        if bar:
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
+            bar.set_postfix(shown, refresh=False)

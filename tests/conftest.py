@@ -233,8 +233,7 @@ def scores_of(model: Path, task, examples: list[dict], batch_size: int = 64, tar
 
 def fitted(model: Path, task, rows: list[dict], held_out: list[dict], folder: Path, **how):
     """(student, counts, log) of train_student.fit with OPTIONS and `how`; the student is saved as folder."""
-    from gold.adapters import add_adapters
-    from train_student import fit
+    from train_student import add_adapters, fit
 
     student = loaded(model, task, 64, 16)
     adapters = add_adapters(student, how["lora_rank"]) if "lora_rank" in how else None

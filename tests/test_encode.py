@@ -13,12 +13,11 @@ from conftest import loaded, make_bpe, one_error, pair, train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids, told_of_prompts
+from gold.control_tokens import broken_up, control_tokens, frame_of, plain_ids
+from gold.encoding import cut_fields, field_spans, told_of_losses
 from gold.prompts import Prompt
 from gold.student import Student
 from gold.teacher import Encoder
-from gold.truncation import cut_fields, field_spans
-from gold.unreadable import unreadable_messages
 
 WORDS = "pair: with premise the a big beach garden sun snow melon frost stove warm not it is and cat dog".split()
 KINDS = ("t5", "llama", "deberta", "bert", "qwen2")
@@ -83,9 +82,8 @@ def test_control_tokens_in_text_stay_text(kind, tokenizers):
         wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in spelling)
         texts += [spelling, f"the {spelling} cat", f"a{spelling}{spelling}b", f"{spelling} the", wide]
     assert not all(control.keys().isdisjoint(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    ids, broken, _ = plain_ids(tokenizer, texts)
+    ids, _ = plain_ids(tokenizer, texts)
     assert all(control.keys().isdisjoint(row) for row in ids) and all(ids)
-    assert bool(broken) is (kind in ("t5", "deberta"))  # Unigram has the spelling in its vocabulary
     if kind in ("llama", "qwen2"):
         assert tokenizer.batch_decode(ids) == texts
     if kind == "t5":  # a blank after the first character; "<" is unknown to it
@@ -98,8 +96,8 @@ def test_plain_text_has_the_tokens_that_the_tokenizer_gives(kind, tokenizers):
     tokenizer = tokenizers[kind]
     texts = ["", "the cat", " pair: a  big\n\nsun?", "1 < 2 [a] {b} é 日本 \u200b", *(str(pair(n)) for n in range(20))]
     before, after = frame_of(tokenizer)
-    ids, broken, spans = plain_ids(tokenizer, texts, spans=True)
-    assert [before + row + after for row in ids] == tokenizer(texts)["input_ids"] and not broken
+    ids, spans = plain_ids(tokenizer, texts, spans=True)
+    assert [before + row + after for row in ids] == tokenizer(texts)["input_ids"]
     assert list(map(len, spans)) == list(map(len, ids))
     frames = {"t5": "</s>", "deberta": "[CLS] [SEP]", "bert": "[CLS] [SEP]"}
     assert tokenizer.convert_ids_to_tokens(before + after) == frames.get(kind, "").split()
@@ -111,8 +109,7 @@ def test_features_hold_control_tokens_in_their_frame_alone(models, pairs, tokeni
     t5 = encode([row], tokenizers["t5"], "encoder-decoder", pairs, 64, 16)[0]
     assert [ids.count(1) for ids in (t5["input_ids"], t5["labels"])] == [1, 1] and 0 not in t5["input_ids"]
     assert t5["input_ids"][-1] == t5["labels"][-1] == 1
-    said = capsys.readouterr().err
-    assert "1 of 1 sources spell out a control token of this student" in said and "1 of 1 targets spell out" in said
+    capsys.readouterr()
     tokenizer = loaded(models["qwen2"], pairs).tokenizer
     qwen2 = encode([row], tokenizer, "decoder", pairs, 64, 16)[0]
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.eos_token_id not in qwen2["input_ids"]
@@ -140,13 +137,7 @@ def test_prompts_hold_control_tokens_in_their_frame_alone(kind, form, tokenizers
         assert row == (tokenizer.apply_chat_template(turns, **how) if form == "chat" else tokenizer(text)["input_ids"])
     count = [[sum(token in control for token in row) for row in rows] for rows in (ids, found)]
     assert count[0] == count[1] == ([5, 3] if form == "chat" else [0, 0])
-    spelled, broken = ("</s>", "< /s>") if kind == "llama" else ("<|im_end|>", "< |im_end|>")
-    assert broken in tokenizer.decode(found[0])
-    (told,) = told_of_prompts("records", tokenizer, ["fine", "so <|im_end|> or </s>"])
-    assert (
-        told.startswith("1 of 2 records spell out a control token") and f"{spelled!r}: prompts have {broken!r}" in told
-    )
-    assert told_of_prompts("records", tokenizer, ["fine", "[MASK] <"]) == []
+    assert ("< /s>" if kind == "llama" else "< |im_end|>") in tokenizer.decode(found[0])
 
 
 @given(st.lists(st.sampled_from(["<", "</s>", "<s>", "/s>", "s", ">", "<unk>", " ", "a"]), max_size=9).map("".join))
@@ -162,39 +153,35 @@ def test_no_spelling_is_left_in_a_prompt(tokenizers, text):
 # Text that cannot be read
 
 
-def lines_of(tokenizer, texts):
-    return unreadable_messages("sources", texts, plain_ids(tokenizer, texts)[0], tokenizer)
+def told_of(tokenizer, texts):
+    return told_of_losses("sources", texts, plain_ids(tokenizer, texts)[0], tokenizer)
 
 
 def test_reviews_in_another_script_are_told(tokenizers):
     """200 different Chinese texts are one input to a T5 of English; bytes read them all."""
     texts = [f"the {chr(0x4E00 + n)}{chr(0x5E00 + n)}" for n in range(200)]
-    (line,) = lines_of(tokenizers["t5"], texts)
     told = "200 of 200 sources hold what this student's tokenizer does not know: 40.0% of their characters"
-    assert line.startswith(told)  # 2 of 5 characters
-    assert f"such as {texts[0]!r}; 200 different sources become 1" in line
-    assert lines_of(tokenizers["llama"], texts) == lines_of(tokenizers["qwen2"], texts) == []
-    (line,) = lines_of(tokenizers["bert"], texts[:1])
-    assert "40.0% of their characters are lost, 66.7% of their tokens unknown, most often '一' '帀'" in line
+    assert told_of(tokenizers["t5"], texts).startswith(told)  # 2 of 5 characters
+    assert told_of(tokenizers["llama"], texts) is told_of(tokenizers["qwen2"], texts) is None
+    line = told_of(tokenizers["bert"], texts[:1])
+    assert f"40.0% of their characters are lost, most often '一' '帀'; such as {texts[0]!r}" in line
 
 
-ENDS, BLANKS = "1 lose their line ends", "1 lose their runs of blanks"
-
-
-@pytest.mark.parametrize(("kind", "text", "told"), [
-    ("t5", "the < cat { sun", ["1 of 2 sources hold .*: 18.2% of their characters are .*, most often '<' '{';"]),
-    ("t5", "the big\ncat", [f"of 2 sources {ENDS}: "]),
-    ("t5", "the  big\n\ncat", [f"of 2 sources {ENDS}, {BLANKS}: "]),
-    ("t5", "the < cat  is { sun", ["most often '<' '{'", BLANKS]),  # an unknown token makes no run
-    ("t5", "the\u00a0big\u2026 Cat", ["most often 'C';"]),  # NFKC: blank and three dots
-    ("bert", "The Cat\t is <[", [f"of 2 sources {BLANKS}: "]),
-    ("deberta", "the\u00a0big cat\u2026", [r"most often '\\xa0' '…';"]),
-    ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
-    ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        ("t5", "the < cat { sun", "1 of 2 sources hold .*: 18.2% of their characters are .*, most often '<' '{';"),
+        ("t5", "the  big\n\ncat", r"most often '\\n';"),  # runs of blanks are nothing that a text says
+        ("t5", "the\u00a0big\u2026 Cat", "most often 'c';"),  # NFKC: blank and three dots
+        ("bert", "The Cat\t is <[", None),
+        ("deberta", "the\u00a0big cat\u2026", "hold what this student's tokenizer does not know"),
+        ("llama", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", None),
+        ("qwen2", "the\u00a0  big\u2026\n\n <Cat> {é}\u200b", None),
+    ],
+)
 def test_what_a_tokenizer_drops_is_told(kind, text, told, tokenizers):
-    for line, part in zip(lines_of(tokenizers[kind], ["the cat", text]), told, strict=True):
-        assert re.search(part, line), line
+    line = told_of(tokenizers[kind], ["the cat", text])
+    assert line is None if told is None else re.search(told, line), line
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -230,13 +230,10 @@ def test_one_metric_is_the_title(run_folder):
     assert done.returncode == 1 and f"{run_folder}: measured by f1 and by rouge_l; " in done.stderr
 
 
-# The last one is of earlier builds, which had one number
-OLD = '{"metric": "accuracy", "test_file": "x", "overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}'
-
-
 @pytest.mark.parametrize("name, content, told", [
-    *(("metrics.json", content, "iter-00/metrics.json: ") for content in ("{", "[1]", '{"a": 1}', OLD)),
-    ("train.jsonl.run.json", '{"counts": [], "seconds": 1}', ": a run record or metrics.json in it is not what"),
+    ("metrics.json", "{", "iter-00/metrics.json: "),
+    ("metrics.json", '{"a": 1}', ": a file in it is not what a stage writes: KeyError: 'metric'"),
+    ("train.jsonl.run.json", '{"counts": [], "seconds": 1}', ": a file in it is not what"),
 ])  # fmt: skip
 def test_files_that_were_broken_by_hand(name, content, told, run_folder):
     (run_folder / "iter-00" / name).write_text(content)

@@ -9,11 +9,11 @@ from conftest import ROOT
 STAGES = ("generate", "label", "train_student", "score_ood", "evaluate", "report")
 HEAVY = {"torch", "transformers", "vllm", "sklearn", "matplotlib", "jinja2", "markupsafe"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
-    "causes command control_tokens decoding equations fingerprint losses programmes text truncation unreadable",
-    "disk distances figures model_folder reasoning scores stopping task",
-    "attempts correctness encoding engine jsonl prompts runs",
-    "examples gather metrics parsing serve server student",
-    "adapters answers cards predict sections selection teacher",
+    "causes command control_tokens equations fingerprint programmes text",
+    "disk figures model_folder reasoning scores stopping task",
+    "attempts encoding engine jsonl metrics prompts runs",
+    "examples gather parsing serve server student",
+    "answers cards predict sections selection teacher",
     "remote_labels",
     "labels",
     "calibration page split trainer",

@@ -14,10 +14,19 @@ from conftest import FLIP, PAIRS, evaluate, metrics_in, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gold.correctness import golds_of, is_correct, rouge_l, squad_scores
 from gold.equations import MAX_LENGTH, equations_agree, evaluate_equation
 from gold.examples import read_examples
-from gold.metrics import chrf_counts, chrf_interval, chrf_of, class_intervals, mean_interval
+from gold.metrics import (
+    chrf_counts,
+    chrf_interval,
+    chrf_of,
+    class_intervals,
+    golds_of,
+    is_correct,
+    mean_interval,
+    rouge_l,
+    squad_scores,
+)
 from gold.programmes import optima_agree, optimum
 
 # ---------------------------------------------------------------------------------------------------------------------

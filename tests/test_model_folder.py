@@ -4,16 +4,10 @@ import json
 import shutil
 
 import pytest
-from conftest import call, one_error
+from conftest import call, one_error, refusal
 
-from gold.model_folder import explain_model_folder
+from gold.model_folder import check_model_folder
 from gold.teacher import load_encoder
-
-
-def gguf_file(folder, name="model.gguf"):
-    folder.mkdir()
-    (folder / name).write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(16))
-    return folder / name
 
 
 def adapter(folder, **base):
@@ -24,24 +18,16 @@ def adapter(folder, **base):
 
 def test_what_each_kind_is_told(models, tmp_path):
     checkpoint = shutil.copytree(models["t5"], tmp_path / "run" / "checkpoint-10")
-    (tmp_path / "empty").mkdir()
-    gguf_file(tmp_path / "folder")
     told = {
-        gguf_file(tmp_path / "a"): "GGUF format",
-        gguf_file(tmp_path / "b", "q4"): "gguf_file=",  # the name may end otherwise
-        tmp_path / "folder": "GGUF format",
-        adapter(
-            tmp_path / "c", base_model_name_or_path="google-t5/t5-small"
-        ): "a LoRA adapter of google-t5/t5-small, not",
-        adapter(tmp_path / "d", base_model_name_or_path=None): "a LoRA adapter, not",
-        tmp_path / "run": f"{checkpoint} has one",
+        adapter(tmp_path / "c"): "is a LoRA adapter, not",
+        tmp_path / "run": "has no config.json",
         checkpoint / "model.safetensors": "is a file",
         tmp_path / "none": "no such file or folder",
     }
     for path, part in told.items():
-        assert part in explain_model_folder(str(path))
-    for fine in (models["t5"], tmp_path / "empty", "google-t5/t5-base"):
-        assert explain_model_folder(str(fine)) is None
+        assert f"--model {path}: {part}" in refusal(check_model_folder, str(path))
+    for fine in (models["t5"], "google-t5/t5-base"):
+        check_model_folder(str(fine))
 
 
 @pytest.fixture

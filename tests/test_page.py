@@ -204,20 +204,16 @@ def test_runs_side_by_side(tmp_path):
     done = call("report.py", *runs, "--html")
     write_lines(runs[1] / "final/predictions.jsonl", [])
     assert done.returncode == 1
-    one_error(done.stderr, "predictions.jsonl:1: ", "'rouge_l'")
+    one_error(done.stderr, "'rouge_l'")
 
 
 @pytest.mark.parametrize("name, content, told", [
     ("iter-00/train.jsonl", '{"id": "a"', "iter-00/train.jsonl:1: not a JSON object"),
-    ("iter-00/train.jsonl", '{"source": "a"}', "iter-00/train.jsonl:1: not what a stage writes: KeyError: 'id'"),
-    ("iter-00/train.rejected.jsonl", '{"id": "a", "completion": "\\ud800"}', "train.rejected.jsonl:1: not a JSON object"),
-    ("iter-00/feedback.jsonl", '{"id": "a", "rank": "x"}', "iter-00/feedback.jsonl:1: not what a stage writes: ValueError"),
-    ("iter-00/scored.jsonl", '{"id": "a", "energy": []}', "iter-00/scored.jsonl:1: not what a stage writes: TypeError"),
-    ("final/predictions.jsonl", '{"id": "a"}', "final/predictions.jsonl:1: not what a stage writes: KeyError: 'correct'"),
-    ("iter-00/scored.jsonl.run.json", '{"options": {"low": 1}}', "a run record or metrics.json in it is not what"),
+    ("iter-00/feedback.jsonl", '{"id": "a"}', "run: a file in it is not what a stage writes: KeyError: 'rank'"),
+    ("iter-00/scored.jsonl", '{"id": "a", "energy": []}', "run: a file in it is not what a stage writes: TypeError"),
+    ("iter-00/scored.jsonl.run.json", '{"options": {"low": 1}}', "run: a file in it is not what"),
     ("iter-00/scored.jsonl.run.json", "{", "scored.jsonl.run.json: not a readable JSON file"),
-    ("final/metrics.json", '{"metric": "accuracy", "n": 1, "overall": {"accuracy": {"value": 1, "low": 1, "high": 1}}, '
-     '"by_label": {"a": {"n": 1}}}', "final/metrics.json: not what evaluate.py writes: KeyError: 'f1'"),
+    ("final/metrics.json", '{"metric": "accuracy", "n": 1, "overall": {}}', "run: a file in it is not what"),
 ])  # fmt: skip
 def test_a_broken_file_is_told_in_one_line(name, content, told, tmp_path):
     run = make_run(tmp_path / "run")

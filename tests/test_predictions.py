@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import call, evaluate, flipped, metrics_in, pair, read_lines, record_of, scores_of, train, write_lines
 
-from gold.decoding import greedy_texts
 from gold.examples import read_examples
+from gold.predict import greedy_texts
 
 
 def trains(*args, **how) -> dict:
@@ -193,14 +193,3 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
     files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
     done = call("score_ood.py", "--task-file", task, "--model", student, *files)
     assert done.stderr.splitlines()[0] == f"--max-target-length 3: {student} was trained with 2"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"max_source_length": 9, "max_target_length": "9"}'])
-def test_what_it_was_trained_with_must_be_readable(content, home, tmp_path):
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "gold.json").write_text(content)
-    how = ("--model", tmp_path / "student")
-    done = evaluate(home / "flip.toml", home / "flip_train.jsonl", tmp_path / "out", *how)
-    told = f"error: {tmp_path / 'student' / 'gold.json'}: must hold the lengths"
-    assert done.returncode == 1 and done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

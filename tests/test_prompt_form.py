@@ -15,7 +15,7 @@ from gold.prompts import Prompt
 from gold.reasoning import final_of, reasoning_parser
 from gold.stopping import StopSignals
 from gold.task import load_task
-from gold.teacher import load_encoder
+from gold.teacher import load_encoder, open_engine
 
 TASK = load_task(ROOT / "prompts/reviews.toml")
 KINDS = ("base", "rambling", "chat", "blank")
@@ -196,7 +196,7 @@ def test_parsers_of_vllm_by_name(teachers):
         assert final_of(parser, "<think>Hm. It is quiet.")[1] == "reasoning"
     switched_off = reasoning_parser("qwen3", tokenizer, {"enable_thinking": False})
     assert final_of(switched_off, "It is quiet.") == ("It is quiet.", None)
-    refused = {"mistral": "does not fit", "openai_gptoss": "does not fit", "mystery": "has none of this name"}
+    refused = {"mistral": "vLLM cannot use it", "openai_gptoss": "vLLM cannot use it", "mystery": "vLLM cannot use it"}
     for name, told in refused.items():
         with pytest.raises(SystemExit, match=rf"^error: --reasoning-parser {name}: .*{told}"):
             reasoning_parser(name, tokenizer, {})
@@ -221,6 +221,8 @@ def test_a_gpt2_is_a_teacher(pairs, models, tmp_path):
         tmp_path / "gpt2"
     )
     encoder = load_encoder(str(tmp_path / "gpt2"), pairs, "auto", {}, False)
-    assert (encoder.form, encoder.context, encoder.fitting(None, 900)) == ("completion", 256, 256)
-    told = refusal(encoder.fitting, 300, 900)
+    assert (encoder.form, encoder.context) == ("completion", 256)
+    names = ("server_url", "trust_remote_code", "gpu_memory_utilization", "tensor_parallel_size")
+    options = dict.fromkeys(names) | {"engine_args": "{}", "max_model_len": 300}
+    told = refusal(open_engine, options, encoder, 900, None)
     assert "--max-model-len 300: the model's context holds 256 tokens" in told

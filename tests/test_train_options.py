@@ -8,7 +8,7 @@ from conftest import flipped, one_error, pair, read_lines, record_of, scores_of,
 
 from gold.examples import read_examples
 from gold.fingerprint import fingerprint
-from gold.losses import token_losses
+from gold.trainer import token_losses
 from train_student import is_held_out
 
 # ---------------------------------------------------------------------------------------------------------------------
