@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypedDict
 
 from gold.command import fail, option_name, say
 from gold.disk import beside, read_json, remove, sync, take_lock, write_json
@@ -32,6 +32,16 @@ from gold.fingerprint import fingerprint, same_content, with_commit
 
 LOOP_FOLDER = re.compile(r"iter-\d+|final|teacher|untrained")  # the folders of loop.sh within a run folder
 NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dry_run"}
+
+
+class Kept(TypedDict):
+    """What a run record or state holds, as far as a stage that goes on needs it."""
+
+    options: dict
+    inputs: dict
+    notes: dict[str, str | float | list]
+    seconds: float
+    also: list[str]
 
 
 @dataclass
@@ -88,7 +98,7 @@ def start_run(
     try:
         if read_json(beside(output, ".run.json.tmp")):
             complete(output, also)
-        record, left = read_json(beside(output, ".run.json")), read_json(beside(output, ".partial.json"))
+        record, left = read_kept(beside(output, ".run.json")), read_kept(beside(output, ".partial.json"))
         if left and "finished_at" in left:
             reopen(files)
         if not overwrite:
@@ -116,6 +126,20 @@ def start_run(
     finally:
         if run is None:
             release(output, lock)
+
+
+def read_kept(path: Path) -> dict:
+    """A run record or state; {} where there is none. Ends the stage (exit 1) where the file is not one: nobody knows then how
+    far the work has come."""
+    import msgspec
+
+    kept = read_json(path)
+    try:
+        if path.exists():
+            msgspec.convert(kept, Kept)
+    except msgspec.ValidationError as error:
+        fail(f"{path}: not what a stage writes: {error}; delete it, and run the stage with --overwrite")
+    return kept
 
 
 def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]:

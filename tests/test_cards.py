@@ -64,14 +64,14 @@ def test_texts_that_are_cut_and_texts_with_control_tokens(name, models, home, tm
     assert name != "bert" or {p["prediction"] for p in found} == {"with warm", "with not warm"}
 
 
-def test_what_the_card_says(trained, home):
+def test_what_the_card_says(trained):
     card = ModelCard.load(trained["bert"] / "README.md")
     assert card.data.pipeline_tag == "text-classification" and card.data.library_name == "transformers"
     assert card.data.license is None and "**Licence: not stated yet.**" in card.text
     assert card.data.base_model is None  # a folder: the hub takes names alone
     counts = record_of(trained["bert"])["counts"]
     for told in ("| num\\_train\\_epochs | 30.0 |", "| learning\\_rate | 0.01 |", "| Warm | Warm | both belong to summer |",
-                 f"| {home / 'train.jsonl'} | 60 | not known | none |".replace("_", "\\_"),
+                     "/train.jsonl | 60 | not known | none |",
                  f"{counts['held_out_accuracy']:.3f} \\[", "max\\_source\\_length | 512 |"):  # fmt: skip
         assert told in card.text, told
 

@@ -173,8 +173,9 @@ def test_a_template_that_takes_no_turn_is_refused(tokenizer):
 
 
 def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
-    """Chunk 1: .9 and .6 for Warm, one text asked for of each label; chunk 2 is divided by the same prior."""
-    shares, saved = iter([0.9, 0.6, 0.7]), []
+    """Chunk 1: .9 and .6 for Warm, one text asked for of each label; chunk 2 is divided by the same prior. Where it holds w
+    times as much of Warm, the shares 9 / (9 + w) and 3 / (3 + 2 w) are balanced at a sum of 1: w^2 = 13.5."""
+    shares, saved = iter([0.9, 0.6, 0.8]), []
 
     def labelled(engine, encoder, task, records, shots, **how):
         return [{"label_probs": {"Warm": (p := next(shares)), "not warm": 1 - p}} for _ in records]
@@ -187,12 +188,12 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
     rows = [pair(n) | {"label": name, "reason": None} for n, name in enumerate(["Warm", "not warm", "Warm"])]
     generate.verify(split, rows[:2], None, Engine)
     kept = run.notes["prior"]
-    assert kept == pytest.approx([((0.9 + 1) / 2 + (0.6 + 0) / 2) / 2, ((0.1 + 0) / 2 + (0.4 + 1) / 2) / 2])
+    assert kept[0] / kept[1] == pytest.approx(13.5**0.5, rel=1e-5)
     assert saved == [{"prior": kept}] and [r["reason"] for r in rows[:2]] == [None, None]
     generate.verify(split, rows[2:], None, Engine)
     assert run.notes["prior"] == kept and len(saved) == 1
-    # .7 / .625 = 1.12 and .3 / .375 = .8: Warm stays
-    assert rows[2]["teacher_label"] == "Warm" and rows[2]["label_probs"]["Warm"] == pytest.approx(1.12 / 1.92, abs=1e-5)
+    assert rows[2]["teacher_label"] == "Warm"
+    assert rows[2]["label_probs"]["Warm"] == pytest.approx(4 / (4 + 13.5**0.5), abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
