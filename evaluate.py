@@ -77,6 +77,8 @@ def main(
     task = load_task(task_file)
     if (model is None) == (prediction_field is None):
         raise typer.BadParameter("give one of --model and --prediction-field", param_hint="--model")
+    if prediction_field == task.answer_field:
+        raise typer.BadParameter("is the answer that predictions are compared with", param_hint="--prediction-field")
     if model:
         check_model_folder(model)
     use = [prediction_field] if prediction_field else []

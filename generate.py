@@ -232,7 +232,10 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
     for name, pattern in split.patterns.items():
         if pattern:
             print(f"--- forced into {pattern}   ({name or 'text'})")
-    print(f"=== would write {sum(split.plan.shares)} examples of the {split.name} split; prompt form: {encoder.form}\n")
+    stand_in = " (in place of its shots, from train.jsonl, stand seed examples)" if split.name == "validation" else ""
+    print(
+        f"=== would write {sum(split.plan.shares)} examples of the {split.name} split{stand_in}; form: {encoder.form}\n"
+    )
 
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:

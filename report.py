@@ -62,7 +62,8 @@ def rows_of(run: Path) -> list[dict]:
     """One row an iteration, then the final student, the untrained one and the teacher, as far as they are there."""
     folders = sorted(run.glob("iter-*"))
     if not folders:
-        fail(f"{run}: no iter-00 in it, so no run; give the run folder that loop.sh wrote")
+        problem = "no iter-00 in it, so no run" if run.exists() else "no such folder"
+        fail(f"{run}: {problem}; give the run folder that loop.sh wrote, such as runs/demo")
     texts = {folder: training_texts(folder) for folder in folders}
     tested = {text_key(str(r.get("source"))) for path in test_predictions(run) for _, r in read_records(path)}
     budget = min((sum(len(words(text)) for text in t) for t in texts.values() if t), default=0)

@@ -89,6 +89,8 @@ def main(
         say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
         counts["without_answer"] = unanswered
+    if rejected := next((e for e in examples if "sampling_seed" in e and e.get("reason")), None):
+        fail(f"--train-file: {rejected['id']} is a rejected completion ({rejected['reason']}); give train.jsonl")
     examples = [with_answer(e, task) for e in examples]
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]

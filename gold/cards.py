@@ -77,7 +77,9 @@ The task: {description}
 
 The teacher was {teacher}. {mark}
 """
-MARK = "This file was made by generate.py; --overwrite makes it anew, unless this line is gone."
+MARK = (
+    "This file was made by generate.py, which makes it anew whenever it goes on. Take this line out to keep your edits."
+)
 
 
 def model_card(student: Student, options: dict, data: str, train: list[dict], held_out: int, counts: dict) -> str:
@@ -113,7 +115,7 @@ def model_card(student: Student, options: dict, data: str, train: list[dict], he
 def write_data_card(folder: Path, task: Task, options: dict) -> None:
     """README.md beside the splits, with their files and the type of every field: `datasets` would guess from the values.
 
-    options: of generate.py. A file that is there stays, with its edits. Of several shards the first one writes it.
+    options: of generate.py. A file without MARK stays: it is the user's. Of several shards the first one writes it.
     """
     from huggingface_hub import DatasetCardData
 
@@ -121,21 +123,10 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if index:
         return
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
-    if path.exists() and not (options["overwrite"] and MARK in path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    names = [
-        "id",
-        *task.fields,
-        task.answer_field,
-        "source",
-        "target",
-        "task",
-        "iteration",
-        "split",
-        "feedback",
-        "shots",
-    ]
-    names += ["sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
+    names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
     features = [
         {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
     ]

@@ -80,7 +80,9 @@ def examples_of(
         here = f"{path}:{number}"
         for field in needed:
             if field not in record:
-                fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}; add the field")
+                of = f", a record of the task {record['task']!r}" if "sampling_seed" in record else ""
+                cure = "give another file or --task-file" if of else "add the field"
+                fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}{of}; {cure}")
         record = with_answers(here, record, task, foreign, changed)
         for field in needed:
             if not is_text(record[field]):

@@ -101,6 +101,10 @@ def start_run(
         record, left = read_kept(beside(output, ".run.json")), read_kept(beside(output, ".partial.json"))
         if left and "finished_at" in left:
             reopen(files)
+        if output.is_dir() and not record:  # --overwrite would delete all that is in it
+            fail(
+                f"{output}: is a folder that this stage has not made; give another name, or delete the folder yourself"
+            )
         if not overwrite:
             check_files(files, record)
         whole = output.exists() and not overwrite

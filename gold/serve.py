@@ -5,20 +5,16 @@
     python generate.py ... --model Qwen/Qwen2.5-7B-Instruct --server-url http://localhost:8000/v1
 
 It listens to this machine alone unless --host says more; then everybody who can reach the port can ask it: set VLLM_API_KEY
-(--api-key would show in the list of processes). It ends with the process that started it.
+(--api-key would show in the list of processes). With `nohup ... &` it outlives the terminal.
 """
 
-import ctypes
 import os
-import signal
 import sys
 from typing import Any
 
 import typer
 
-from gold.command import fail, run_command
-
-PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
+from gold.command import run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,9 +22,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def main(context: typer.Context, model: str, port: int = 8000, host: str = "127.0.0.1") -> None:
     """Become `vllm serve`."""
-    parent = os.getppid()
-    if ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGTERM) or os.getppid() != parent:
-        fail("prctl: the server would outlive what has started it")
     import torch
     from transformers import AutoConfig
 

@@ -1,5 +1,6 @@
 # Sourced by loop.sh with SERVE=1: one `vllm serve` for all iterations, since a large teacher takes minutes to start. It ends with the
-# loop, whatever happens (gold/serve.py). Needs PYTHON, RUN, TEACHER; SERVE_ARGS are further options of vllm serve.
+# loop, whatever happens: setpriv lets the kernel end it where the loop is killed. Needs PYTHON, RUN, TEACHER; SERVE_ARGS are further
+# options of vllm serve.
 PORT=${PORT:-8000}
 end_server() { # and wait until it is gone: the next start needs its port
   kill "$server" 2> /dev/null || return 0
@@ -9,7 +10,7 @@ end_server() { # and wait until it is gone: the next start needs its port
 if ((${#LAUNCH[@]})); then refuse "SERVE=1 with LAUNCH: the server would hold what the stages wait for; slurm/serve_teacher.sbatch is a job of its own"; fi
 if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then refuse "something listens on port $PORT already; give another PORT"; fi
 echo "+ vllm serve $TEACHER on port $PORT; log: $RUN/serve.log"
-"$PYTHON" -m gold.serve "$TEACHER" --port "$PORT" ${SERVE_ARGS:-} > "$RUN/serve.log" 2>&1 < /dev/null &
+setpriv --pdeathsig TERM "$PYTHON" -m gold.serve "$TEACHER" --port "$PORT" ${SERVE_ARGS:-} > "$RUN/serve.log" 2>&1 < /dev/null &
 server=$!
 disown "$server" # job %1 is a stage, see gold/jobs.sh
 trap end_server EXIT

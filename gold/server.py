@@ -112,14 +112,13 @@ class Server:
 
     async def ask_all(self, prompt: Prompt, params: dict) -> Any:
         """The answers to one request; n > 1 as requests of their own, with the seeds that vLLM gives the n samples."""
-        try:
-            several = [params]
-            if (n := params.get("n", 1)) > 1:
-                several = [params | {"n": None, "seed": params["seed"] + k} for k in range(n)]
-            return SimpleNamespace(outputs=await asyncio.gather(*(self.ask(prompt, one) for one in several)))
-        finally:
-            if self.bar is not None:
-                self.bar.update()
+        several = [params]
+        if (n := params.get("n", 1)) > 1:
+            several = [params | {"n": None, "seed": params["seed"] + k} for k in range(n)]
+        outputs = await asyncio.gather(*(self.ask(prompt, one) for one in several))
+        if self.bar is not None:
+            self.bar.update()
+        return SimpleNamespace(outputs=outputs)
 
     async def ask(self, prompt: Prompt, params: dict) -> Any:
         """The server's answer, with the finish_reason "error" where it refuses the request or fails at it."""
@@ -222,7 +221,8 @@ class Server:
             fail(f"{problem}; set OPENAI_API_KEY to a key that this server takes")
         if code and code < 500 and code not in (408, 409, 429):
             fail(f"{problem}; check the address, which mostly ends in /v1, and --model {self.model}")
-        say(f"error: {problem}; what is saved stays: run it again once the server is well")
+        check = "" if code else " check host and port;"
+        say(f"error: {problem};{check} what is saved stays: run it again once the server is well")
         raise SystemExit(STOPPED)
 
     def taken_tokens(self) -> dict[str, int]:

@@ -172,6 +172,7 @@ def load_encoder(
     prompt_form auto: chat where there is a chat template; but a model below SMALL parameters gets the task's [completion].
     """
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     check_model_folder(model)
     try:
@@ -180,7 +181,12 @@ def load_encoder(
     except Exception as error:  # broken files make transformers raise many kinds
         refuse_model(model, "no model there", error, "read that code, and allow it by --trust-remote-code")
     names = config.architectures or [""]
-    if config.is_encoder_decoder or all(name.endswith(("ForMaskedLM", "ForSequenceClassification")) for name in names):
+    heads = (
+        "ForMaskedLM",
+        "ForSequenceClassification",
+        *["Model"] * (config.model_type in MASKED),
+    )  # a body has no head
+    if config.is_encoder_decoder or all(name.endswith(heads) and not name.endswith("LMHeadModel") for name in names):
         fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")
     if prompt_form == "chat" and not tokenizer.chat_template:
         fail("--prompt-form chat: the tokenizer of --model has no chat template; give --prompt-form completion")
@@ -220,6 +226,8 @@ def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals
     length, context = options["max_model_len"], encoder.context
     if length and context and length > context:
         fail(f"--max-model-len {length:,}: the model's context holds {context:,} tokens; lower it")
+    if context and options.get("max_tokens", 0) >= context:
+        fail(f"--max-tokens {options['max_tokens']:,}: the model's context holds {context:,} tokens; lower it")
     length = length or min(need, context or need)
     return Engine(options["model"], length, signals, options["dtype"], options["lora"], **engine_options)
 

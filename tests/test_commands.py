@@ -207,7 +207,12 @@ def test_output_of_the_user(script, name, command, tmp_path, no_engine):
     path.parent.mkdir()
     path.write_text("mine")
     done = call(script, *words_of(command[script]))
-    one_line(done, "has no run record, so it is yours", "--overwrite")
+    if script == "train_student.py":  # --overwrite would delete all that is in the folder
+        one_line(done, f"{path.parent}: is a folder that this stage has not made")
+        done = call(script, *words_of(command[script]), "--overwrite")
+        assert done.returncode == 1 and "give another name" in done.stderr
+    else:
+        one_line(done, "has no run record, so it is yours", "--overwrite")
     assert path.read_text() == "mine"
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 

@@ -240,7 +240,7 @@ def test_one_server_for_all_iterations_ends_with_the_loop(serving, tmp_path):
     assert done.stdout.count("+ vllm serve org/teacher") == 1 and not lives(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
 def test_the_server_ends_with_a_loop_that_is_stopped(name, serving, tmp_path):
     env, command = {**os.environ, **serving, "SLOW": "1"}, ["bash", "loop.sh", REVIEWS, str(tmp_path / "run")]
     loop = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -55,7 +55,7 @@ def model(small_teacher, tmp_path_factory):
 def served(model):
     """The port of `python -m gold.serve`; it ends with what has started it."""
     port = free_port()
-    command = [sys.executable, "-m", "gold.serve", str(model), "--port", str(port)]
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "gold.serve", str(model), "--port", str(port)]
     command += ["--api-key", KEY, "--max-model-len", "640"]
     log = (model.parent / "serve.log").open("w")
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
