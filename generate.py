@@ -232,10 +232,9 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
     for name, pattern in split.patterns.items():
         if pattern:
             print(f"--- forced into {pattern}   ({name or 'text'})")
-    stand_in = " (in place of its shots, from train.jsonl, stand seed examples)" if split.name == "validation" else ""
-    print(
-        f"=== would write {sum(split.plan.shares)} examples of the {split.name} split{stand_in}; form: {encoder.form}\n"
-    )
+    instead = "; seed examples stand for shots from train.jsonl" * (split.name == "validation")
+    print(f"=== would write {sum(split.plan.shares)} examples of the {split.name} split", end="")
+    print(f"; prompt form: {encoder.form}{instead}\n")
 
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:

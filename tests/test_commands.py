@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -178,6 +179,35 @@ def test_bad_data_file(script, name, command, tmp_path):
     done = call(script, *words_of(command[script] | {DATA[script]: tmp_path / name}))
     one_line(done, f"error: {tmp_path / name}{told}")
     assert not (tmp_path / "out").exists()
+
+
+def test_records_that_are_not_meant(command, tmp_path):
+    """Of another task, rejected completions, and the answer as its own prediction."""
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": "a", "task": "sst2", "sampling_seed": 1}) + "\n")
+    told = "no field 'first'; found text, task, sampling_seed, a record of the task 'sst2'; give another file"
+    one_line(
+        call("train_student.py", *words_of(command["train_student.py"] | {"--train-file": tmp_path / "other.jsonl"})),
+        told,
+    )
+    rejected = pair(0) | {"id": "r", "sampling_seed": 1, "reason": "duplicate"}
+    (tmp_path / "train.rejected.jsonl").write_text(json.dumps(rejected) + "\n")
+    files = {"--train-file": tmp_path / "train.rejected.jsonl"}
+    one_line(
+        call("train_student.py", *words_of(command["train_student.py"] | files)),
+        "r is a rejected completion (duplicate)",
+    )
+    words = {k: v for k, v in command["evaluate.py"].items() if k != "--model"} | {"--prediction-field": "label"}
+    done = call("evaluate.py", *words_of(words))
+    assert done.returncode == 2 and "is the answer that predictions" in done.stderr
+
+
+def test_a_body_without_a_head_is_no_teacher(command, models, tmp_path, no_engine):
+    folder = shutil.copytree(models["bert"], tmp_path / "body")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    for script in ("generate.py", "label.py"):
+        done = call(script, *words_of(command[script] | {"--model": folder}))
+        one_line(done, "is a bert (BertModel); a teacher is a causal language model")
 
 
 @pytest.mark.parametrize("script", STAGES)

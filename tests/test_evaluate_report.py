@@ -210,7 +210,7 @@ def test_the_table_has_the_numbers_of_the_files(run_folder):
 def test_each_run_is_a_table(run_folder, tmp_path):
     other = tmp_path / "other"
     done = call("report.py", run_folder, other)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {other}: no iter-00 in it")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {other}: no such folder")
     (other / "iter-00").mkdir(parents=True)
     done = call("report.py", run_folder, other)
     assert done.returncode == 0 and done.stdout.count("iter-00") == 2 and f"\n{other}\n" in done.stdout
