@@ -69,7 +69,7 @@ def check_teacher(options: dict) -> None:
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
         return
-    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+    if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[^\s/@?#:]+)(:\d{1,5})?(/[^\s@?#]*)?", url):
         raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
     for name, default in OF_ENGINE.items():
         if options.get(name, default) != default:
