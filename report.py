@@ -21,7 +21,7 @@ import typer
 
 from gold.command import fail, files, new_app, run_command
 from gold.disk import beside, read_json
-from gold.gather import gather, shards
+from gold.gather import Gathered, gather, shards
 from gold.jsonl import read_records, write_file
 from gold.text import distinct_2, text_key, words
 
@@ -38,24 +38,27 @@ def main(
     ] = False,
 ) -> None:
     """Print the table of each run."""
-    gathered = []
-    for run in runs:
-        try:
-            rows = rows_of(run)
-            print_table(run, rows)
-            gathered += [gather(run, rows)] if html else []
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"a file in it is not what a stage writes: {type(error).__name__}: {error}"
-            fail(f"{run}: {problem}; run that stage again with --overwrite")
-        draft = run / "metrics.jsonl.draft"
-        write_file(draft, rows)
-        draft.replace(run / "metrics.jsonl")
-    if html:
-        from gold.page import write_page  # here: its libraries take a second
+    try:
+        gathered = [report(run, html) for run in runs]
+        if html:
+            from gold.page import write_page  # here: its libraries take a second
 
-        page = runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
-        write_page(page, gathered)
-        print(f"the page: {page}")
+            page = runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
+            write_page(page, gathered)
+            print(f"the page: {page}")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = f"a run record or metrics.json is not what a stage writes: {type(error).__name__}: {error}"
+        fail(f"{', '.join(map(str, runs))}: {problem}; run that stage again with --overwrite")
+
+
+def report(run: Path, html: bool) -> Gathered | None:
+    """Print the table of a run and write its rows; what the page shows of it."""
+    rows = rows_of(run)
+    print_table(run, rows)
+    gathered, draft = gather(run, rows) if html else None, run / "metrics.jsonl.draft"
+    write_file(draft, rows)
+    draft.replace(run / "metrics.jsonl")
+    return gathered
 
 
 def rows_of(run: Path) -> list[dict]:

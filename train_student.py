@@ -82,16 +82,7 @@ def main(
     check_model_folder(model)
     check_tracker(report_to)
     options["train_file"] = expand("--train-file", train_file)
-    # kl: label_probs stand in for the label, which need not be there
-    how = {"answers": False, "use": ("teacher_label", "label_probs")} if loss == "kl" else {}
-    examples = read_examples(options["train_file"], task, counts=counts, **how)[:limit]
-    if loss == "kl" and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
-        say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
-        examples = [e for e in examples if e.get("label_probs") != {}]
-        counts["without_answer"] = unanswered
-    if rejected := next((e for e in examples if "sampling_seed" in e and e.get("reason")), None):
-        fail(f"--train-file: {rejected['id']} is a rejected completion ({rejected['reason']}); give train.jsonl")
-    examples = [with_answer(e, task) for e in examples]
+    examples = read_training_examples(options, task, counts)
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
@@ -151,6 +142,20 @@ def add_adapters(student: Student, rank: int) -> Any:
     # B is 0 at first: the student begins as its base. alpha / rank = 2
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return LoraModel(student.network, config, "default")
+
+
+def read_training_examples(options: dict, task: Task, counts: dict) -> list[dict]:
+    """Ends the stage (exit 1) for rejected completions. kl: label_probs stand in for the label, which need not be there."""
+    how = {"answers": False, "use": ("teacher_label", "label_probs")} if options["loss"] == "kl" else {}
+    examples = read_examples(options["train_file"], task, counts=counts, **how)[: options["limit"]]
+    if how and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
+        say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
+        examples = [e for e in examples if e.get("label_probs") != {}]
+        counts["without_answer"] = unanswered
+    if rejected := next((e for e in examples if "sampling_seed" in e and e.get("reason")), None):
+        told = f"{rejected['id']} is a rejected completion ({rejected['reason']})"
+        fail(f"--train-file: {told}; give train.jsonl, or delete the `reason` of lines to train on")
+    return [with_answer(e, task) for e in examples]
 
 
 def check_tracker(name: str) -> None:

@@ -9,7 +9,8 @@ contextual   the probabilities of texts without content divided out (Zhao et al.
 words        label.py --calibrate: those of texts of random words of the records (Fei et al. 2023, arXiv 2305.19148)
 batch        the mean probabilities of all records divided out (Zhou et al. 2024, arXiv 2309.17249); it takes the labels of
              the file to be balanced
-balanced     generate.py --verify: the prior without which the labels are balanced over all records
+balanced     generate.py --verify: the prior that leaves the labels equally likely, all labels of the records weighing the
+             same; it knows the records' own labels, which generate.py does too
 threshold    two labels: the best threshold on the log-odds, chosen on these very records: what no calibration can beat
 A line a setting goes to bench/results/calibration.jsonl.
 """

@@ -61,14 +61,13 @@ def prior_of_words(
 
 
 def prior_of_batch(task: Task, records: list[dict], answers: list[dict | None]) -> list[float]:
-    """The prior without which generated records have all labels equally often, as they were asked for: batch calibration
+    """The prior that leaves all labels equally likely over generated records, as they were asked for: batch calibration
     (Zhou et al. 2024, arXiv 2309.17249), whose condition holds as far as the teacher writes what it is asked for.
 
     Divided by it, the probabilities (n, L) have the same mean for each label, where the records of each label weigh as
-    much as those of another (scaling of Sinkhorn and Knopp 1967). To divide by the mean of the probabilities themselves is
-    not enough: a label of 10^-5 for its own texts and 10^-6 for others would get no text.
-
-    Each label has one text more, of which the teacher is certain: a label without texts then gets none of the others'.
+    much as those of another (scaling of Sinkhorn and Knopp 1967). Each label has one text more, of which the teacher is
+    certain: a label without texts then gets none of the others'. Their plain mean would not do: that one certain text is
+    nearly all of it where a label is never likely, and so the label would get no text.
     """
     import numpy as np
 

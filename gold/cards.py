@@ -77,9 +77,7 @@ The task: {description}
 
 The teacher was {teacher}. {mark}
 """
-MARK = (
-    "This file was made by generate.py, which makes it anew whenever it goes on. Take this line out to keep your edits."
-)
+MARK = "This file was made by generate.py, which makes it anew when it goes on. Take this line out to keep your edits."
 
 
 def model_card(student: Student, options: dict, data: str, train: list[dict], held_out: int, counts: dict) -> str:
@@ -123,7 +121,7 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if index:
         return
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
     names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
     names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
@@ -206,7 +204,7 @@ def code_of(student: Student, folder: str, examples: list[dict]) -> str:
     before, after, newline = frame_of_source(tokenizer, family)
     how |= {"max_length": how["max_length"] - len(before) - len(after), "add_special_tokens": False}
     auto = "AutoModelForCausalLM" if family == "decoder" else "AutoModelForSeq2SeqLM"
-    new = "[len(ids):]" if family == "decoder" else ""
+    new = "[ids.shape[1]:]" if family == "decoder" else ""
     return f"""import torch
 from transformers import {auto}, AutoTokenizer
 
@@ -214,7 +212,7 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})
 student = {auto}.from_pretrained({folder!r})
 {given}
 how = {how!r}
-inputs = [{before} + tokenizer(source, **how).input_ids + {after + newline} for source in sources]
-written = [student.generate(torch.tensor([ids]))[0]{new} for ids in inputs]
+inputs = [torch.tensor([{before} + tokenizer(source, **how).input_ids + {after + newline}]) for source in sources]
+written = [student.generate(ids, attention_mask=torch.ones_like(ids))[0]{new} for ids in inputs]
 texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 answers = [text{clean} for text in texts]"""

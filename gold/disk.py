@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict:
     import msgspec  # here: it takes a tenth of the time of a --help
 
     try:
-        return msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+        return msgspec.json.decode(path.read_bytes(), type=dict) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         fail(f"{path}: not a readable JSON file: {error}; delete it, and run the stage that writes it with --overwrite")
 

@@ -80,7 +80,8 @@ def examples_of(
         here = f"{path}:{number}"
         for field in needed:
             if field not in record:
-                of = f", a record of the task {record['task']!r}" if "sampling_seed" in record else ""
+                other = record.get("task") if "sampling_seed" in record else None  # a generated record says its own
+                of = f", a record of the task {other!r}" if other not in (None, task.name) else ""
                 cure = "give another file or --task-file" if of else "add the field"
                 fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}{of}; {cure}")
         record = with_answers(here, record, task, foreign, changed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gold.command import fail
 from gold.disk import beside, read_json
 from gold.jsonl import read_records
 
@@ -37,8 +38,15 @@ class Gathered:
 
 
 def each(path: Path, make: Callable[[dict], Any]) -> list:
-    """What `make` makes of each record; [] where there is no such file."""
-    return [make(record) for _, record in read_records(path)] if path.exists() else []
+    """What `make` makes of each record; [] where there is no such file. Another shape ends the stage with file:line."""
+    made = []
+    for number, record in read_records(path) if path.exists() else ():
+        try:
+            made.append(make(record))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"not what a stage writes: {type(error).__name__}: {error}"
+            fail(f"{path}:{number}: {problem}; mend the line, or run that stage again with --overwrite")
+    return made
 
 
 def gather(run: Path, rows: list[dict]) -> Gathered:
@@ -64,15 +72,7 @@ def as_row(record: dict, at: str, kind: str, **more: Any) -> dict:
     label = record.get("target") or record.get("label") or ""
     other = record.get("prediction") if kind in ("wrong", "feedback") else record.get("teacher_label")
     texts = {name: str(value or "") for name, value in (("text", text), ("label", label), ("other", other))}
-    row = {
-        "at": at,
-        "kind": kind,
-        "id": str(record.get("id", "")),
-        "reason": "",
-        "note": "",
-        "fed": [],
-        "written": 0,
-    } | more
+    row = {"at": at, "kind": kind, "id": str(record["id"]), "reason": "", "note": "", "fed": [], "written": 0} | more
     return row | {k: t[:MAX_TEXT] for k, t in texts.items()} | {"cut": max(map(len, texts.values()))}
 
 

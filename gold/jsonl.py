@@ -95,7 +95,7 @@ def cut_torn_line(path: Path) -> None:
         try:
             decoder().decode(last)
             file.write(b"\n")
-        except ValueError:
+        except (ValueError, RecursionError):
             file.seek(-len(last), os.SEEK_END)
             file.truncate()
 
@@ -167,7 +167,6 @@ def check_shards(option: str, whole: Path, shards: set[tuple[int, int]]) -> None
 def how_made(path: Path) -> dict:
     """The options and hashes of inputs that shards must share, by the run record; {} for a shard of the user's own."""
     record = read_json(beside(path, ".run.json"))
-    if not record:
-        return {}
-    made = {k: v for k, v in record["options"].items() if k not in {"shard", *record["not_compared"]}}
-    return made | {f"{k}'s content": v for k, v in record["inputs"].items()}
+    differ = {"shard", *record.get("not_compared", [])}
+    made = {k: v for k, v in record.get("options", {}).items() if k not in differ}
+    return made | {f"{k}'s content": v for k, v in record.get("inputs", {}).items()}

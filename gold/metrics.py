@@ -195,8 +195,8 @@ def measure(task: Task, records: list[dict], seed: int, resamples: int) -> dict[
 def report_text(metrics: dict, task: Task) -> str:
     """The student's results as the teacher reads them, at most 9 lines, from metrics.json (PGKD, arXiv 2411.05045).
 
-    The task's metric; of labels, the 5 with the lowest F1 and the most frequent confusions. Raises ValueError, LookupError
-    or TypeError where `metrics` is not of this task, or not of evaluate.py.
+    The task's metric; of labels, the 5 with the lowest F1 and the most frequent confusions. Raises ValueError, LookupError,
+    TypeError or AttributeError where `metrics` is not of this task, or not of evaluate.py.
     """
     if metrics["task"] != task.name:
         raise ValueError(f"it is of the task {metrics['task']!r}, not of {task.name!r}")
@@ -207,6 +207,8 @@ def report_text(metrics: dict, task: Task) -> str:
     if not task.labels:
         return lines[0]
     by_label, confusion = metrics["by_label"], metrics["confusion"]
+    if set(confusion["labels"]) != set(task.labels):
+        raise ValueError(f"its labels are not those of {task.path}")
     if len(by_label) > REPORT_LABELS:
         worst = sorted(by_label, key=lambda label: by_label[label]["f1"]["value"])[:REPORT_LABELS]
         by_label = {label: by_label[label] for label in worst}

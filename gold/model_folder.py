@@ -16,16 +16,16 @@ def check_model_folder(model: str) -> None:
     """
     path, problem = Path(model), None
     if path.is_file():
-        problem = "is a file; give the folder that holds the model's config.json"
+        problem = "is a file"
     elif path.is_dir() and not (path / "config.json").exists():
-        kind = (
-            "is a LoRA adapter, not a whole model" if (path / "adapter_config.json").exists() else "has no config.json"
-        )
-        problem = f"{kind}; give the folder of a model in the form of transformers (docs/troubleshooting.md)"
+        is_adapter = (path / "adapter_config.json").exists()
+        problem = "is a LoRA adapter, not a whole model" if is_adapter else "has no config.json"
     elif not path.exists() and (path.is_absolute() or model.startswith((".", "~"))):
-        problem = "no such file or folder; check the path"
+        fail(f"--model {model}: no such file or folder; check the path")
     if problem:
-        fail(f"--model {model}: {problem}")
+        fail(
+            f"--model {model}: {problem}; give the folder of a model in the form of transformers (docs/troubleshooting.md)"
+        )
 
 
 def refuse_model(model: str, what: str, error: Exception, remote_code: str) -> NoReturn:

@@ -24,24 +24,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypedDict
+from typing import IO, Any, NoReturn, NotRequired, TypedDict
 
 from gold.command import fail, option_name, say
-from gold.disk import beside, read_json, remove, sync, take_lock, write_json
+from gold.disk import beside, remove, sync, take_lock, write_json
 from gold.fingerprint import fingerprint, same_content, with_commit
 
 LOOP_FOLDER = re.compile(r"iter-\d+|final|teacher|untrained")  # the folders of loop.sh within a run folder
 NEVER_COMPARED = {"output_dir", "output_file", "feedback_file", "overwrite", "dry_run"}
 
 
-class Kept(TypedDict):
-    """What a run record or state holds, as far as a stage that goes on needs it."""
-
+class Kept(TypedDict):  # a run record or state, as far as a stage that goes on needs it
     options: dict
     inputs: dict
     notes: dict[str, str | float | list]
     seconds: float
-    also: list[str]
+    also: NotRequired[list[str]]
 
 
 @dataclass
@@ -96,19 +94,20 @@ def start_run(
         fail(f"{output}: cannot be written: {error.strerror}; choose another folder or change its rights")
     run = None
     try:
-        if read_json(beside(output, ".run.json.tmp")):
+        if read_kept(beside(output, ".run.json.tmp"), overwrite=True):
             complete(output, also)
-        record, left = read_kept(beside(output, ".run.json")), read_kept(beside(output, ".partial.json"))
+        record, left = (read_kept(beside(output, name), overwrite) for name in (".run.json", ".partial.json"))
         if left and "finished_at" in left:
             reopen(files)
-        if output.is_dir() and not record:  # --overwrite would delete all that is in it
-            fail(
-                f"{output}: is a folder that this stage has not made; give another name, or delete the folder yourself"
-            )
+        mine = beside(output, ".run.json").exists() and record.get("stage", stage) == stage
+        if output.is_dir() and not mine:  # --overwrite would delete all that is in it
+            fail(f"{output}: is a folder that {stage} has not made; give another name, or delete the folder yourself")
         if not overwrite:
             check_files(files, record)
         whole = output.exists() and not overwrite
         begun = resumable and not overwrite and any(p.exists() and p.stat().st_size for p in partials(files))
+        if begun and not left and not whole:
+            refuse(beside(output, ".partial"), "has no state beside it, so nobody knows how far it came; to begin anew")
         before = record if whole else left if begun else None
         grown = bool(before) and compare(output, before, state, extends)
         if check_only:
@@ -132,18 +131,20 @@ def start_run(
             release(output, lock)
 
 
-def read_kept(path: Path) -> dict:
-    """A run record or state; {} where there is none. Ends the stage (exit 1) where the file is not one: nobody knows then how
-    far the work has come."""
+def read_kept(path: Path, overwrite: bool) -> dict:
+    """A run record or state; {} where there is none. A file that is not one ends the stage (exit 1), for nobody knows then how
+    far the work has come; with overwrite it counts as none."""
     import msgspec
 
-    kept = read_json(path)
     try:
         if path.exists():
+            kept = msgspec.json.decode(path.read_bytes())
             msgspec.convert(kept, Kept)
-    except msgspec.ValidationError as error:
-        fail(f"{path}: not what a stage writes: {error}; delete it, and run the stage with --overwrite")
-    return kept
+            return kept
+    except (OSError, ValueError, RecursionError) as error:
+        if not overwrite:
+            refuse(path, f"is not what a stage writes ({error}), so nobody knows how far the work came; to begin anew")
+    return {}
 
 
 def hash_inputs(files: Sequence[Path], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def check_files(files: Sequence[Path], record: dict) -> None:
     if there and not record:
         refuse(there[0], "has no run record, so it is yours; move it away, or replace it with")
     for path in files[1:] if record else ():
-        if {files[0], path} & {*there} and os.path.relpath(path, files[0].parent) not in record["also"]:
+        if {files[0], path} & {*there} and os.path.relpath(path, files[0].parent) not in record.get("also", []):
             refuse(path, f"was not made with {files[0]}, by its run record; name another file, or make both anew")
     for gone in set(files) - set(there) if files[0] in there else ():
         refuse(gone, f"is gone, {files[0]} and its run record are there; put it back, or make both anew")

@@ -42,7 +42,8 @@ def select_feedback(
     for name, group in groups.items():
         if len(group) < MIN_EXAMPLES and not group_size and score not in ERRORS:
             found = f"only {len(group)} {'confirmed ' * confirmed}examples of the label {name!r}"
-            fail(f"--input-file: {found}, a band needs {MIN_EXAMPLES}; make more (generate.py --num-validation)")
+            cure = "make more (generate.py --num-validation, or --num-examples)"
+            fail(f"--input-file: {found}, a band needs {MIN_EXAMPLES}; {cure}")
         selected += band(group, name, score, low, high)
     if not selected and score not in ERRORS:
         fail(f"--low {low} --high {high}: holds none of {len(examples):,} examples; make the band wider")

@@ -8,6 +8,7 @@ end_server() { # and wait until it is gone: the next start needs its port
   kill -KILL "$server" 2> /dev/null || true
 }
 if ((${#LAUNCH[@]})); then refuse "SERVE=1 with LAUNCH: the server would hold what the stages wait for; slurm/serve_teacher.sbatch is a job of its own"; fi
+setpriv --pdeathsig TERM true 2> /dev/null || refuse "SERVE=1 needs setpriv --pdeathsig of util-linux: start the server yourself (docs/cluster.md)"
 if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then refuse "something listens on port $PORT already; give another PORT"; fi
 echo "+ vllm serve $TEACHER on port $PORT; log: $RUN/serve.log"
 setpriv --pdeathsig TERM "$PYTHON" -m gold.serve "$TEACHER" --port "$PORT" ${SERVE_ARGS:-} > "$RUN/serve.log" 2>&1 < /dev/null &

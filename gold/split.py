@@ -127,6 +127,9 @@ def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[di
 def longest_need(train: Split, encoder: Encoder) -> int:
     """Upper bound, in tokens, on what a prompt of either split and its completion can have."""
     task, options, pools = train.task, train.options, train.pools
+    if encoder.context and options["max_tokens"] >= encoder.context:
+        held = f"the model's context holds {encoder.context:,} tokens"
+        fail(f"--max-tokens {options['max_tokens']:,}: {held}; lower it")
 
     def longest(examples: list[dict], count: int) -> list[dict]:
         ids = encoder.encode([Prompt("", join_shots(task.prompt.example, [example])) for example in examples])

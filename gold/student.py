@@ -274,4 +274,7 @@ def read_trained(model: str) -> dict[str, Any]:
 
         kinds = ("missing_entries", "connection_errors", "gated_repo")
         path = Path(cached_file(model, TRAINED, **{f"_raise_exceptions_for_{kind}": False for kind in kinds}) or path)
-    return read_json(path)
+    trained = read_json(path)
+    if trained and not all(type(n := trained.get(name)) is int and n > 0 for name in BASE_LENGTHS):
+        fail(f"{path}: must hold the lengths {' and '.join(BASE_LENGTHS)} of the training; train the student again")
+    return trained

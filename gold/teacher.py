@@ -69,7 +69,8 @@ def check_teacher(options: dict) -> None:
         fail(f"--lora {options['lora']}: no adapter_config.json in it; give the folder that peft saved")
     if not (url := options["server_url"]):
         return
-    if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[^\s/@?#:]+)(:\d{1,5})?(/[^\s@?#]*)?", url):
+    good = re.fullmatch(r"https?://(?:\[[\da-fA-F:]+\]|[^\s/@?#:]+)(?::(\d{1,5}))?(?:/[^\s@?#]*)?", url)
+    if not good or not 0 < int(good[1] or 80) < 2**16:
         raise typer.BadParameter("is http://host:port/v1, without a key or password", param_hint="--server-url")
     for name, default in OF_ENGINE.items():
         if options.get(name, default) != default:
@@ -181,12 +182,12 @@ def load_encoder(
     except Exception as error:  # broken files make transformers raise many kinds
         refuse_model(model, "no model there", error, "read that code, and allow it by --trust-remote-code")
     names = config.architectures or [""]
-    heads = (
-        "ForMaskedLM",
-        "ForSequenceClassification",
-        *["Model"] * (config.model_type in MASKED),
+    heads = ["ForMaskedLM", "ForSequenceClassification"] + ["Model"] * (
+        config.model_type in MASKED
     )  # a body has no head
-    if config.is_encoder_decoder or all(name.endswith(heads) and not name.endswith("LMHeadModel") for name in names):
+    if config.is_encoder_decoder or all(
+        name.endswith(tuple(heads)) and not name.endswith("LMHeadModel") for name in names
+    ):
         fail(f"--model {model}: is a {config.model_type} ({', '.join(names)}); a teacher is a causal language model")
     if prompt_form == "chat" and not tokenizer.chat_template:
         fail("--prompt-form chat: the tokenizer of --model has no chat template; give --prompt-form completion")
@@ -226,8 +227,6 @@ def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals
     length, context = options["max_model_len"], encoder.context
     if length and context and length > context:
         fail(f"--max-model-len {length:,}: the model's context holds {context:,} tokens; lower it")
-    if context and options.get("max_tokens", 0) >= context:
-        fail(f"--max-tokens {options['max_tokens']:,}: the model's context holds {context:,} tokens; lower it")
     length = length or min(need, context or need)
     return Engine(options["model"], length, signals, options["dtype"], options["lora"], **engine_options)
 

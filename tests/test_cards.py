@@ -136,7 +136,7 @@ def test_shards_and_label_probs_load(home, tmp_path):
     text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
-    options = {"verify": True, "shard": "0/2", "num_validation": 0, "overwrite": False, "model": "a: b #\n---"}
+    options = {"verify": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---"}
     write_data_card(tmp_path, task, options)
     rest = {
         "source": "s", "target": "t", "task": "pairs", "iteration": 1, "split": "train", "feedback": True, "shots": ["a"],

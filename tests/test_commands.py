@@ -238,7 +238,7 @@ def test_output_of_the_user(script, name, command, tmp_path, no_engine):
     path.write_text("mine")
     done = call(script, *words_of(command[script]))
     if script == "train_student.py":  # --overwrite would delete all that is in the folder
-        one_line(done, f"{path.parent}: is a folder that this stage has not made")
+        one_line(done, f"{path.parent}: is a folder that train_student.py has not made")
         done = call(script, *words_of(command[script]), "--overwrite")
         assert done.returncode == 1 and "give another name" in done.stderr
     else:

@@ -232,8 +232,8 @@ def test_one_metric_is_the_title(run_folder):
 
 @pytest.mark.parametrize("name, content, told", [
     ("metrics.json", "{", "iter-00/metrics.json: "),
-    ("metrics.json", '{"a": 1}', ": a file in it is not what a stage writes: KeyError: 'metric'"),
-    ("train.jsonl.run.json", '{"counts": [], "seconds": 1}', ": a file in it is not what"),
+    ("metrics.json", '{"a": 1}', ": a run record or metrics.json is not what a stage writes: KeyError: 'metric'"),
+    ("train.jsonl.run.json", '{"counts": [], "seconds": 1}', ": a run record or metrics.json is not what"),
 ])  # fmt: skip
 def test_files_that_were_broken_by_hand(name, content, told, run_folder):
     (run_folder / "iter-00" / name).write_text(content)

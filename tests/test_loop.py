@@ -251,6 +251,7 @@ def test_the_server_ends_with_a_loop_that_is_stopped(name, serving, tmp_path):
     loop.send_signal(getattr(signal, name))
     loop.wait(30)
     time.sleep(0.5)
+    subprocess.run(["pkill", "-s", str(loop.pid)], check=False)  # SIGKILL leaves the stage behind
     assert not lives(tmp_path)
 
 

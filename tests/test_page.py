@@ -209,11 +209,13 @@ def test_runs_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("name, content, told", [
     ("iter-00/train.jsonl", '{"id": "a"', "iter-00/train.jsonl:1: not a JSON object"),
-    ("iter-00/feedback.jsonl", '{"id": "a"}', "run: a file in it is not what a stage writes: KeyError: 'rank'"),
-    ("iter-00/scored.jsonl", '{"id": "a", "energy": []}', "run: a file in it is not what a stage writes: TypeError"),
-    ("iter-00/scored.jsonl.run.json", '{"options": {"low": 1}}', "run: a file in it is not what"),
+    ("iter-00/feedback.jsonl", '{"id": "a"}', "iter-00/feedback.jsonl:1: not what a stage writes: KeyError: 'rank'"),
+    ("iter-00/scored.jsonl", '{"id": "a", "energy": []}', "iter-00/scored.jsonl:1: not what a stage writes: TypeError"),
+    ("iter-00/scored.jsonl.run.json", '{"options": {"low": 1}}', "run: a run record or metrics.json is not what"),
     ("iter-00/scored.jsonl.run.json", "{", "scored.jsonl.run.json: not a readable JSON file"),
-    ("final/metrics.json", '{"metric": "accuracy", "n": 1, "overall": {}}', "run: a file in it is not what"),
+    ("final/metrics.json", '{"metric": "accuracy", "n": 1, "overall": {}}', "run: a run record or metrics.json is not what"),
+    ("final/metrics.json", '{"metric": "accuracy", "n": 1, "overall": {"accuracy": {"value": 1, "low": 1, "high": 1}}, '
+     '"by_label": {"a": {"n": 1, "f1": {"value": 1}}}}', "metrics.json is not what a stage writes: KeyError: 'low'"),
 ])  # fmt: skip
 def test_a_broken_file_is_told_in_one_line(name, content, told, tmp_path):
     run = make_run(tmp_path / "run")

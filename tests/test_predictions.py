@@ -193,3 +193,15 @@ def test_a_student_is_measured_with_the_lengths_of_its_training(home, models, tm
     files = ("--input-file", data, "--output-file", tmp_path / "s.jsonl", "--max-target-length", 3)
     done = call("score_ood.py", "--task-file", task, "--model", student, *files)
     assert done.stderr.splitlines()[0] == f"--max-target-length 3: {student} was trained with 2"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"max_source_length": 9}', '{"max_source_length": 9, "max_target_length": "9"}']
+)
+def test_what_it_was_trained_with_must_be_readable(content, home, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/config.json").write_text("{}")
+    (tmp_path / "student/gold.json").write_text(content)
+    done = evaluate(home / "flip.toml", home / "flip_train.jsonl", tmp_path / "out", "--model", tmp_path / "student")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}/student/gold.json: ")
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()

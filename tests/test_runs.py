@@ -189,11 +189,38 @@ def test_a_file_of_the_user_is_not_touched(name, tmp_path):
 def test_a_broken_record_or_state_is_refused(name, tmp_path):
     output = tmp_path / "out.txt"
     stage(output, dies=2 if "partial" in name else None)
-    (tmp_path / name).write_text('{"stage": "sta')
-    before = contents(tmp_path)
-    assert f"{name}: not a readable JSON file: " in refusal(stage, output) and contents(tmp_path) == before
-    (tmp_path / name).unlink()
+    for text in ('{"stage": "sta', "[]", '{"options": {}, "inputs": {}, "notes": {}, "seconds": "1"}', "[" * 10**5):
+        (tmp_path / name).write_text(text)
+        before = contents(tmp_path)
+        assert f"{name}: is not what a stage writes (" in refusal(stage, output) and contents(tmp_path) == before
     assert stage(output, overwrite=True) == "made" and records_of(output) == ["a"] * 3
+
+
+def test_work_without_its_state_is_not_thrown_away(tmp_path):
+    output = tmp_path / "out.txt"
+    stage(output, dies=2)
+    (tmp_path / "out.txt.partial.json").unlink()
+    before = contents(tmp_path)
+    assert "out.txt.partial: has no state beside it" in refusal(stage, output) and contents(tmp_path) == before
+    assert stage(output, overwrite=True) == "made" and records_of(output) == ["a"] * 3
+
+
+def test_a_folder_is_replaced_by_the_stage_that_made_it_alone(tmp_path):
+    def make(name, **how):
+        if run := start_run(name, tmp_path / "student", {"n": how.get("n", 1)}, [], overwrite="n" in how):
+            run.partial.mkdir()
+            (run.partial / "config.json").write_text(name)
+            finish_run(run, {})
+
+    make("train.py")
+    make("train.py", n=2)
+    told = f"error: {tmp_path / 'student'}: is a folder that label.py has not made; give another name"
+    assert refusal(make, "label.py", n=3).startswith(told)
+    (tmp_path / "student.run.json").write_text("{")
+    make("train.py", n=4)
+    (tmp_path / "student.run.json").unlink()
+    assert "is a folder that train.py has not made" in refusal(make, "train.py", n=5)
+    assert (tmp_path / "student/config.json").read_text() == "train.py"
 
 
 def test_seconds_of_all_sessions(tmp_path):

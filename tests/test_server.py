@@ -51,7 +51,7 @@ def model(small_teacher, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(model):
-    """The port of `python -m gold.serve`; it ends with what has started it."""
+    """The port of `python -m gold.serve`; setpriv ends it where the tests are killed."""
     port = free_port()
     command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "gold.serve", str(model), "--port", str(port)]
     command += ["--api-key", KEY, "--max-model-len", "640"]
