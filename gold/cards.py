@@ -75,7 +75,9 @@ DATA_CARD = """---
 
 The task: {description}
 
-The teacher was {teacher}. {mark}
+The teacher was {teacher}.
+
+{mark}
 """
 MARK = "This file was made by generate.py, which makes it anew when it goes on. Take this line out to keep your edits."
 
