@@ -204,7 +204,7 @@ def read_report(path: Path, task: Task, has_feedback: bool) -> str:
         fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
     try:
         report = report_text(json.loads(path.read_text(encoding="utf-8")), task)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cure = "run evaluate.py with this --task-file, perhaps with --overwrite"
         fail(f"--report-file {path}: is no metrics.json of this task: {type(error).__name__}: {error}; {cure}")
     if not has_feedback:
