@@ -33,6 +33,7 @@ from gold.cards import write_data_card
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.engine import Engine, Request
 from gold.examples import agrees, example_key, read_examples
+from gold.feedback import read_feedback, read_report
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
@@ -42,7 +43,7 @@ from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
 from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render, variables
+from gold.task import Task, load_task, render
 from gold.teacher import Encoder
 
 CHUNK = 512  # attempts that are parsed, filtered and saved together
@@ -186,30 +187,6 @@ def check_options(task: Task, options: dict) -> None:
         fail(f"{task.path}: prompt.label: missing: --verify asks the teacher with it; add it (docs/tasks.md)")
     if options["verify"] and task.metric in ("rouge_l", "chrf"):
         fail(f"--verify: two right answers seldom have the same text, which {task.metric} is compared by; leave it out")
-
-
-def read_feedback(paths: list[Path], task: Task) -> list[dict]:
-    """Feedback examples. A file may be empty: a student that made no error has no feedback."""
-    empty = [path for path in paths if path.is_file() and not path.stat().st_size]
-    for path in empty:
-        say(f"--feedback-file {path}: is empty: no feedback from it")
-    return read_examples([path for path in paths if path not in empty], task)
-
-
-def read_report(path: Path, task: Task, has_feedback: bool) -> str:
-    """The student's results as text; ends the stage (exit 1) where there are none, or no prompt would show them."""
-    from gold.metrics import report_text
-
-    if "report" not in variables(task.prompt.feedback or ""):
-        fail(f"{task.path}: prompt.feedback: has no $report to show --report-file in; add it, or leave the option out")
-    try:
-        report = report_text(json.loads(path.read_text(encoding="utf-8")), task)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        cure = "run evaluate.py with this --task-file, perhaps with --overwrite"
-        fail(f"--report-file {path}: is no metrics.json of this task: {type(error).__name__}: {error}; {cure}")
-    if not has_feedback:
-        say(f"--report-file {path}: no prompt shows it, for there is no feedback")
-    return report
 
 
 def show_training_examples(split: Split, train: Split) -> None:
