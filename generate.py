@@ -17,7 +17,6 @@ Killed? Run the same command again (without --overwrite): it resumes after the l
 and SIGTERM, which batch systems send before a time limit, let it finish its chunk and end with exit code 75.
 """
 
-import json
 import re
 from collections import Counter, deque
 from functools import partial
