@@ -2,12 +2,13 @@
 
 Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and
 those that do not fit the teacher's context into *.rejected.jsonl. Uses: the teacher's row beside the student's
-(evaluate.py --prediction-field teacher_label), soft labels (train_student.py --loss kl), and self-verification
-(score_ood.py --confirmed).
+(evaluate.py --prediction-field teacher_label), soft labels (train_student.py --loss kl), self-verification
+(score_ood.py --confirmed), and labels for texts that have none (--relabel).
 
     python label.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct \
         --input-file data/reviews/test.jsonl --output-file runs/a/teacher/labelled.jsonl
     python label.py ... --num-samples 5                      # text2text: the answer that most of five samples give
+    python label.py ... --relabel --min-share 0.6            # its answer in place of the record's, where it is sure enough
     python label.py ... --shard 0/4                          # the first of four processes: labelled-00000-of-00004.jsonl
     python label.py ... --dry-run                            # show the prompts; no engine
 
@@ -15,6 +16,7 @@ Kill it at any time and run the same command again (without --overwrite): it res
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +28,13 @@ from gold.calibration import calibrates, divided, prior_of_words
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside
 from gold.engine import Engine
-from gold.examples import agrees, read_examples
+from gold.examples import agrees, as_unanswered, read_examples
 from gold.jsonl import append_records, cut_torn_line, expand, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_records, label_rows
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
-from gold.task import Task, load_task
+from gold.task import Task, load_task, render
 from gold.teacher import ENGINE_OPTIONS, Encoder, prompting
 
 CHUNK = 512  # records at most that are labelled and saved together
@@ -48,6 +50,8 @@ def main(
     output_file: Annotated[Path, files(dir_okay=False, help="The same with teacher_label and label_probs.")],
     shard: Annotated[str | None, files(metavar="I/N", help="Only every N-th record: labelled-0000I-of-0000N.jsonl.")] = None,
     num_fewshot: Annotated[int | None, prompting(min=0, help="Seed examples in all prompts (6; none in a list form).")] = None,
+    relabel: Annotated[bool, prompting(help="Its answer becomes the record's; that of before stays as earlier_...")] = False,
+    min_share: Annotated[float, prompting(min=0, max=1, help="Reject an answer with a lower share of label_probs.")] = 0.0,
     calibrate: teacher.Calibrate = None,
     num_samples: Annotated[int, prompting(min=1, help="text2text: the majority of so many answers (1 = greedy).")] = 1,
     temperature: Annotated[float, prompting(min=0, max=2, help="Sampling temperature of several answers.")] = 0.7,
@@ -72,7 +76,7 @@ def main(
     options = dict(locals())
     # Load
     task, (index, shards), counts = load_task(task_file), parse_shard(shard), {}
-    check_options(task, num_samples, calibrate)
+    check_options(task, num_samples, calibrate, min_share)
     teacher.check_teacher(options)
     options |= {"input_file": expand("--input-file", input_file), "seed_examples": task.seed_examples}
     of_all_shards = read_examples(options["input_file"], task, answers=False, counts=counts)[:limit]
@@ -114,21 +118,23 @@ def main(
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
             answers = label_records(engine, encoder, task, chunk, shots, **how)
-            pairs = list(zip(chunk, divided(task, answers, run.notes.get("prior")), strict=True))
-            append_records(run.partial, (labelled(record, answer, task) for record, answer in pairs if answer))
-            why = {"reason": encoder.no_answer}
-            append_records(rejected, ({"id": "", "reason": ""} | r | why for r, answer in pairs if not answer))
+            answers = divided(task, answers, run.notes.get("prior"))
+            kept, left = settle(chunk, answers, task, options, encoder.no_answer)
+            append_records(run.partial, kept)
+            append_records(rejected, left)
             for name, count in engine.taken_tokens().items():
                 run.notes[name] = run.notes.get(name, 0) + count
             run.notes["not_taken"] = sorted({*run.notes.get("not_taken", []), *engine.not_taken})
             save_notes(run)
             bar.update(len(chunk))
-    finish(run, task, records, encoder, counts)
+    finish(run, task, records, encoder, counts, rejected, relabel)
     signals.stop_if_any()  # what comes after this stage would not know of it
 
 
-def check_options(task: Task, num_samples: int, calibrate: bool | None) -> None:
+def check_options(task: Task, num_samples: int, calibrate: bool | None, min_share: float) -> None:
     """Refuse options that are for the other kind of task."""
+    if min_share and not task.labels and num_samples == 1:
+        raise typer.BadParameter("one answer has no share: give --num-samples 5 or so", param_hint="--min-share")
     if num_samples > 1 and task.labels:
         raise typer.BadParameter("labels have probabilities: leave it out", param_hint="--num-samples")
     if calibrate and not task.labels:
@@ -172,19 +178,48 @@ def read_done(*paths: Path) -> set[str]:
     return done
 
 
-def labelled(record: dict, answer: dict, task: Task) -> dict:
+def settle(
+    chunk: list[dict], answers: list[dict | None], task: Task, options: dict, no_answer: str
+) -> tuple[list[dict], list[dict]]:
+    """(the labelled records; the rejected ones, each with its reason). no_answer: the reason where there is no answer."""
+    kept, rejected = [], []
+    for record, answer in zip(chunk, answers, strict=True):
+        reason = no_answer
+        if answer:
+            record, reason = labelled(record, answer, task, options["relabel"]), None
+            if options["relabel"] and not answer["teacher_label"]:
+                reason = "no_answer"
+            elif (
+                answer.get("label_probs", {answer["teacher_label"]: 1}).get(answer["teacher_label"], 0)
+                < options["min_share"]
+            ):
+                reason = "unsure"
+        if reason:
+            rejected.append({"id": "", "reason": ""} | record | {"reason": reason})
+        else:
+            kept.append(record)
+    return kept, rejected
+
+
+def labelled(record: dict, answer: dict, task: Task, relabel: bool) -> dict:
     """Readable fields first, then the answer, then the rest without the answer of another teacher."""
+    if relabel and (text := answer["teacher_label"]):
+        record = as_unanswered(record, task) | {task.answer_field: text}
+        record["target"] = render(task.student.target, record)
     first = {k: record[k] for k in ["id", *task.fields, task.answer_field] if k in record}
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 
-def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict) -> None:
-    """The run record, and the summary."""
+def finish(
+    run: Run, task: Task, records: list[dict], encoder: Encoder, counts: dict, rejected: Path, relabel: bool
+) -> None:
+    """The run record, and the summary; `agreeing`: of the answers before, where relabel replaced them."""
     done = [record for _, record in read_records(run.partial)]
-    answered = [r for r in done if r.get(task.answer_field) is not None]
+    given = f"earlier_{task.answer_field}" if relabel else task.answer_field
+    answered = [r | {task.answer_field: r[given]} for r in done if r.get(given) is not None]
     agreeing = sum(agrees(task, r, r["teacher_label"]) for r in answered)
-    left = len(records) - len(done)
-    counts |= {"records": len(records), "labelled": len(done), "rejected": {encoder.no_answer: left} if left else {}}
+    reasons = Counter(record["reason"] for _, record in read_records(rejected))
+    counts |= {"records": len(records), "labelled": len(done), "rejected": dict(reasons)}
     counts |= {"with_answer": len(answered), "agreeing": agreeing}
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
@@ -194,9 +229,10 @@ def finish(run: Run, task: Task, records: list[dict], encoder: Encoder, counts: 
     if 2 * (empty := sum(not r["teacher_label"] for r in done)) > len(done):
         cure = " (a base model: give --prompt-form completion)" * (encoder.form == "chat")
         say(f"warning: {run.output}: {empty:,} of {len(done):,} have no answer that ends; raise --max-tokens{cure}")
-    rejected = f" + {left:,} rejected ({encoder.no_answer}) = {len(records):,} read" * bool(left)
+    told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
+    told = f" + {reasons.total():,} rejected ({told}) = {len(records):,} read" * bool(reasons)
     say(
-        f"{run.output}: {len(done):,} labelled{rejected}, {agreeing:,} of {len(answered):,} as their answer says; "
+        f"{run.output}: {len(done):,} labelled{told}, {agreeing:,} of {len(answered):,} as their answer says; "
         f"{computed:,} tokens computed for {prompts:,} of prompts"
     )
 

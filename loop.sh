@@ -24,8 +24,17 @@ GENERATE_ARGS=${GENERATE_ARGS:-}                 # further options of each stage
 TRAIN_ARGS=${TRAIN_ARGS:-}
 SCORE_ARGS=${SCORE_ARGS:-}
 EVALUATE_ARGS=${EVALUATE_ARGS:-}
-LABEL_ARGS=${LABEL_ARGS:-}
+LABEL_ARGS=${LABEL_ARGS:-}                       # of the teacher's row
+RELABEL_ARGS=${RELABEL_ARGS:-}                   # of the labels of RELABEL and ANNOTATE
 FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-}           # of the final student: "--loss sce", robust to wrong labels
+# What a strategy may set besides feedback; given here, they combine with any STRATEGY
+LOSS_ARGS=${LOSS_ARGS:-}                         # options of train_student.py that the labels need: "--loss kl"
+RELABEL=${RELABEL:-}                             # options of label.py, which then labels every train.jsonl: "--relabel"
+FILTER=${FILTER:-}                               # options of score_ood.py, which then chooses what of it is trained on
+CRITIC=${CRITIC:-}                               # the student that scores for FILTER
+ANNOTATE=${ANNOTATE:-0}                          # 1: the teacher labels NUM_EXAMPLES texts of TEXTS_FILE too, by CHOOSE
+TEXTS_FILE=${TEXTS_FILE:-}                       # texts that people wrote, without labels
+CHOOSE=${CHOOSE:-"--score entropy --low 0 --high 1"}
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 [[ -f $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
@@ -44,6 +53,9 @@ if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
   refuse "STRATEGY=$STRATEGY needs \$report in [prompt] feedback of $TASK_FILE; add it, as prompts/rte.toml has it"
 fi
 [[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
+GENERATE=${GENERATE:-1} FILTER=${FILTER:-${CRITIC:+--score nll --low 0 --high 0.8}}
+if ((!GENERATE)) && [[ $POOL =~ ^(validation|train)$ ]]; then refuse "STRATEGY=$STRATEGY generates nothing that could be fed back: leave POOL out"; fi
+if ((ANNOTATE)) && [[ ! -f $TEXTS_FILE ]]; then refuse "no TEXTS_FILE $TEXTS_FILE: ANNOTATE=1 needs a file of texts; give its path"; fi
 if [[ -n ${TEST_FILE:-} ]]; then
   [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
@@ -71,23 +83,45 @@ if ((${#tests[@]})) && grep -Eq '^label *=' "$TASK_FILE"; then
 fi
 
 # The loop: generate, train, score
-trained_on=() feedback=() base=$STUDENT
+made=() trained_on=() feedback=() base=$STUDENT
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
-  run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-    "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
-  trained_on+=(--train-file "$dir/train.jsonl")
-  run train_student.py "${task[@]}" --model "$base" --output-dir "$dir/student" "${trained_on[@]}" $TRAIN_ARGS
-  if ((${CONTINUE_STUDENT:-0})); then base=$dir/student; fi
-  measure "$dir" --model "$dir/student" "${tests[@]:0:2}"
+  new=()
+  if ((GENERATE)); then
+    run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
+      "${feedback[@]}" "${made[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
+    file=$dir/train.jsonl made+=(--train-file "$dir/train.jsonl")
+    if [[ -n $RELABEL ]]; then
+      run label.py "${task[@]}" --model "$TEACHER" --input-file "$file" --output-file "$dir/labelled.jsonl" $RELABEL $RELABEL_ARGS
+      file=$dir/labelled.jsonl
+    fi
+    if [[ -n $FILTER ]]; then
+      if [[ -n $CRITIC ]]; then with=(--model "$CRITIC" --output-file "$dir/criticised.jsonl"); else with=(); fi
+      run score_ood.py "${task[@]}" --input-file "$file" "${with[@]}" --feedback-file "$dir/kept.jsonl" \
+        --rejected-file "$dir/dropped.jsonl" $FILTER
+      file=$dir/kept.jsonl
+    fi
+    new=(--train-file "$file")
+  fi
+  if ((ANNOTATE)); then # the first texts by chance
+    if ((i)); then with=(--model "$student" "${trained_on[@]}" $CHOOSE); else with=(--score random --low 0 --high 1); fi
+    run score_ood.py "${task[@]}" --input-file "$TEXTS_FILE" --unlabelled "${with[@]}" --num-selected "$NUM_EXAMPLES" \
+      --output-file "$dir/texts.jsonl" --feedback-file "$dir/chosen.jsonl"
+    run label.py "${task[@]}" --model "$TEACHER" --input-file "$dir/chosen.jsonl" --output-file "$dir/annotated.jsonl" --relabel $RELABEL_ARGS
+    new+=(--train-file "$dir/annotated.jsonl")
+  fi
+  trained_on+=("${new[@]}") student=$dir/student
+  run train_student.py "${task[@]}" --model "$base" --output-dir "$student" "${trained_on[@]}" $LOSS_ARGS $TRAIN_ARGS
+  if ((${CONTINUE_STUDENT:-0})); then base=$student; fi
+  measure "$dir" --model "$student" "${tests[@]:0:2}"
   if [[ $POOL == none ]]; then continue; fi
   case $POOL in
     validation) pool=(--input-file "$dir/validation.jsonl") ;;
     train) pool=("${trained_on[@]/#--train-file/--input-file}") ;;
     *) pool=(--input-file "$POOL") ;;
   esac
-  if [[ $SCORE_WITH == student ]]; then with=(--model "$dir/student"); else with=(); fi
+  if [[ $SCORE_WITH == student ]]; then with=(--model "$student"); else with=(); fi
   if [[ $SELECT == *tfidf* || $SELECT == *embedding* ]]; then with+=("${trained_on[@]}"); fi
   run score_ood.py "${task[@]}" "${pool[@]}" "${with[@]}" --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" \
     $SELECT $SCORE_ARGS
@@ -96,10 +130,10 @@ for ((i = 0; i < ITERATIONS; i++)); do
     run evaluate.py "${task[@]}" --prediction-field prediction --test-file "$dir/scored.jsonl" --output-dir "$dir/report"
     feedback+=(--report-file "$dir/report/metrics.json")
   fi
-  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl"); fi
+  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl") made+=(--train-file "$dir/validation.jsonl"); fi
 done
 
 # The final student: everything, robust loss
-run train_student.py "${task[@]}" --model "$STUDENT" --output-dir "$RUN/final/student" "${trained_on[@]}" $TRAIN_ARGS $FINAL_TRAIN_ARGS
+run train_student.py "${task[@]}" --model "$STUDENT" --output-dir "$RUN/final/student" "${trained_on[@]}" $LOSS_ARGS $TRAIN_ARGS $FINAL_TRAIN_ARGS
 measure "$RUN/final" --model "$RUN/final/student" "${tests[@]}"
 run report.py "$RUN" --html

@@ -13,11 +13,15 @@ is one.
     python score_ood.py --task-file prompts/reviews.toml --score tfidf --input-file runs/a/iter-00/train.jsonl \
         --train-file runs/a/iter-00/train.jsonl --output-file /tmp/s.jsonl --feedback-file /tmp/f.jsonl      # needs no student
     python score_ood.py ... --score embedding --train-file runs/a/iter-00/train.jsonl
+    python score_ood.py ... --input-file pool.jsonl --unlabelled --score entropy --low 0 --high 1 --num-selected 100
+    python score_ood.py --task-file prompts/reviews.toml --model critic/student --input-file runs/a/iter-00/train.jsonl \
+        --score nll --low 0 --high 0.8 --output-file /tmp/s.jsonl --feedback-file kept.jsonl --rejected-file dropped.jsonl
     python score_ood.py ... --ood-file ood.jsonl                      # how well each score tells these from --input-file
 
 Every score: HIGHER = more out of distribution, or more uncertain; gold/scores.py has the formulas.
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,17 +30,26 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.examples import has_answer, read_examples
+from gold.examples import as_unanswered, example_key, has_answer, read_examples
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
-from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
+from gold.predict import PerDeviceEvalBatchSize, predict, rounded, score_examples
 from gold.runs import finish_run, start_run
-from gold.scores import REDUCTIONS, SCORES, detection, nearest_distances, random_score, tfidf_distances
-from gold.selection import ERRORS, select_feedback
+from gold.scores import (
+    REDUCTIONS,
+    SCORES,
+    detection,
+    k_center_distances,
+    nearest_distances,
+    random_score,
+    tfidf_distances,
+)
+from gold.selection import ERRORS, MIN_EXAMPLES, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
+from gold.text import exact_form
 
-NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "tfidf": "train_file"}
+NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "k_center": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
 NOT_COMPARED = ["per_device_eval_batch_size"]
 Score = Literal[*SCORES]
@@ -52,9 +65,10 @@ def main(
     input_file: Annotated[list[Path], files(help="Examples to score (validation.jsonl); repeat, or a glob in quotes.")],
     output_file: Annotated[Path | None, files(dir_okay=False, help="The same with scores (none = scored already).")] = None,
     feedback_file: Annotated[Path | None, files(dir_okay=False, help="Selection for generate.py (none = score only).")] = None,
+    rejected_file: Annotated[Path | None, files(dir_okay=False, help="The others, with their reasons.")] = None,
     model: Annotated[str | None, files(help="Trained student: a folder or a name on the hub (none = tfidf, random).")] = None,
     base_model: Annotated[str | None, files(help="Untrained student, for energy_delta.")] = None,
-    train_file: Annotated[list[Path] | None, files(help="What it was trained on: embedding, tfidf; repeat, or a glob.")] = None,
+    train_file: Annotated[list[Path] | None, files(help="What it was trained on: embedding, k_center, tfidf.")] = None,
     ood_file: Annotated[list[Path] | None, files(
         help="OOD examples: prints how well each score tells them from --input-file (AUROC, AUPR, FPR@95TPR = the share of "
         "--input-file at or above the threshold to flag 95 % of these); their scores go beside the output, scored.ood.jsonl.",
@@ -64,6 +78,10 @@ def main(
     high: Annotated[float, selection(min=0, max=1, help="Upper quantile (1 = the top is kept).")] = 0.8,
     confirmed: Annotated[bool, selection(help="Only where teacher_label agrees (label.py, generate.py --verify).")] = False,
     group_size: Annotated[int | None, selection(min=2, help="The band within each so many examples, not by label.")] = None,
+    unlabelled: Annotated[bool, selection(
+        help="Texts without answers: the student's predictions stand for them. Those that stand in --train-file are left out.",
+    )] = False,
+    num_selected: Annotated[int | None, selection(min=1, help="Only the highest ranks, the labels in turn.")] = None,
     max_overlap: Annotated[float, selection(min=0, max=1, help="Most overlap of two selected ones (ROUGE-L F1).")] = 1.0,
     energy_temperature: Annotated[float, scoring(min=1e-3, help="T of the energy; not the sampling temperature.")] = 1.0,
     per_device_eval_batch_size: PerDeviceEvalBatchSize = 64,
@@ -79,16 +97,13 @@ def main(
     options = dict(locals())
     # Load
     task, counts, stored = load_task(task_file), {}, check_options(options)
-    for name in ("input_file", "train_file", "ood_file"):
-        options[name] = expand(option_name(name), options[name])
-    train_examples = read_examples(options["train_file"], task, among=options["input_file"])
-    ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
-    use = [score] * stored + ["teacher_label"] * confirmed  # the user's columns too
-    examples = read_examples(options["input_file"], task, counts=counts, use=use, among=options["train_file"])[:limit]
-    band, selected, dropped = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}, [], {}
-    if feedback_file:  # too few of a label is an error that needs no model
+    examples, train_examples, ood = read_inputs(options, task, stored, counts)
+    band = {name: options[name] for name in ("low", "high", "confirmed", "group_size")}
+    band |= {"most": num_selected, "least": 0 if unlabelled else MIN_EXAMPLES}
+    selected, reasons = [], {}
+    if feedback_file and not unlabelled:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
-        selected, dropped = select_feedback(tried, task, score, **band, max_overlap=max_overlap if stored else 1.0)
+        selected, reasons = select_feedback(tried, task, score, **band, max_overlap=max_overlap if stored else 1.0)
     if dry_run:
         return print_plan(options, stored, len(examples), len(ood), len(selected))
     if model:
@@ -96,7 +111,8 @@ def main(
     lengths = lengths_of(model, max_source_length, max_target_length) if model else {}
     output = feedback_file if stored else output_file
     ood_output = output.with_name(f"{output.stem}.ood{output.suffix}")
-    also = [feedback_file] * bool(feedback_file and not stored) + [ood_output] * bool(ood)
+    also = [feedback_file] * bool(feedback_file and not stored) + [rejected_file] * bool(rejected_file)
+    also += [ood_output] * bool(ood)
     options |= lengths
     run = start_run("score_ood.py", output, options, INPUTS, also, overwrite=overwrite, not_compared=NOT_COMPARED)
     if run is None:
@@ -107,20 +123,20 @@ def main(
     how = {"temperature": energy_temperature, "padded": score == "energy_padded", "seed": seed}
     how["batch_size"] = per_device_eval_batch_size
     if not stored:
-        scores = all_scores(student, examples, train_examples, base_model, how)
+        if unlabelled and student:
+            examples = pseudo_labelled(student, examples, per_device_eval_batch_size, counts)
+        farthest = (num_selected or len(examples)) if score == "k_center" else 0
+        scores = all_scores(student, examples, train_examples, base_model, how, farthest)
         examples = [ordered(e, s, task) for e, s in zip(examples, scores, strict=True)]
         write_file(run.partial, examples)
-        counts |= {"correct": sum(s["correct"] for s in scores)} if student else {}
+        counts |= {"correct": sum(s["correct"] for s in scores)} if student and not unlabelled else {}
     counts |= {"scored": len(examples)} | ({"ood": len(ood)} if ood else {})
     # Select
     if feedback_file:
         if not stored:
-            selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
-        counts |= dropped | {"selected": len(selected)}
-        first = ["id", *task.fields, task.answer_field, "score", "rank"]
-        write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))
-        if not selected:
-            say(f"{feedback_file}: no example is wrong: nothing to feed back")
+            selected, reasons = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
+        counts |= {"selected": len(selected), "not_selected": dict(Counter(reasons.values()))}
+        write_selection(options, task, examples, selected, reasons)
     names = [score] if stored else [name for name in SCORES if name in examples[0]]
     means = {name: round(sum(e[name] for e in examples) / len(examples), 4) for name in names}
     # Tell OOD from in-distribution
@@ -146,6 +162,17 @@ def check_options(given: dict) -> bool:
         (not stored and not output_file, "output_file", "is missing: where the scores go"),
         (stored and output_file, "output_file", alone),
         (stored and not given["feedback_file"], "feedback_file", alone),
+        (
+            given["rejected_file"] and not given["feedback_file"],
+            "rejected_file",
+            "is for what --feedback-file leaves: give both",
+        ),
+        (given["unlabelled"] and stored, "unlabelled", "is for scoring: give the --model too, or --score random"),
+        (
+            given["unlabelled"] and given["confirmed"],
+            "unlabelled",
+            "nobody has labelled them yet: leave --confirmed out",
+        ),
         (given["low"] >= given["high"], "low", f"{given['low']} is not below --high {given['high']}"),
     ]
     for wrong, name, problem in problems:
@@ -154,6 +181,22 @@ def check_options(given: dict) -> bool:
     for name in filter(None, (model, given["base_model"])):
         check_model_folder(name)
     return stored
+
+
+def read_inputs(options: dict, task: Task, stored: bool, counts: dict) -> tuple[list[dict], list[dict], list[dict]]:
+    """(the examples to score, training examples, OOD examples) of the files, whose paths are expanded in the options."""
+    for name in ("input_file", "train_file", "ood_file"):
+        options[name] = expand(option_name(name), options[name])
+    unlabelled, limit = options["unlabelled"], options["limit"]
+    if unlabelled and options["model"] and not task.labels:
+        problem = "needs a task with labels, which the student can choose from: run label.py on the texts instead"
+        raise typer.BadParameter(problem, param_hint="--unlabelled")
+    train_examples = read_examples(options["train_file"], task, among=options["input_file"])
+    ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
+    how = {"among": options["train_file"], "answers": not unlabelled, "foreign": unlabelled, "counts": counts}
+    use = [options["score"]] * stored + ["teacher_label"] * options["confirmed"]  # the user's columns too
+    examples = read_examples(options["input_file"], task, use=use, **how)[:limit]
+    return new_texts(examples, train_examples, task, counts) if unlabelled else examples, train_examples, ood
 
 
 def check_model(model: str, base_model: str | None, score: str, task: Task, ood: list[dict]) -> None:
@@ -171,10 +214,38 @@ def check_model(model: str, base_model: str | None, score: str, task: Task, ood:
         fail(f"--ood-file: {problem}; add one to every record, or use an encoder")
 
 
+def new_texts(examples: list[dict], train_examples: list[dict], task: Task, counts: dict) -> list[dict]:
+    """The examples as texts without answers; what stands in the training examples, or twice, is left out and counted."""
+    known, new = {example_key(task, e) for e in train_examples}, {}
+    for e in examples:
+        if (key := example_key(task, e)) not in known:
+            new.setdefault(key, as_unanswered(e, task))
+    if not new:
+        fail(f"--input-file: all of its {len(examples):,} texts stand in --train-file; give more")
+    counts["known_texts"] = len(examples) - len(new)
+    return list(new.values())
+
+
+def pseudo_labelled(student: Student, examples: list[dict], batch_size: int, counts: dict) -> list[dict]:
+    """The examples with the label that the student predicts; those for which it writes no label are left out, and counted."""
+    task, any_answer = student.task, {student.task.answer_field: next(iter(student.task.labels))}
+    names = {exact_form(target): name for name, target in zip(task.labels, task.targets, strict=True)}
+    predictions = predict(student, [e | any_answer | {"target": task.targets[0]} for e in examples], batch_size)
+    labels = [names.get(exact_form(text)) for text in predictions]
+    counts["without_label"] = labels.count(None)
+    if len(labels) == counts["without_label"]:
+        fail(f"--unlabelled: the student writes no label for any of {len(labels):,} texts; train it first")
+    targets = dict(zip(task.labels, task.targets, strict=True))
+    found = ({task.answer_field: name, "target": targets.get(name)} for name in labels)
+    return [e | answer for e, answer in zip(examples, found, strict=True) if answer["target"]]
+
+
 def all_scores(
-    student: Student | None, examples: list[dict], train_examples: list[dict], base_model: str | None, how: dict
-) -> list[dict]:
-    """Every score of each example; without a student those that need none. how: options of score_examples."""
+    student: Student | None, examples: list[dict], train_examples: list[dict], base_model: str | None, how: dict,
+    farthest: int = 0,
+) -> list[dict]:  # fmt: skip
+    """Every score of each example; without a student those that need none. how: options of score_examples. farthest: how
+    many steps k_center takes, 0 = none."""
     more: dict[str, list[float]] = {}
     if student:
         results, points = score_examples(student, examples, embed=bool(train_examples), **how)
@@ -192,6 +263,8 @@ def all_scores(
     if train_examples and student:
         _, known = score_examples(student, train_examples, embed=True, decode=False, **how)
         more["embedding"] = nearest_distances(points.numpy(), known.numpy(), examples, train_examples)
+        if farthest:
+            more["k_center"] = k_center_distances(points.numpy(), more["embedding"], farthest)
     return [s | {name: rounded(values[i]) for name, values in more.items()} for i, s in enumerate(results)]
 
 
@@ -222,6 +295,17 @@ def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict,
     for name, m in table.items():
         print(f"{name:<14} {m['auroc']:>7.3f} {m['aupr']:>7.3f} {m['fpr95']:>10.3f}")
     return table
+
+
+def write_selection(options: dict, task: Task, examples: list[dict], selected: list[dict], reasons: dict) -> None:
+    """--feedback-file, and --rejected-file where it is given."""
+    first = ["id", *task.fields, task.answer_field, "score", "rank"]
+    write_file(beside(options["feedback_file"], ".partial"), ({k: e[k] for k in first if k in e} | e for e in selected))
+    if path := options["rejected_file"]:
+        rest = ({"id": "", "reason": reasons[e["id"]]} | e for e in examples if e["id"] in reasons)
+        write_file(beside(path, ".partial"), rest)
+    if not selected:
+        say(f"{options['feedback_file']}: no example is wrong: nothing to feed back")
 
 
 def print_plan(options: dict, stored: bool, num_examples: int, num_ood: int, num_selected: int) -> None:

@@ -8,6 +8,7 @@ held_out.jsonl and a model card (README.md) in it, and a run record beside it.
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
     python train_student.py ... --loss sce                            # symmetric cross-entropy, against wrong labels
     python train_student.py ... --loss kl                             # soft labels: the label_probs of label.py
+    python train_student.py ... --confidence-weights                  # what the teacher is surer of counts more (label.py)
     python train_student.py ... --lora-rank 16 --learning-rate 5e-4   # low-rank adapters: less memory (requirements-extra.txt)
     python train_student.py ... --report-to tensorboard               # losses and held-out accuracy as curves, in student/runs
     python train_student.py ... --dry-run                             # what would be trained on what; no model
@@ -57,6 +58,7 @@ def main(
     loss: Annotated[Loss, training(help="ce; sce against wrong labels; kl to label_probs.")] = "ce",
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
+    confidence_weights: Annotated[bool, training(help="Weigh an example by the share that label_probs give it.")] = False,
     learning_rate: Annotated[float, training(min=0, help="Peak learning rate of AdamW.")] = 1e-4,
     num_train_epochs: Annotated[float, training(min=0, help="Passes over the data.")] = 10,
     per_device_train_batch_size: Annotated[int, training(min=1, help="Out of memory: halve it, double the next.")] = 16,
@@ -87,6 +89,7 @@ def main(
     train = [e for e in examples if not is_held_out(e["id"])]
     if not train:
         fail(f"{train_file[0]}: only {len(examples)} examples, all of them held out; give more")
+    train = weighted(train, task) if confidence_weights else train
     rows = soft_examples(train, task, family_of(model, task)) if loss == "kl" else train
     if dry_run:
         print(f"would train {model} on {len(train):,} examples ({len(held_out):,} held out): {options}")
@@ -146,9 +149,10 @@ def add_adapters(student: Student, rank: int) -> Any:
 
 def read_training_examples(options: dict, task: Task, counts: dict) -> list[dict]:
     """Ends the stage (exit 1) for rejected completions. kl: label_probs stand in for the label, which need not be there."""
-    how = {"answers": False, "use": ("teacher_label", "label_probs")} if options["loss"] == "kl" else {}
+    soft, use = options["loss"] == "kl", ("teacher_label", "label_probs")
+    how = {"answers": not soft, "use": use if soft or options["confidence_weights"] else ()}
     examples = read_examples(options["train_file"], task, counts=counts, **how)[: options["limit"]]
-    if how and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
+    if soft and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
         say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
         examples = [e for e in examples if e.get("label_probs") != {}]
         counts["without_answer"] = unanswered
@@ -179,6 +183,22 @@ def proceeds(run: bool, processes: int) -> bool:
 
     PartialState(cpu=not torch.cuda.is_available())  # they connect
     return broadcast_object_list([run])[0]
+
+
+def weighted(examples: list[dict], task: Task) -> list[dict]:
+    """The examples with `weight`, the share that label_probs give the answer, 1 in the mean (after LLMaAA, Zhang et al. 2023,
+    arXiv 2310.19596, which learns its weights). Ends the stage (exit 1) where there is none."""
+    shares = []
+    for e in examples:
+        probs = e.get("label_probs")
+        share = probs.get(e[task.answer_field]) if isinstance(probs, dict) else None
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            found = f"{e['id']}: label_probs must hold a share of its answer {e[task.answer_field]!r}; found {probs!r}"
+            fail(f"--confidence-weights: {found}; run label.py on the file")
+        shares.append(share)
+    if not (mean := sum(shares) / len(shares)):
+        fail("--confidence-weights: label_probs give no answer any share; label.py --relabel takes the teacher's")
+    return [e | {"weight": share / mean} for e, share in zip(examples, shares, strict=True)]
 
 
 def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
@@ -217,6 +237,8 @@ def fit(
     features = student.encode(rows)
     if options["loss"] == "kl":
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
+    if options["confidence_weights"]:
+        features = [feature | {"weight": row["weight"]} for feature, row in zip(features, rows, strict=True)]
     batch, accumulated = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
     steps = math.ceil(len(rows) / (batch * accumulated * options["processes"])) * options["num_train_epochs"]
     arguments = TrainingArguments(

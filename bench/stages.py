@@ -72,11 +72,15 @@ def train(
         "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": learning_rate, "per_device_train_batch_size": BATCH,
         "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
         "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "seed": seed, "dtype": "auto", "processes": 1, "report_to": "none",
+        "seed": seed, "dtype": "auto", "processes": 1, "report_to": "none", "confidence_weights": False,
     } | loss  # fmt: skip
     draft, checkpoints = beside(folder, ".partial"), beside(folder, ".checkpoints")
     with contextlib.redirect_stderr(io.StringIO()):
         student = load_student(str(base), task, seed)
+        if options["confidence_weights"]:
+            examples = train_student.weighted(examples, task)
+        if options["loss"] == "kl":
+            examples = train_student.soft_examples(examples, task, student.family)
         counts, _ = train_student.fit(student, examples, held_out, checkpoints, options)
         student.save(draft, counts["dtype"])
     assert counts["steps"] == steps

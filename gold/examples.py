@@ -180,6 +180,13 @@ def has_answer(example: dict, task: Task) -> bool:
     return is_text(answer) and (not task.labels or answer in task.labels)
 
 
+def as_unanswered(example: dict, task: Task) -> dict:
+    """The example without its answer, which stays as `earlier_<answer_field>`."""
+    rest = {k: v for k, v in example.items() if k not in (task.answer_field, "target")}
+    given = example.get(task.answer_field)
+    return rest if given is None else rest | {f"earlier_{task.answer_field}": given}
+
+
 def with_answer(example: dict, task: Task) -> dict:
     """The example; where only the teacher has labelled it, teacher_label is its answer."""
     if example.get(task.answer_field) is not None:

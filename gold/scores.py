@@ -14,8 +14,8 @@ from gold.text import words
 
 REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside their mean
 SCORES = [
-    "energy", *REDUCTIONS, "energy_delta", "nll", "msp", "entropy", "margin", "embedding", "tfidf", "error",
-    "hard_negative", "random",
+    "energy", *REDUCTIONS, "energy_delta", "nll", "msp", "entropy", "margin", "embedding", "k_center", "tfidf",
+    "error", "hard_negative", "random",
 ]  # fmt: skip
 
 
@@ -121,3 +121,20 @@ def nearest_distances(points: Any, known: Any, examples: list[dict], train_examp
         chunks = list(pairwise_distances_chunked(points, known, metric="cosine", reduce_func=nearest))
     distances = np.concatenate(chunks)
     return np.where(np.isinf(distances), 1.0, distances).tolist()
+
+
+def k_center_distances(points: Any, distances: list[float], steps: int) -> list[float]:
+    """1 - the largest cosine with a training example or an example chosen before (k-center greedy, Sener & Savarese 2018,
+    arXiv 1708.00489): the farthest example is chosen `steps` times, so that the highest values are its choices in order.
+
+    points (n, d) of the examples; distances (n,): nearest_distances to the training examples.
+    """
+    import numpy as np
+
+    units = points / np.linalg.norm(points, axis=1, keepdims=True)
+    closest, found = np.array(distances), np.full(len(points), np.nan)
+    for _ in range(min(steps, len(points))):
+        chosen = int(np.where(np.isnan(found), closest, -np.inf).argmax())
+        found[chosen] = closest[chosen]
+        closest = np.minimum(closest, 1 - units @ units[chosen])
+    return np.where(np.isnan(found), closest, found).tolist()

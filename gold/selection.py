@@ -15,38 +15,39 @@ ERRORS = ("error", "hard_negative")  # scores above 0 of wrong examples alone, o
 def select_feedback(
     examples: list[dict], task: Task, score: str, low: float, high: float,
     confirmed: bool = False, max_overlap: float = 1.0, group_size: int | None = None,
-) -> tuple[list[dict], dict[str, int]]:  # fmt: skip
-    """(the examples whose score lies in the quantile band [low, high) of their own label, most OOD first; counts).
+    most: int | None = None, least: int = MIN_EXAMPLES,
+) -> tuple[list[dict], dict[str, str]]:  # fmt: skip
+    """(the examples whose score lies in the quantile band [low, high) of their own label, most OOD first; the reasons of
+    the others, by id: unconfirmed, outside_band, near_duplicate, surplus).
 
     n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are selected, each
-    with `score` and `rank` (1 = the highest score of its label). Fewer than 10 of a label, or a score that is no number,
-    end the stage. Of error and hard_negative the band is one of the wrong examples.
+    with `score` and `rank` (1 = the highest score of its label). Fewer than `least` of a label, or a score that is no
+    number, end the stage. Of error and hard_negative the band is one of the wrong examples.
 
     confirmed: only examples with whose answer the teacher's own agrees. max_overlap: from the most OOD down, an example
     is left out whose text overlaps more than this (ROUGE-L F1) with a selected one's. group_size: the band within each
-    so many successive examples instead of within each label.
+    so many successive examples instead of within each label. most: only so many of the highest ranks, the labels in turn.
     """
-    counts = {}
-    if confirmed:
-        agreed = [e for e in examples if confirms(e, task)]
-        counts["unconfirmed"], examples = len(examples) - len(agreed), agreed
+    reasons = {e["id"]: "unconfirmed" for e in examples if confirmed and not confirms(e, task)}
+    examples = [e for e in examples if e["id"] not in reasons]
     groups: dict[Any, list[dict]] = {name: [] for name in ([] if group_size else task.names)}
     for place, example in enumerate(examples):
         if score not in example:
             fail(f"--score {score}: {example['id']} has none; score it with --model, or choose another")
         if not math.isfinite(value := example[score]):
             fail(f"--score {score}: is {value} for {example['id']}; the student is broken: train it with a lower rate")
-        group = place // group_size if group_size else example[task.answer_field] if task.labels else None
+        group = place // group_size if group_size else example.get(task.answer_field) if task.labels else None
         groups.setdefault(group, []).append(example)
     selected = []
     for name, group in groups.items():
-        if len(group) < MIN_EXAMPLES and not group_size and score not in ERRORS:
+        if len(group) < least and not group_size and score not in ERRORS:
             found = f"only {len(group)} {'confirmed ' * confirmed}examples of the label {name!r}"
             cure = "make more (generate.py --num-validation, or --num-examples)"
-            fail(f"--input-file: {found}, a band needs {MIN_EXAMPLES}; {cure}")
+            fail(f"--input-file: {found}, a band needs {least}; {cure}")
         selected += band(group, name, score, low, high)
     if not selected and score not in ERRORS:
         fail(f"--low {low} --high {high}: holds none of {len(examples):,} examples; make the band wider")
+    reasons |= dict.fromkeys({e["id"] for e in examples} - {e["id"] for e in selected}, "outside_band")
     selected.sort(key=lambda e: (e["rank"], e["id"]))
     if max_overlap < 1:
         kept: dict[str, str] = {}  # id: text
@@ -54,9 +55,10 @@ def select_feedback(
             text = example_key(task, example)
             if all(overlap(text, other) <= max_overlap for other in kept.values()):
                 kept[example["id"]] = text
-        counts["near_duplicates"] = len(selected) - len(kept)
+        reasons |= {e["id"]: "near_duplicate" for e in selected if e["id"] not in kept}
         selected = [e for e in selected if e["id"] in kept]
-    return selected, counts
+    reasons |= {e["id"]: "surplus" for e in selected[most:]} if most else {}
+    return selected[:most], reasons
 
 
 def band(group: list[dict], name: Any, score: str, low: float, high: float) -> list[dict]:

@@ -20,4 +20,4 @@ until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; do
   sleep 0.5
 done
 export no_proxy="127.0.0.1,${no_proxy:-}" # a proxy of the cluster would be asked for it
-GENERATE_ARGS+=" --server-url http://127.0.0.1:$PORT/v1" LABEL_ARGS+=" --server-url http://127.0.0.1:$PORT/v1"
+for name in GENERATE_ARGS LABEL_ARGS RELABEL_ARGS; do printf -v $name '%s' "${!name} --server-url http://127.0.0.1:$PORT/v1"; done

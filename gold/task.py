@@ -23,7 +23,7 @@ METRICS = {
     "text2text": ("exact_match", "equation_value", "squad", "rouge_l", "optimum", "chrf"),
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
-    correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
+    correct f1 rouge_l nll msp entropy margin embedding k_center tfidf error hard_negative random score rank teacher_label
     label_probs""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]

@@ -31,7 +31,7 @@ class StudentTrainer(Trainer):
         return 0  # nobody reads the count, which walks through all parameters at every batch
 
     def compute_loss(self, model: Any, inputs: dict, num_items_in_batch: Any = None, **_: Any) -> Any:
-        labels, soft, how = inputs.pop("labels"), inputs.pop("soft", None), {}
+        labels, soft, weights, how = inputs.pop("labels"), inputs.pop("soft", None), inputs.pop("weight", None), {}
         if self.student.family != "encoder":
             how["use_cache"] = False
         if self.student.family == "decoder":
@@ -42,6 +42,9 @@ class StudentTrainer(Trainer):
             logits, labels = logits[:, :-1], labels[:, 1:]
         loss, alpha, beta = (self.options[name] for name in ("loss", "sce_alpha", "sce_beta"))
         losses = token_losses(logits, labels, loss, alpha, beta, soft)
+        if weights is not None:  # (B,): one for all tokens of an example
+            every = weights.reshape(-1, *[1] * (labels.dim() - 1)).expand(labels.shape)
+            losses = losses * every[labels != -100]
         # The items are counted over all processes, whose gradients are averaged
         return losses.sum() * self.accelerator.num_processes / num_items_in_batch
 
@@ -103,7 +106,7 @@ def collate_decoder(pad_token_id: int, features: list[dict]) -> dict:
         "attention_mask": mask,
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
         "labels": torch.tensor([[-100] * (tail - len(f["labels"])) + f["labels"] for f in features]),
-        **({"soft": torch.tensor([f["soft"] for f in features])} if "soft" in features[0] else {}),
+        **{name: torch.tensor([f[name] for f in features]) for name in ("soft", "weight") if name in features[0]},
     }
 
 
