@@ -63,7 +63,7 @@ TASKS = {  # name: (fields, labels; None = those of the data, sorted)
 }
 BATCH = 64  # examples of 128 tokens in a forward pass
 BASE = {
-    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "processes": 1, "report_to": "none",
+    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "processes": 1, "report_to": "none", "confidence_weights": False,
     "learning_rate": 1e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
     "max_source_length": 128, "max_target_length": 8, "dtype": "float32", "limit": None,

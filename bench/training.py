@@ -49,7 +49,7 @@ OPTIONS = {  # of ours: the defaults of train_student.py, and the learning rate 
     "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 5e-4, "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-    "seed": 0, "dtype": "auto", "processes": 1, "report_to": "none",
+    "seed": 0, "dtype": "auto", "processes": 1, "report_to": "none", "confidence_weights": False,
 }  # fmt: skip
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -207,7 +207,7 @@ OPTIONS = {
     "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 1e-2, "num_train_epochs": 1,
     "per_device_train_batch_size": 20, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant",
     "warmup_ratio": 0.0, "weight_decay": 0.0, "seed": 0, "dtype": "float32", "processes": 1,
-    "report_to": "none",
+    "report_to": "none", "confidence_weights": False,
 }  # fmt: skip
 
 

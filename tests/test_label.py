@@ -232,7 +232,7 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     )
     assert "5 of 24 records are too long (prompt_too_long)" in done.stderr
     assert "; lower --num-fewshot or raise --max-model-len, with --overwrite" in done.stderr
-    assert "19 labelled + 5 rejected (prompt_too_long) = 24 read" in done.stderr
+    assert "19 labelled + 5 rejected (5 prompt_too_long) = 24 read" in done.stderr
 
     real, calls = label.label_records, []
 
@@ -260,6 +260,37 @@ def test_records_are_labelled_and_a_run_that_was_cut_off_resumes(command, tmp_pa
     )
     told = command("pairs", *args[:-1], 20, name="none", code=1)
     assert "24 of 24 records are too long" in told and "the context holds 20; lower --num-fewshot" in told
+
+
+def test_the_teachers_answer_in_place_of_the_records(command, tmp_path):
+    """--relabel takes it, --min-share rejects where it is too little of one opinion; what stood before stays."""
+    source = [pair(n) | {"id": f"r{n}", "target": "kept"} for n in range(8)]
+    for r in source[4:]:
+        del r["label"], r["target"]
+    args = ("--input-file", write_lines(tmp_path / "in.jsonl", source))
+    plain = read_lines(command("pairs", *args, name="plain")[1])
+    shares = sorted(max(r["label_probs"].values()) for r in plain)
+    done, path, rejected = command("pairs", *args, "--relabel", "--min-share", shares[3], name="new")
+    kept, left = read_lines(path), read_lines(rejected)
+    assert [r["id"] for r in kept] == [r["id"] for r in plain if max(r["label_probs"].values()) >= shares[3]]
+    assert len(left) == 3 and all(list(r)[:2] == ["id", "reason"] and r["reason"] == "unsure" for r in left)
+    for r in kept + left:
+        assert r["label"] == r["teacher_label"] == r["target"]
+        assert r.get("earlier_label") == source[int(r["id"][1:])].get("label")
+    counts = json.loads((tmp_path / "new.jsonl.run.json").read_text())["counts"]
+    assert (counts["labelled"], counts["rejected"]) == (5, {"unsure": 3})
+    assert counts["with_answer"] == sum("earlier_label" in r for r in kept)
+    assert counts["agreeing"] == sum(r.get("earlier_label") == r["label"] for r in kept)
+    assert "3 rejected (3 unsure) = 8 read" in done.stderr
+    texts = write_lines(tmp_path / "texts.jsonl", [flipped(n) for n in range(2)])
+    how = ("--input-file", texts, "--num-samples", 3, "--relabel", "--min-share", 0.6)
+    done, path, rejected = command("flip", *how, texts=["sun beach", "sun beach", "lake"], name="most")
+    assert {(r["answer"], r["earlier_answer"]) for r in read_lines(path)} == {
+        ("sun beach", flipped(n)["answer"]) for n in range(2)
+    }
+    _, path, rejected = command("flip", *how, texts=["", "", ""], name="none")
+    assert [r["reason"] for r in read_lines(rejected)] == ["no_answer"] * 2 and not read_lines(path)
+    assert "one answer has no share" in " ".join(command("flip", *how[:2], "--min-share", 0.5, code=2).split())
 
 
 def test_shards_are_the_whole(command, home, tmp_path):

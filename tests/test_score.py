@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shutil
+from collections import Counter
 
 import pytest
 from conftest import call, flipped, loaded, pair, read_lines, record_of, refusal, scores_of, write_lines
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from gold import predict
 from gold.examples import read_examples
-from gold.scores import detection, position_scores, sequence_scores, tfidf_distances
+from gold.scores import detection, k_center_distances, position_scores, sequence_scores, tfidf_distances
 from gold.selection import select_feedback
 from score_ood import all_scores
 
@@ -253,6 +254,21 @@ def test_tfidf_in_any_script():
     assert tfidf_distances(examples, twins) == pytest.approx([0] * 6, abs=1e-9)
 
 
+def test_k_center_by_hand():
+    """Unit vectors at 0, 10, 90, 100 and 180 degrees; what is known stands at 0. First the one at 180 (1 - cos = 2); then
+    90 and 100 are 1 from it and 1, 1 - cos 80 from it: the one at 90, by 1; then 10 degrees are the farthest from any."""
+    import numpy as np
+
+    angles = np.radians([0, 10, 90, 100, 180])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[3.0], [1.0], [2.0], [1.0], [1.0]]
+    near = 1 - math.cos(math.radians(10))
+    distances = (1 - np.cos(angles)).tolist()
+    assert k_center_distances(points, distances, 2) == pytest.approx([0, near, 1, near, 2])
+    assert k_center_distances(points, distances, 9) == pytest.approx([0, near, 1, near, 2])
+    # One step: the one at 100 degrees is 1 - cos 80 from the one at 180
+    assert k_center_distances(points, distances, 1) == pytest.approx([0, near, 1, 1 - math.cos(math.radians(80)), 2])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
 
@@ -268,6 +284,12 @@ def ids_of(selection: tuple[list[dict], dict], label: str = "") -> list[str]:
 def test_band_of_ten_by_hand(pairs):
     """Ascending order: .0 .1 .2 ... .9; [.5, .8) of ten keeps the places 5, 6 and 7, ranks 5, 4 and 3 from the top."""
     values = [0.3, 0.9, 0.1, 0.7, 0.0, 0.5, 0.6, 0.2, 0.8, 0.4]
+    few = scored(values[:3]) + scored(
+        values[:2], "not warm", "y"
+    )  # of texts whose labels are the student's any number will do
+    found, reasons = select_feedback(few, pairs, "energy", 0, 1, least=0, most=3)
+    assert [(r["id"], r["rank"]) for r in found] == [("x01", 1), ("y01", 1), ("x00", 2)]
+    assert reasons == {"y00": "surplus", "x02": "surplus"}
     both = scored(values) + scored([v - 50 for v in values], "not warm", "y")
     found, _ = select_feedback(both, pairs, "energy", 0.5, 0.8)
     assert [(r["id"], r["score"], r["rank"]) for r in found] == [
@@ -340,7 +362,9 @@ def test_near_duplicates_of_a_selected_one_are_left_out(pairs):
     records[7] |= {"first": "the moon is", "second": "cold and far"}  # overlap 2 * 3 / 12 = .5 with the first
     for most, kept in ((0.8, ["x09", "x07"]), (0.84, ["x09", "x08", "x07"]), (0.4, ["x09"])):
         found = select_feedback(records, pairs, "energy", 0.7, 1.0, max_overlap=most)
-        assert ids_of(found, "Warm") == kept and found[1] == {"near_duplicates": 3 - len(kept)}
+        reasons = Counter(found[1].values())
+        assert ids_of(found, "Warm") == kept and reasons["near_duplicate"] == 3 - len(kept)
+        assert reasons.total() + len(found[0]) == 20 and set(reasons) <= {"near_duplicate", "outside_band"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,7 +406,8 @@ def test_command_scores_and_selects(home, models, trained, pairs, tmp_path):
     assert feedback == select_feedback(records, pairs, "energy", 0.5, 1.0)[0] and len(feedback) == 12
     assert list(feedback[0])[:6] == ["id", "first", "second", "label", "score", "rank"]
     run = record_of(tmp_path / "scored.jsonl")
-    assert run["counts"] == {"scored": 24, "correct": sum(r["correct"] for r in records), "selected": 12}
+    correct = sum(r["correct"] for r in records)
+    assert run["counts"] == {"scored": 24, "correct": correct, "selected": 12, "not_selected": {"outside_band": 12}}
     assert run["means"]["energy"] == pytest.approx(sum(r["energy"] for r in records) / 24, abs=1e-3)
     assert "prediction" not in run["means"] and run["options"]["low"] == 0.5
     again = score(home, trained["t5"], tmp_path, *band, "--per-device-eval-batch-size", 3)
@@ -458,7 +483,8 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     found = read_lines(output)
     assert found == select_feedback(whole, pairs, "energy", 0.5, 0.8)[0] and len(found) > 8 and "group" in found[0]
     record = record_of(tmp_path / "fb.jsonl")
-    assert record["counts"] == {"scored": 36, "selected": len(found)}
+    left = {"outside_band": 36 - len(found)}
+    assert record["counts"] == {"scored": 36, "selected": len(found), "not_selected": left}
     assert record["means"] == {"energy": round(sum(r["energy"] for r in whole) / 36, 4)}
     none = ("--feedback-file", tmp_path / "none")
     assert "--score nll: x0 has none; score it with --model" in told_by(select(home, path, "--score", "nll", *none))
@@ -489,7 +515,7 @@ def test_confirmed_examples_only(home, tmp_path):
     assert "selected by energy" in told_by(selected(), 0)
     found = [(r["id"], r["rank"]) for r in read_lines(tmp_path / "fb.jsonl")]
     assert found == [("x09", 1), ("y09", 1), ("x08", 2), ("y08", 2)]
-    assert record_of(tmp_path / "fb.jsonl")["counts"]["unconfirmed"] == 2
+    assert record_of(tmp_path / "fb.jsonl")["counts"]["not_selected"]["unconfirmed"] == 2
     (tmp_path / "fb.jsonl").unlink()
     rows[15]["teacher_label"] = "Warm"
     assert "only 9 confirmed examples of the label 'not warm'" in told_by(selected())
@@ -503,7 +529,97 @@ def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
     path, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "fb.jsonl"
     how = ("--task-file", home / "flip.toml", "--input-file", path, "--feedback-file", output, "--confirmed")
     assert "selected by energy" in told_by(call("score_ood.py", *how), 0)
-    assert record_of(output)["counts"]["unconfirmed"] == 1
+    assert record_of(output)["counts"]["not_selected"]["unconfirmed"] == 1
+
+
+def test_what_is_not_selected_is_kept_with_its_reason(home, tmp_path):
+    """As a filter of training examples: the lower four fifths of each label stay, the rest has a reason each."""
+    rows = [pair(0) | r for r in scored([float(i) for i in range(10)]) + scored([1.0] * 10, "not warm", "y")]
+    files = ("--feedback-file", tmp_path / "kept", "--rejected-file", tmp_path / "dropped")
+    path = write_lines(tmp_path / "in.jsonl", rows)
+    assert select(home, path, "--low", 0, "--high", 0.8, *files).returncode == 0
+    assert sorted(r["id"] for r in read_lines(tmp_path / "kept")) == sorted(r["id"] for r in rows if r["id"][1:] < "08")
+    dropped = read_lines(tmp_path / "dropped")
+    assert [(r["id"], r["reason"]) for r in dropped] == [(f"{n}{i:02d}", "outside_band") for n in "xy" for i in (8, 9)]
+    assert list(dropped[0])[:2] == ["id", "reason"] and dropped[0]["energy"] == 8.0
+    told = told_by(
+        select(home, path, "--rejected-file", tmp_path / "other", "--output-file", "x", "--score", "random"), 2
+    )
+    assert "is for what --feedback-file leaves" in told
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
+def test_texts_without_labels_get_the_students(name, home, trained, pairs, tmp_path):
+    """Their labels are its predictions, their scores those of the labels; what it was trained on, and twins, are left out."""
+    known = read_lines(home / "train.jsonl")[:5]
+    new = read_lines(home / "validation.jsonl")
+    bare = [{k: r[k] for k in ("id", "first", "second")} for r in [*new[:12], *known]]
+    bare += [new[12] | {"label": "no label of the task"}, new[0] | {"id": "twin"}]
+    path = write_lines(tmp_path / "pool.jsonl", bare)
+    files = (
+        "--output-file",
+        tmp_path / "out",
+        "--feedback-file",
+        tmp_path / "fb",
+        "--num-selected",
+        4,
+        "--low",
+        0,
+        "--high",
+        1,
+    )
+    done = select(
+        home,
+        path,
+        "--unlabelled",
+        "--model",
+        trained[name],
+        "--train-file",
+        home / "train.jsonl",
+        "--score",
+        "k_center",
+        *files,
+    )
+    assert done.returncode == 0, done.stderr
+    records, found = read_lines(tmp_path / "out"), read_lines(tmp_path / "fb")
+    assert [r["id"] for r in records] == [r["id"] for r in new[:13]]
+    examples = read_examples(home / "validation.jsonl", pairs)[:13]
+    examples = [e | {k: r[k] for k in ("label", "target")} for e, r in zip(examples, records, strict=True)]
+    for r, of_label in zip(records, scores_of(trained[name], pairs, examples), strict=True):
+        assert r["prediction"] == r["label"].lower() and r["correct"] is True
+        assert r["energy"] == pytest.approx(of_label["energy"], abs=1e-4)
+    assert records[12]["earlier_label"] == "no label of the task"
+    counts = record_of(tmp_path / "out")["counts"]
+    assert counts == {"known_texts": 6, "without_label": 0, "scored": 13, "selected": 4, "not_selected": {"surplus": 9}}
+    top = {label: max(r["k_center"] for r in records if r["label"] == label) for label in {r["label"] for r in records}}
+    assert {r["label"]: r["k_center"] for r in reversed(found)} == top
+
+
+def test_texts_without_labels_at_first_by_chance(home, tmp_path):
+    """Without a student there are no labels at all; options that need one are refused."""
+    bare = [{k: r[k] for k in ("id", "first", "second")} for r in read_lines(home / "validation.jsonl")]
+    path = write_lines(tmp_path / "pool.jsonl", bare)
+    files = ("--output-file", tmp_path / "out", "--feedback-file", tmp_path / "fb", "--num-selected", 3)
+    by_chance = ("--unlabelled", "--score", "random", "--low", 0, "--high", 1)
+    assert select(home, path, *by_chance, *files).returncode == 0
+    found = read_lines(tmp_path / "fb")
+    chances = sorted((r["random"] for r in read_lines(tmp_path / "out")), reverse=True)
+    assert [r["random"] for r in found] == chances[:3] and not any("label" in r for r in found)
+    assert "give the --model too" in told_by(select(home, path, "--unlabelled", "--feedback-file", tmp_path / "x"), 2)
+    told = told_by(select(home, path, *by_chance, *files[:2], "--feedback-file", tmp_path / "x", "--confirmed"), 2)
+    assert "leave --confirmed out" in told
+    flip = (
+        "--task-file",
+        home / "flip.toml",
+        "--input-file",
+        path,
+        "--model",
+        home,
+        "--unlabelled",
+        "--output-file",
+        tmp_path / "y",
+    )
+    assert "needs a task with labels" in told_by(call("score_ood.py", *flip), 2)
 
 
 @pytest.mark.parametrize("errors", [0, 3])

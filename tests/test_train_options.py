@@ -4,18 +4,46 @@ import math
 import sys
 
 import pytest
-from conftest import flipped, one_error, pair, read_lines, record_of, scores_of, train, write_lines
+from conftest import flipped, one_error, pair, read_lines, record_of, refusal, scores_of, train, write_lines
 
 from gold.examples import read_examples
 from gold.fingerprint import fingerprint
 from gold.trainer import token_losses
-from train_student import is_held_out
+from train_student import is_held_out, weighted
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Soft labels, of a classifier's distribution and of answers that a student writes
 
 KL = ("--loss", "kl", "--num-train-epochs", "25", "--learning-rate", "1e-2", "--per-device-train-batch-size", "20")
 SHARES = {"Warm": 0.7, "not warm": 0.3}
+
+
+def test_what_the_teacher_is_surer_of_counts_more(pairs):
+    """Shares .9, .3 and .6 of the answers: weights 1.5, .5, 1, whose mean is 1."""
+    rows = [pair(n) | {"id": f"x{n}"} for n in range(3)]
+    for r, share in zip(rows, (0.9, 0.3, 0.6), strict=True):
+        other = next(name for name in pairs.labels if name != r["label"])
+        r["label_probs"] = {other: 1 - share, r["label"]: share}
+    assert [e["weight"] for e in weighted(rows, pairs)] == pytest.approx([1.5, 0.5, 1.0])
+    assert refusal(weighted, [rows[0] | {"label_probs": {}}], pairs).startswith(
+        "error: --confidence-weights: x0: label_probs must hold a share of its answer"
+    )
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llama"])
+def test_an_example_of_no_weight_teaches_nothing(name, home, models, pairs, tmp_path):
+    """Half of the labels are wrong, and weigh nothing: the student learns the others, and gets the wrong ones right."""
+    rows = [pair(n) | {"id": f"x{n}"} for n in range(80)]
+    wrong = {"Warm": "not warm", "not warm": "Warm"}
+    for n, r in enumerate(rows):
+        true = r["label"]
+        r["label"] = wrong[true] if n % 2 else true
+        r["label_probs"] = {true: 1.0, wrong[true]: 0.0}
+    how = ("--confidence-weights", "--num-train-epochs", 25, "--learning-rate", "1e-2")
+    done = train(home, models[name], tmp_path / "s", *how, data=write_lines(tmp_path / "rows.jsonl", rows))
+    assert done.returncode == 0, done.stderr
+    found = scores_of(tmp_path / "s", pairs, read_examples(home / "test.jsonl", pairs))
+    assert sum(s["correct"] for s in found) / len(found) > 0.85
 
 
 def train_soft(home, model, rows, folder, *args, **how):
