@@ -21,10 +21,16 @@ import typer
 
 from gold.command import fail, files, new_app, run_command
 from gold.disk import beside, read_json
-from gold.gather import Gathered, gather, shards
+from gold.gather import Gathered, gather, shards, training_files
 from gold.jsonl import read_records, write_file
 from gold.text import distinct_2, text_key, words
 
+TEACHERS = (
+    "train.jsonl",
+    "validation.jsonl",
+    "labelled.jsonl",
+    "annotated.jsonl",
+)  # files that the teacher's work is in
 STAGES = {"train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}
 
 app = new_app()
@@ -72,10 +78,13 @@ def rows_of(run: Path) -> list[dict]:
     budget = min((sum(len(words(text)) for text in t) for t in texts.values() if t), default=0)
     rows = []
     for folder in folders:
-        paths = [path for name in ("train.jsonl", "validation.jsonl") for path in shards(folder, name)]
+        paths = [path for name in TEACHERS for path in shards(folder, name)]
         records = [record for path in paths if (record := read_json(beside(path, ".run.json")))]
-        names = ("attempted", "accepted", "computed_tokens")
-        attempted, accepted, computed = (sum(r["counts"].get(name, 0) for r in records) for name in names)
+        counts = [record["counts"] for record in records]
+        attempted, computed = (sum(c.get(name, 0) for c in counts) for name in ("attempted", "computed_tokens"))
+        attempted += read_json(folder / "annotated.jsonl.run.json").get("counts", {}).get("records", 0)
+        pool = (read_json(beside(path, ".run.json")) for path in shards(folder, "validation.jsonl"))
+        accepted = len(texts[folder]) + sum(record.get("counts", {}).get("accepted", 0) for record in pool)
         scored = read_json(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
         rows.append({
@@ -100,8 +109,7 @@ def rows_of(run: Path) -> list[dict]:
 
 
 def training_texts(folder: Path) -> list[str]:
-    files = [path for path in shards(folder, "train.jsonl") if path.exists()]
-    return [str(record.get("source", "")) for path in files for _, record in read_records(path)]
+    return [str(record.get("source", "")) for path in training_files(folder) for _, record in read_records(path)]
 
 
 def test_predictions(run: Path) -> list[Path]:

@@ -19,6 +19,13 @@ def shards(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(f"{first}-?????-of-?????.{rest}")) or [folder / name]
 
 
+def training_files(folder: Path) -> list[Path]:
+    """What an iteration added to the training examples: generated, as labelled and filtered last; and labelled texts."""
+    names = ("kept.jsonl", "labelled.jsonl", "train.jsonl")
+    generated = next((found for name in names if (found := [p for p in shards(folder, name) if p.exists()])), [])
+    return generated + [path for path in [folder / "annotated.jsonl"] if path.exists()]
+
+
 @dataclass
 class Gathered:
     """What a run tells. Places are the folders of it: untrained, iter-00, ..., final, teacher."""
@@ -90,20 +97,28 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
     def rejected(record: dict) -> dict:
         return as_row(record, folder.name, "rejected", reason=str(record["reason"]))
 
+    for path in training_files(folder):
+        rows = each(path, accepted)
+        found.texts[folder.name] += each(path, lambda r: str(r.get("source", "")))
+        found.labels[folder.name] += Counter(row["label"] for row in rows)
+        found.records += rows
     for split in ("train", "validation"):
         for path in shards(folder, f"{split}.jsonl"):
-            rows = each(path, accepted)
-            if split == "train":
-                found.texts[folder.name] += each(path, lambda r: str(r.get("source", "")))
-                found.labels[folder.name] += Counter(row["label"] for row in rows)
-            found.records += rows
+            found.records += each(path, accepted) if split == "validation" else []
             record = read_json(beside(path, ".run.json"))
             made = record.get("counts", {})
             counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")} | made.get("rejected", {}))
             tokens, seconds = tokens + made.get("completion_tokens", 0), seconds + record.get("generate_seconds", 0)
         for path in shards(folder, f"{split}.rejected.jsonl"):
             found.records += each(path, rejected)
-    found.counts[folder.name] = counts
+    people = read_json(folder / "annotated.jsonl.run.json").get("counts", {})
+    counts.update(attempted=people.get("records", 0), accepted=people.get("records", 0))
+    for name in ("labelled.rejected.jsonl", "dropped.jsonl", "annotated.rejected.jsonl"):
+        rows = each(folder / name, rejected)
+        counts.update(row["reason"] for row in rows)
+        counts["accepted"] -= len(rows)
+        found.records += rows
+    found.counts[folder.name] = +counts
     if seconds:
         found.speed[folder.name] = {"tokens": tokens, "seconds": seconds}
 

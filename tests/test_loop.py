@@ -91,6 +91,69 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
 }
 
 
+TEXTS = "data/reviews/test_zipf.jsonl"  # any file will do
+SYSTEMS = {  # what runs in the second iteration, R = the run folder: the words of a stage's line
+    "critic": [
+        ("generate.py", "--num-validation 0 --exclude-file R/iter-00/train.jsonl"),
+        ("score_ood.py", "--input-file R/iter-01/train.jsonl --model org/critic --output-file R/iter-01/criticised.jsonl "
+         "--feedback-file R/iter-01/kept.jsonl --rejected-file R/iter-01/dropped.jsonl --score nll --low 0 --high 0.8"),
+        ("train_student.py", "--train-file R/iter-00/kept.jsonl --train-file R/iter-01/kept.jsonl"),
+    ],
+    "self-consistency": [
+        ("generate.py", "--num-validation 0 --exclude-file R/iter-00/train.jsonl"),
+        ("label.py", "--input-file R/iter-01/train.jsonl --output-file R/iter-01/labelled.jsonl --relabel --min-share 0.6"),
+        ("train_student.py", "--train-file R/iter-00/labelled.jsonl --train-file R/iter-01/labelled.jsonl"),
+    ],
+    "llmaaa": [
+        ("score_ood.py", f"--input-file {TEXTS} --unlabelled --model R/iter-00/student --train-file R/iter-00/annotated.jsonl "
+         "--score entropy --low 0 --high 1 --num-selected 90 --output-file R/iter-01/texts.jsonl "
+         "--feedback-file R/iter-01/chosen.jsonl"),
+        ("label.py", "--input-file R/iter-01/chosen.jsonl --output-file R/iter-01/annotated.jsonl --relabel"),
+        ("train_student.py", "--train-file R/iter-00/annotated.jsonl --train-file R/iter-01/annotated.jsonl "
+         "--confidence-weights"),
+    ],
+}  # fmt: skip
+NEEDED = {"TEXTS_FILE": TEXTS, "CRITIC": "org/critic", "HUMAN_FILE": TEST}
+
+
+def ran(done: subprocess.CompletedProcess, folder: Path) -> list[str]:
+    """What a loop ran, from its loop on; options that no strategy changes are left out."""
+    lines = [line.removeprefix("+ ").replace(str(folder), "R") for line in commands(done, "")]
+    begin = next(i for i, line in enumerate(lines) if "R/iter-00" in line)
+    return [re.sub(r" --(task-file|seed) \S+", "", line) for line in lines[begin:] if "evaluate.py" not in line]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_of_other_papers_is_a_few_variables(name, tmp_path):
+    asked = {k: v for k, v in NEEDED.items() if k in (ROOT / f"strategies/{name}.sh").read_text()}
+    done = dry_loop(REVIEWS, tmp_path / "r", STRATEGY=name, ITERATIONS="2", NUM_EXAMPLES="90", **asked)
+    for line in commands(done, ""):
+        parsed(line)
+    second = [line for line in ran(done, tmp_path / "r") if "R/iter-01" in line]
+    assert [line.split()[0] for line in second[: len(SYSTEMS[name])]] == [stage for stage, _ in SYSTEMS[name]]
+    for line, (stage, words) in zip(second, SYSTEMS[name], strict=False):
+        assert words in line, f"{stage}: {line}"
+    if asked:
+        told = dry_loop(REVIEWS, tmp_path / "x", STRATEGY=name).stderr
+        assert f"STRATEGY={name} needs {next(iter(asked))}=" in told and told.count("\n") == 1
+
+
+def test_two_systems_combine_by_their_variables(tmp_path):
+    """GOLD whose training examples a critic filters; GOLD beside labelled texts of people."""
+    done = dry_loop(REVIEWS, tmp_path / "r", ITERATIONS="2", CRITIC="org/critic", ANNOTATE="1", TEXTS_FILE=TEXTS)
+    for line in commands(done, ""):
+        parsed(line)
+    stages = ["generate.py", "score_ood.py", "score_ood.py", "label.py", "train_student.py", "score_ood.py"]
+    lines = ran(done, tmp_path / "r")
+    assert [line.split()[0] for line in lines] == [*stages, *stages, "train_student.py", "report.py"]
+    kept, people = ([f"--train-file R/iter-0{i}/{name}.jsonl" for i in (0, 1)] for name in ("kept", "annotated"))
+    assert f"{kept[0]} {people[0]} {kept[1]} {people[1]}" in lines[-2]
+    assert (
+        "--feedback-file R/iter-00/feedback.jsonl" in lines[6]
+        and "iter-01/validation.jsonl --model R/iter-01" in lines[11]
+    )
+
+
 def test_every_strategy_has_a_row_in_the_readme_and_here():
     """The README's is made of the first lines of the files, which say what is selected and what it costs."""
     files = {path.stem: path.read_text().splitlines() for path in ROOT.glob("strategies/*.sh")}
@@ -99,7 +162,7 @@ def test_every_strategy_has_a_row_in_the_readme_and_here():
     assert sorted(table) == sorted((name, lines[0].removeprefix("# ")) for name, lines in files.items())
     for _, second, third, *rest in files.values():
         assert second.startswith("# Selects: ") and third.startswith("# Costs: ") and len(rest) <= 10
-    assert set(files) == set(STRATEGIES)
+    assert set(files) == set(STRATEGIES) | set(SYSTEMS)
 
 
 def test_gold_is_the_default_strategy(tmp_path):
@@ -193,13 +256,15 @@ def test_the_variables_reach_the_stages(tmp_path):
 REFUSED = [  # task file, variables, what is told
     ("none.toml", {}, "no none.toml: give a task file"),
     ("prompts/rte.toml", {"TEACHER": "org/teacher"}, "prompts/rte.toml has no embedded models: TEACHER=... STUDENT="),
-    (REVIEWS, {"STRATEGY": "gld"}, "no strategies/gld.sh: STRATEGY is one of active gold pgkd"),
+    (REVIEWS, {"STRATEGY": "gld"}, "no strategies/gld.sh: STRATEGY is one of active "),
     (REVIEWS, {"POOL": "nowhere.jsonl"}, "no file POOL=nowhere.jsonl"),
     (REVIEWS, {"ITERATIONS": "-1"}, "ITERATIONS=-1 is no number from 1 on"),
     (REVIEWS, {"NUM_EXAMPLES": "0"}, "NUM_EXAMPLES=0 is no number from 1 on"),
     (REVIEWS, {"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
     (REVIEWS, {"STRATEGY": "pgkd"}, "STRATEGY=pgkd needs $report in [prompt] feedback of prompts/reviews.toml"),
     (REVIEWS, {"STRATEGY": "s3"}, "STRATEGY=s3 needs HUMAN_FILE=/path/to/labelled.jsonl"),
+    (REVIEWS, {"ANNOTATE": "1", "TEXTS_FILE": "nowhere.jsonl"}, "no TEXTS_FILE nowhere.jsonl: ANNOTATE=1 needs"),
+    (REVIEWS, {"GENERATE": "0"}, "STRATEGY=gold generates nothing that could be fed back"),
 ]
 
 
