@@ -28,6 +28,7 @@ class Attempt:
     shots: list[dict]
     feedback: list[dict]
     sampling_seed: int
+    attributes: dict[str, str] = field(default_factory=dict)  # with --attributes: name: value
 
     @property
     def shown(self) -> list[dict]:
@@ -94,7 +95,10 @@ def first_seed(text: str) -> int:
 
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
-    """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
+    """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools.
+
+    The attributes have a random stream of their own: with and without them the rest is the same.
+    """
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
     sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
     wanted, feedback = task.names[number % len(task.names)], []
@@ -117,4 +121,8 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
     identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
-    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed)
+    attributes = {}
+    if options.get("attributes"):
+        rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}/attributes")
+        attributes = {name: rng.choice(values) for name, values in task.prompt.values_for(wanted).items()}
+    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes)
