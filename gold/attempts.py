@@ -95,10 +95,7 @@ def first_seed(text: str) -> int:
 
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
-    """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools.
-
-    The attributes have a random stream of their own: with and without them the rest is the same.
-    """
+    """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
     rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
     sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
     wanted, feedback = task.names[number % len(task.names)], []
@@ -122,7 +119,7 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
     identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
     attributes = {}
-    if options.get("attributes"):
+    if options.get("attributes"):  # from a stream of their own: the rest is what it is without them
         rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}/attributes")
         attributes = {name: rng.choice(values) for name, values in task.prompt.values_for(wanted).items()}
     return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes)

@@ -30,7 +30,7 @@ class Gathered:
     values: dict[str, dict] = field(default_factory=dict)  # by place: the metric's value of each test example
     counts: dict[str, Counter] = field(default_factory=dict)  # by iteration: attempted, accepted, each reason
     labels: dict[str, Counter] = field(default_factory=dict)  # by iteration: accepted training examples
-    values_drawn: dict[str, dict] = field(default_factory=dict)  # of --attributes: "name: value": by iteration its counts
+    values_drawn: dict[str, dict] = field(default_factory=dict)  # by value of an attribute, by iteration
     scores: dict[str, dict] = field(default_factory=dict)  # by iteration: label: (score, whether selected)
     score: str = "score"
     texts: dict[str, list[str]] = field(default_factory=dict)  # by iteration: what the student reads

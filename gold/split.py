@@ -163,7 +163,7 @@ def longest_need(train: Split, encoder: Encoder) -> int:
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
     names, drawn = task.names, {name: longest_values(name) for name in task.names}
     prompts = [render_prompt(task, "train", shots, n, shown, train.report, drawn[n]) for n in names for shown in kinds]
-    bare = [render_prompt(task, "validation", [], n, attributes=drawn[n]) for n in names]  # its shots are not generated yet
+    bare = [render_prompt(task, "validation", [], n, attributes=drawn[n]) for n in names]  # its shots come later
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends
     need = max(most + 16, validation + VALIDATION_SHOTS * generated + 8) + options["max_tokens"]

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gold.command import fail
 from gold.text import exact_form
@@ -22,12 +22,16 @@ METRICS = {
     "classification": ("accuracy", "macro_f1"),
     "text2text": ("exact_match", "equation_value", "squad", "rouge_l", "optimum", "chrf"),
 }
-RESERVED = """id source target task iteration split shots feedback attributes sampling_seed finish_reason completion reason
-    prediction correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
-    label_probs""".split()  # what records hold besides the task's fields
+RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
+    correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
+    label_probs attributes""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
+Values = Annotated[  # of an attribute: for all, or a list by label
+    Annotated[list[Text], Tag("list")] | Annotated[dict[str, list[Text]], Tag("table")],
+    Discriminator(lambda v: "table" if isinstance(v, dict) else "list"),
+]
 Words = dict[str, Annotated[int, Field(gt=0)]]  # a number of words by field
 
 
@@ -45,7 +49,7 @@ class Prompt(Table):
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
-    attributes: dict[str, list[Text] | dict[str, list[Text]]] = {}  # name: values, or label: values
+    attributes: dict[str, Values] = {}
 
     @property
     def between(self) -> str:
@@ -183,12 +187,12 @@ def attribute_problems(task: Task) -> Iterator[tuple[str, str]]:
     """[prompt.attributes]: names, labels and lists."""
     given = task.prompt.attributes
     taken = ["", *map(exact_form, [*task.fields, task.answer_field, *given])]
-    for name, values in given.items():
-        key, lists = f"prompt.attributes.{name}", values if isinstance(values, dict) else dict.fromkeys(task.names, values)
+    for name, v in given.items():
+        key, lists = f"prompt.attributes.{name}", v if isinstance(v, dict) else dict.fromkeys(task.names, v)
         if taken.count(exact_form(name)) > 1:
             yield key, "must have a name, and not that of a field or of another attribute; choose another"
         if set(lists) != set(task.names):
-            asked = f"a list for each label ({', '.join(task.labels)})" if task.labels else "one list: the task has no labels"
+            asked = f"a list for each of {', '.join(task.labels)}" if task.labels else "one list: it has no labels"
             yield key, f"must have {asked}; found {', '.join(lists) or 'nothing'}"
         if not all(lists.values()):
             yield key, "has an empty list; give it values, or delete the attribute"
@@ -200,14 +204,14 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     """Variables that a template may use, those that it must use, and where the answer stands."""
     fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
     asked = shown | ({"labels", "label", "definition"} if task.labels else set())
-    varied = asked | ({"attributes"} if task.prompt.attributes else set())
+    asked |= {"attributes"} if task.prompt.attributes else set()
     of_prompt = {  # template: (variables that it may have, variables that it must have)
         "system": (set(), set()),
-        "train": (varied, shown),
-        "validation": (varied, shown),
-        "feedback": (varied | {"feedback", "report"}, shown | {"feedback"}),
+        "train": (asked, shown),
+        "validation": (asked, shown),
+        "feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
-        "label": (asked - {"label", "definition"}, shown),
+        "label": (asked - {"label", "definition", "attributes"}, shown),
         "label_example": (fields | {answer}, {answer}),
     }
     rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}

@@ -89,14 +89,15 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ("size =", "Where =", "prompt.attributes.Where: must have a name, and not that of a field or of another attribute"),
         ("size =", '"" =', "prompt.attributes.: must have a name"),
         ('["two words", "three words"]', "[]", "prompt.attributes.size: has an empty list; give it values"),
-        ('["two words", "three words"]', "{}", "prompt.attributes.size: must have a list for each label (Warm, not warm); "
+        ('["two words", "three words"]', "{}", "prompt.attributes.size: must have a list for each of Warm, not warm; "
          "found nothing"),
-        ('["two words", "three words"]', '"two words"', "prompt.attributes.size."),
-        ('"three words"', '" "', "prompt.attributes.size."),
+        ('["two words", "three words"]', '"two words"', "prompt.attributes.size.list: Input should be a valid list; found"),
+        ('"three words"', '" "', "prompt.attributes.size.list.1: String should match"),
+        ('"on a hill"', "7", "prompt.attributes.where.table.not warm.0: Input should be a valid string; found 7"),
         ('["on a hill"]', "[]", "prompt.attributes.where: has an empty list"),
-        ('where."not warm"', "where.warm", "prompt.attributes.where: must have a list for each label (Warm, not warm); "
+        ('where."not warm"', "where.warm", "prompt.attributes.where: must have a list for each of Warm, not warm; "
          "found Warm, warm"),
-        ('where."not warm" = ["on a hill"]\n', "", "prompt.attributes.where: must have a list for each label"),
+        ('where."not warm" = ["on a hill"]\n', "", "prompt.attributes.where: must have a list for each of"),
         ("It has $attributes.\n\n$start", "It has $attributes: $start", "prompt.train: the variable $start is missing; add it, "
          "outside of the line of $attributes"),
         ('["first", "second"]', '["first", "second", "attributes"]', "fields: the name 'attributes' is one that the stages"),
@@ -104,8 +105,8 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
          "completion.attributes: belongs into [prompt.attributes]"),
     ]),
     (PAIRS, "($definition):", "($definition), $attributes:", "prompt.train: unknown variable $attributes"),
-    (FLIP, "[student]", "[prompt.attributes]\na.b = ['c']\n[student]", "prompt.attributes.a: must have one list: the task "
-     "has no labels; found b"),
+    (FLIP, "[student]", "[prompt.attributes]\na.b = ['c']\n[student]", "prompt.attributes.a: must have one list: it has "
+     "no labels; found b"),
     (FLIP, "[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a classification task has two or more, a text2t"),
     (FLIP, "[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
     (LABELLED, ANSWER_LAST, ANSWER_LAST.replace("l'", "l.'"), "prompt.label_example: must end with $label"),
