@@ -80,7 +80,7 @@ def render_prompt(
     if not attributes:
         template = without_attributes(template)
     values = {
-        "attributes": "; ".join(f"{name}: {value}" for name, value in (attributes or {}).items()),
+        "attributes": ", ".join((attributes or {}).values()),
         "shots": join_shots(example, shots, between), "feedback": join_shots(example, feedback, between), "report": report,
         "start": split_example(example, known_label(task, label)).start,
         "labels": label_list(task), "label": label, "definition": task.labels.get(label),

@@ -141,10 +141,10 @@ SHOTS = [
 @pytest.mark.parametrize(
     "template, given, without",  # as it stands in the file; with the attributes of below, and without any
     [
-        ("A.\nIt has $attributes.\n\n", "A.\nIt has size: $9; where: on a hill.\n\n", "A.\n\n"),
-        ("A.\n${attributes}!\nB.\n", "A.\nsize: $9; where: on a hill!\nB.\n", "A.\nB.\n"),
-        ("A.\n\n$attributes\n\nB.\n", "A.\n\nsize: $9; where: on a hill\n\nB.\n", "A.\n\nB.\n"),
-        ("($attributes)\n\n", "(size: $9; where: on a hill)\n\n", ""),
+        ("A.\nIt has $attributes.\n\n", "A.\nIt has $9, on a hill.\n\n", "A.\n\n"),
+        ("A.\n${attributes}!\nB.\n", "A.\n$9, on a hill!\nB.\n", "A.\nB.\n"),
+        ("A.\n\n$attributes\n\nB.\n", "A.\n\n$9, on a hill\n\nB.\n", "A.\n\nB.\n"),
+        ("($attributes)\n\n", "($9, on a hill)\n\n", ""),
     ],
 )
 def test_prompt_with_attributes(template, given, without, tmp_path):
