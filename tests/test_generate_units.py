@@ -585,12 +585,7 @@ def test_attributes_are_shown_or_refused(command, varied_home, fed_home, models,
     task = varied_home / "pairs.toml"
     how = ("--task-file", task, "--model", models["qwen2"], "--attributes", "--dry-run")
     shown = command(*how, "--num-validation", 0)
-    assert (
-        len(
-            re.findall(r"\nIt has (?:two|three) words, (?:at sea|in a park|on a hill)\.\n\n", shown.stdout)
-        )
-        == 2
-    )
+    assert len(re.findall(r"\nIt has (?:two|three) words, (?:at sea|in a park|on a hill)\.\n\n", shown.stdout)) == 2
     feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
     form = "[completion]" + PAIRS.split("[prompt]")[1].split("[parse]")[0].replace(
         'system = "You write pairs of things."', ""
