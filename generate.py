@@ -40,7 +40,7 @@ from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
-from gold.split import Split, longest_need, settle
+from gold.split import Split, check_attributes, count_values, longest_need, settle
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
 from gold.teacher import Encoder
@@ -75,6 +75,7 @@ def main(
     min_p: Annotated[float, sampling(min=0, max=1, help="Drop tokens below this share of the top probability.")] = 0.05,
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
+    attributes: Annotated[bool, sampling(help="Draw a value of each of [prompt.attributes] for every prompt.")] = False,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
     calibrate: teacher.Calibrate = None,
@@ -119,6 +120,8 @@ def main(
             return
         write_data_card(output_dir, task, options)
     encoder = teacher.open_encoder(options, task)
+    if attributes:
+        check_attributes(task, encoder.form, splits)
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):
         fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
@@ -257,6 +260,7 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
         "split": split.name, "feedback": bool(a.feedback), "shots": [shot["id"] for shot in a.shown],
+        **({"attributes": a.attributes} if a.attributes else {}),
         "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
     }  # fmt: skip
 
@@ -286,6 +290,7 @@ def finish(split: Split, encoder: Encoder) -> None:
     counts: dict[str, Any] = {"attempted": accepted + reasons.total(), "accepted": accepted}
     counts["rejected"] = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
     counts["accepted_by_label"] = {name: labels[name] for name in split.task.labels} or None
+    counts |= {"attributes": count_values(split)} if split.options["attributes"] else {}
     kinds = ("prompt_tokens", "cached_tokens", "completion_tokens", "computed_tokens")
     counts |= {kind: notes.get(kind, 0) for kind in kinds}
     counts["computed_tokens_per_accepted"] = cost = round(counts["computed_tokens"] / max(accepted, 1), 1)

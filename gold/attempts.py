@@ -28,6 +28,7 @@ class Attempt:
     shots: list[dict]
     feedback: list[dict]
     sampling_seed: int
+    attributes: dict[str, str] = field(default_factory=dict)  # with --attributes: name: value
 
     @property
     def shown(self) -> list[dict]:
@@ -117,4 +118,8 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
     identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
-    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed)
+    attributes = {}
+    if options.get("attributes"):  # from a stream of their own: the rest is what it is without them
+        rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}/attributes")
+        attributes = {name: rng.choice(values) for name, values in task.prompt.values_for(wanted).items()}
+    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes)

@@ -130,6 +130,9 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     features = [
         {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
     ]
+    if options["attributes"]:
+        values = [{"name": n, "dtype": "string"} for n in task.prompt.attributes]
+        features.append({"name": "attributes", "struct": values})
     if options["verify"] and task.labels:
         features.append({"name": "label_probs", "struct": [{"name": n, "dtype": "float64"} for n in task.labels]})
     shards = f"-*-of-{count:05d}" if options["shard"] else ""

@@ -37,6 +37,7 @@ class Gathered:
     values: dict[str, dict] = field(default_factory=dict)  # by place: the metric's value of each test example
     counts: dict[str, Counter] = field(default_factory=dict)  # by iteration: attempted, accepted, each reason
     labels: dict[str, Counter] = field(default_factory=dict)  # by iteration: accepted training examples
+    values_drawn: dict[str, dict] = field(default_factory=dict)  # by value of an attribute, by iteration
     scores: dict[str, dict] = field(default_factory=dict)  # by iteration: label: (score, whether selected)
     score: str = "score"
     texts: dict[str, list[str]] = field(default_factory=dict)  # by iteration: what the student reads
@@ -108,6 +109,10 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
             record = read_json(beside(path, ".run.json"))
             made = record.get("counts", {})
             counts += Counter({k: made.get(k, 0) for k in ("attempted", "accepted")} | made.get("rejected", {}))
+            for name, values in made.get("attributes", {}).items():
+                for value, numbers in values.items():
+                    by_place = found.values_drawn.setdefault(f"{name}: {value}", {})
+                    by_place.setdefault(folder.name, Counter()).update(numbers)
             tokens, seconds = tokens + made.get("completion_tokens", 0), seconds + record.get("generate_seconds", 0)
         for path in shards(folder, f"{split}.rejected.jsonl"):
             found.records += each(path, rejected)

@@ -15,7 +15,7 @@ from gold.parsing import REASONS
 from gold.scores import tfidf_distances
 from gold.text import words
 
-MAX_PANELS, MAX_ROWS = 12, 12  # of groups and labels
+MAX_PANELS, MAX_ROWS, MAX_VALUES = 12, 12, 60  # of groups, labels and values of attributes
 MAX_COMPARED = 1_000  # texts of an iteration whose similarity is measured
 RESAMPLES = 10_000  # as evaluate.py's
 UNSEEN = re.compile(
@@ -126,6 +126,7 @@ def view_of_run(run: Gathered, draw: Drawer) -> dict[str, Any]:
     return {
         "name": visible(run.name),
         "funnel": funnel(run),
+        "attributes": attribute_yield(run),
         "score": run.score,
         "histograms": [histogram(draw, place, run) for place in run.scores],
         "diversity": diversity(draw, list(run.texts), run),
@@ -182,6 +183,17 @@ def funnel(run: Gathered) -> dict[str, Any]:
             line.append({"text": f"{counts[name]:,}", "share": share, "link": link})
         lines.append(line)
     return {"head": ["", *run.counts], "rows": lines}
+
+
+def attribute_yield(run: Gathered) -> dict[str, Any]:
+    """--attributes: of the attempts that had a value, how many were accepted."""
+    lines, hidden = [], len(run.values_drawn) - MAX_VALUES
+    for value, by_place in list(run.values_drawn.items())[:MAX_VALUES]:
+        numbers = [by_place.get(place, Counter()) for place in run.counts]
+        cells = ((f"{n['accepted']:,} of {n['attempted']:,}", n["accepted"] / max(n["attempted"], 1)) for n in numbers)
+        lines.append([visible(value), *({"text": text, "share": share, "link": ""} for text, share in cells)])
+    note = f"{hidden:,} more values are not shown." if hidden > 0 else ""
+    return {"head": ["", *run.counts], "rows": lines, "note": note}
 
 
 def label_balance(run: Gathered) -> dict[str, Any]:

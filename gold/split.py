@@ -11,7 +11,7 @@ from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records,
 from gold.labels import draw_label_shots, label_rows
 from gold.prompts import Prompt, join_shots, render_prompt, structured_pattern
 from gold.runs import Run, start_run
-from gold.task import Task
+from gold.task import Task, variables
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
@@ -64,7 +64,7 @@ class Split:
         return draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
 
     def prompt(self, a: Attempt) -> Prompt:
-        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report)
+        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report, a.attributes)
 
     def read_outcomes(self) -> None:
         """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
@@ -124,6 +124,26 @@ def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[di
     return accepted, rejected
 
 
+def check_attributes(task: Task, form: str, splits: list[Split]) -> None:
+    """--attributes: ends the stage (exit 1) where the task has none, or a template of this form would not show them."""
+    if not task.prompt.attributes:
+        fail(f"{task.path}: prompt.attributes: missing: --attributes draws from it; add it (docs/tasks.md)")
+    prompt, table = task.in_form(form).prompt, "completion" if form == "completion" and task.completion else "prompt"
+    for name in [*(split.name for split in splits), *["feedback"] * bool(splits[0].pools.feedback)]:
+        if (template := getattr(prompt, name)) and "attributes" not in variables(template):
+            fail(f"{task.path}: {table}.{name}: has no $attributes to show --attributes in; add it (docs/tasks.md)")
+
+
+def count_values(split: Split) -> dict[str, dict[str, Counter]]:
+    """By attribute and value: how many attempts had it, and how many of them are accepted."""
+    found: dict[str, dict[str, Counter]] = {name: {} for name in split.task.prompt.attributes}
+    for path, kinds in ((split.run.partial, ("attempted", "accepted")), (split.rejected, ("attempted",))):
+        for _, record in read_records(path):
+            for name in found if isinstance(record.get("attributes"), dict) else ():
+                found[name].setdefault(str(record["attributes"].get(name)), Counter(accepted=0)).update(kinds)
+    return found
+
+
 def longest_need(train: Split, encoder: Encoder) -> int:
     """Upper bound, in tokens, on what a prompt of either split and its completion can have."""
     task, options, pools = train.task, train.options, train.pools
@@ -135,10 +155,15 @@ def longest_need(train: Split, encoder: Encoder) -> int:
         ids = encoder.encode([Prompt("", join_shots(task.prompt.example, [example])) for example in examples])
         return [examples[i] for i in sorted(range(len(ids)), key=lambda i: -len(ids[i]))[:count]]
 
+    def longest_values(label: str | None) -> dict[str, str]:
+        values = task.prompt.values_for(label) if options["attributes"] else {}
+        return {n: max(v, key=lambda text: len(encoder.encode([Prompt("", text)])[0])) for n, v in values.items()}
+
     shots = longest(pools.seed, options["num_fewshot"])
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
-    prompts = [render_prompt(task, "train", shots, name, shown, train.report) for name in task.names for shown in kinds]
-    bare = [render_prompt(task, "validation", [], name) for name in task.names]  # its shots are not generated yet
+    names, drawn = task.names, {name: longest_values(name) for name in task.names}
+    prompts = [render_prompt(task, "train", shots, n, shown, train.report, drawn[n]) for n in names for shown in kinds]
+    bare = [render_prompt(task, "validation", [], n, attributes=drawn[n]) for n in names]  # its shots come later
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends
     need = max(most + 16, validation + VALIDATION_SHOTS * generated + 8) + options["max_tokens"]

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gold.command import fail
 from gold.text import exact_form
@@ -24,10 +24,14 @@ METRICS = {
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
     correct f1 rouge_l nll msp entropy margin embedding k_center tfidf error hard_negative random score rank teacher_label
-    label_probs""".split()  # what records hold besides the task's fields
+    label_probs attributes""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
+Values = Annotated[  # of an attribute: for all, or a list by label
+    Annotated[list[Text], Tag("list")] | Annotated[dict[str, list[Text]], Tag("table")],
+    Discriminator(lambda v: "table" if isinstance(v, dict) else "list"),
+]
 Words = dict[str, Annotated[int, Field(gt=0)]]  # a number of words by field
 
 
@@ -45,11 +49,16 @@ class Prompt(Table):
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
+    attributes: dict[str, Values] = {}
 
     @property
     def between(self) -> str:
         """What stands between two examples: a line's end in a list, else a blank line."""
-        return "\n" if re.search(r"\$\{?shots\}?\n\$\{?start", self.train) else "\n\n"
+        return "\n" if re.search(r"\$\{?shots\}?\n\$\{?start", without_attributes(self.train)) else "\n\n"
+
+    def values_for(self, label: str | None) -> dict[str, list[str]]:
+        """The values that each attribute may have in a prompt for the label."""
+        return {name: v[label] if isinstance(v, dict) else v for name, v in self.attributes.items()}
 
 
 class Parse(Table):
@@ -148,7 +157,7 @@ def load_task(path: Path) -> Task:
         fail(f"{path}: is a folder; give a task file, such as prompts/reviews.toml")
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         fail(f"{path}: not a readable TOML file: {error}")
-    for key, problem in [*name_problems(task), *template_problems(task)]:
+    for key, problem in [*name_problems(task), *attribute_problems(task), *template_problems(task)]:
         fail(f"{path}: {key}: {problem}")
     return task
 
@@ -174,17 +183,35 @@ def name_problems(task: Task) -> Iterator[tuple[str, str]]:
                 yield f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}"
 
 
+def attribute_problems(task: Task) -> Iterator[tuple[str, str]]:
+    """[prompt.attributes]: names, labels and lists."""
+    given = task.prompt.attributes
+    taken = ["", *map(exact_form, [*task.fields, task.answer_field, *given])]
+    for name, v in given.items():
+        key, lists = f"prompt.attributes.{name}", v if isinstance(v, dict) else dict.fromkeys(task.names, v)
+        if taken.count(exact_form(name)) > 1:
+            yield key, "must have a name, and not that of a field or of another attribute; choose another"
+        if set(lists) != set(task.names):
+            asked = f"a list for each of {', '.join(task.labels)}" if task.labels else "one list: it has no labels"
+            yield key, f"must have {asked}; found {', '.join(lists) or 'nothing'}"
+        if not all(lists.values()):
+            yield key, "has an empty list; give it values, or delete the attribute"
+    if task.completion and task.completion.attributes:
+        yield "completion.attributes", "belongs into [prompt.attributes], which both forms draw from"
+
+
 def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     """Variables that a template may use, those that it must use, and where the answer stands."""
     fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
     asked = shown | ({"labels", "label", "definition"} if task.labels else set())
+    asked |= {"attributes"} if task.prompt.attributes else set()
     of_prompt = {  # template: (variables that it may have, variables that it must have)
         "system": (set(), set()),
         "train": (asked, shown),
         "validation": (asked, shown),
         "feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
-        "label": (asked - {"label", "definition"}, shown),
+        "label": (asked - {"label", "definition", "attributes"}, shown),
         "label_example": (fields | {answer}, {answer}),
     }
     rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
@@ -199,8 +226,9 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
             yield key, "a lone $; write $$ for a dollar sign"
         if used - allowed:
             yield key, f"unknown variable ${min(used - allowed)}; known here: {', '.join(sorted(allowed))}"
-        if text and needed - used:
-            yield key, f"the variable ${min(needed - used)} is missing; add it"
+        if text and (missing := needed - variables(without_attributes(text))):
+            where = ", outside of the line of $attributes" if missing & used else ""
+            yield key, f"the variable ${min(missing)} is missing; add it{where}"
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
     for name in [*task.fields, answer]:
@@ -216,6 +244,13 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
 def variables(template: str) -> frozenset[str]:
     """The names of a template's variables."""
     return frozenset(string.Template(template).get_identifiers())
+
+
+@functools.cache
+def without_attributes(template: str) -> str:
+    """The template without the lines that hold $attributes. One that begins a paragraph takes the line ends after it along."""
+    line = r".*\$(?:attributes\b|\{attributes\}).*"
+    return re.sub(rf"(?m)(?:\A|(?<=\n\n)){line}\n+|^{line}(?:\n|\Z)", "", template)
 
 
 @functools.cache

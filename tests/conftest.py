@@ -94,6 +94,15 @@ $start'''
 [parse]""",
 )
 
+VARIED = PAIRS.replace("($definition):\n$start", "($definition).\nIt has $attributes.\n\n$start").replace(
+    "[parse]",
+    """[prompt.attributes]
+size = ["two words", "three words"]
+where.Warm = ["at sea", "in a park"]
+where."not warm" = ["on a hill"]
+[parse]""",
+)
+
 FLIP = """
 name = "flip"
 description = "Say the two words the other way round."

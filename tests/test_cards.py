@@ -8,7 +8,7 @@ import re
 import tempfile
 
 import pytest
-from conftest import PAIRS, evaluate, pair, read_lines, record_of, train, write_lines
+from conftest import PAIRS, VARIED, evaluate, pair, read_lines, record_of, train, write_lines
 from huggingface_hub import ModelCard
 
 from gold.cards import write_data_card
@@ -132,14 +132,15 @@ def test_generated_files_load_to_the_letter(command, tmp_path):
     assert command("--num-examples", 30).returncode == 0 and (folder / "README.md").read_text() == "mine"
 
 
-def test_shards_and_label_probs_load(home, tmp_path):
-    text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
+def test_shards_attributes_and_label_probs_load(home, tmp_path):
+    text = VARIED.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
-    options = {"verify": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---"}
+    options = {"verify": True, "attributes": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---"}
     write_data_card(tmp_path, task, options)
     rest = {
         "source": "s", "target": "t", "task": "pairs", "iteration": 1, "split": "train", "feedback": True, "shots": ["a"],
+        "attributes": {"size": "two words", "where": "on a hill"},
         "sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null",
     }  # fmt: skip
     rows = [{"id": f"{n}", "first": "007" * n, "second": "x", "label": "null", **rest,

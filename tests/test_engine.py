@@ -211,12 +211,14 @@ def real_model():
 
 
 def test_twenty_pieces_of_news_by_a_real_llm(real_model, tmp_path):
-    how = ("--model", real_model, "--num-examples", 20, "--num-validation", 0, "--max-tokens", 80)
+    how = ("--model", real_model, "--num-examples", 20, "--num-validation", 0, "--max-tokens", 80, "--attributes")
     done = run("generate.py", "--task-file", ROOT / "prompts/ag_news.toml", "--output-dir", tmp_path / "iter-00", *how)
     assert done.returncode == 0, done.stderr
     records = read_lines(tmp_path / "iter-00/train.jsonl")
     assert [sum(r["label"] == name for r in records) for name in ("World", "Sports", "Business", "Sci/Tech")] == [5] * 4
     assert len({r["text"] for r in records}) == 20
+    subtopics = load_task(ROOT / "prompts/ag_news.toml").prompt.attributes["subtopic"]
+    assert all(r["attributes"]["subtopic"] in subtopics[r["label"]] for r in records)
     for record in records:  # one line each, of words
         assert len(record["text"].split()) >= 8 and "\n" not in record["text"] and not record["text"].startswith("-")
     rejected = read_lines(tmp_path / "iter-00/train.rejected.jsonl")

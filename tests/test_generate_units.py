@@ -6,6 +6,7 @@ to give one completion of every kind of fault, or to be killed at every step. te
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -13,7 +14,19 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import FED_PAIRS, PAIRS, Killed, by_seed, encoder_of, evaluate, metrics_in, pair, read_lines, write_lines
+from conftest import (
+    FED_PAIRS,
+    PAIRS,
+    VARIED,
+    Killed,
+    by_seed,
+    encoder_of,
+    evaluate,
+    metrics_in,
+    pair,
+    read_lines,
+    write_lines,
+)
 
 import generate
 from gold import attempts, runs, teacher
@@ -21,7 +34,8 @@ from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
-from gold.prompts import Prompt
+from gold.prompts import Prompt, render_prompt
+from gold.split import longest_need
 from gold.task import load_task
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -490,3 +504,112 @@ def test_a_report_that_no_prompt_would_show(reported, home, tmp_path):
     assert done.returncode == 1 and "none.json: is no metrics.json of this task: FileNotFoundError" in done.stderr
     done = reported()
     assert done.returncode == 0 and "no prompt shows it, for there is no feedback" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --attributes
+
+
+@pytest.fixture(scope="module")
+def varied_home(home, tmp_path_factory):
+    """pairs.toml with attributes, which the train template alone shows."""
+    folder = tmp_path_factory.mktemp("varied")
+    (folder / "pairs.toml").write_text(VARIED, encoding="utf-8")
+    (folder / "seed.jsonl").write_bytes((home / "seed.jsonl").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def varied(varied_home):
+    return load_task(varied_home / "pairs.toml")
+
+
+def test_attributes_are_drawn_beside_all_else(varied, pools):
+    def values(seed: int, iteration: int, split: str) -> list[dict]:
+        how = HOW | {"seed": seed}
+        drawn = [draw_attempt(varied, iteration, split, a, pools, how | {"attributes": True}) for a in range(800)]
+        plain = [draw_attempt(varied, iteration, split, a, pools, how) for a in range(800)]
+        assert [dataclasses.replace(a, attributes={}) for a in drawn] == plain
+        return [a.attributes for a in drawn]
+
+    found = [values(*of) for of in ((0, 0, "train"), (1, 0, "train"), (0, 1, "train"), (0, 0, "validation"))]
+    for i, some in enumerate(found):
+        for other in found[:i]:  # of 400 attempts at Warm, about a quarter have the same two values by chance
+            assert 60 < sum(a == b for a, b in zip(some[::2], other[::2], strict=True)) < 140
+        warm = collections.Counter((a["size"], a["where"]) for a in some[::2])
+        assert len(warm) == 4 and all(60 < count < 140 for count in warm.values())  # 100 each, sd 8.7
+        cold = collections.Counter((a["size"], a["where"]) for a in some[1::2])
+        assert set(cold) == {("two words", "on a hill"), ("three words", "on a hill")}
+        assert all(160 < count < 240 for count in cold.values())
+
+
+def test_attributes_stand_in_the_records_and_are_counted(generated, varied_home, varied, home, tmp_path):
+    how = ("--task-file", varied_home / "pairs.toml", "--num-examples", 30)
+    counts, *with_them = generated(*how, "--attributes")
+    plain, *without = generated(*how, folder="plain")
+    assert [[{k: v for k, v in r.items() if k != "attributes"} for r in rows] for rows in with_them] == without
+    assert not any("attributes" in r for rows in without for r in rows) and "attributes" not in plain
+    seeds, expected = Pools(read_examples(home / "seed.jsonl", varied)), {"size": {}, "where": {}}
+    for kind, rows in zip(("accepted", "rejected"), with_them, strict=True):
+        assert rows
+        for r in rows:
+            a = draw_attempt(varied, 0, "train", number_of(r), seeds, HOW | {"attributes": True})
+            assert r["attributes"] == a.attributes
+            for name, value in a.attributes.items():
+                n = expected[name].setdefault(value, {"attempted": 0, "accepted": 0})
+                n["attempted"] += 1
+                n["accepted"] += kind == "accepted"
+    assert counts["attributes"] == expected and counts["rejected"] == plain["rejected"]
+    assert counts["prompt_tokens"] > plain["prompt_tokens"]
+    assert len(expected["size"]) == 2 and len(expected["where"]) == 3
+    card = (tmp_path / "iter-00/README.md").read_text()
+    assert re.search(r"- name: attributes\n +struct:\n +- name: size\n +dtype: string\n +- name: where\n", card)
+    assert "attributes" not in (tmp_path / "plain/README.md").read_text()
+
+
+def test_the_context_that_is_taken_holds_the_longest_values(varied, pools, tokenizer):
+    words = " ".join(["very"] * 60)
+    given = {"size": ["two", f"{words} long"], "where": {"Warm": ["here"], "not warm": ["there", f"{words} far"]}}
+    task = varied.model_copy(update={"prompt": varied.prompt.model_copy(update={"attributes": given})})
+    how = HOW | {"max_tokens": 9, "verify": False, "max_model_len": None, "attributes": True}
+    drawn = [draw_attempt(task, 0, "train", a, pools, how) for a in range(400)]
+    encoder = encoder_of(tokenizer)
+    prompts = [render_prompt(task, "train", a.shots, a.label, a.feedback, "", a.attributes) for a in drawn]
+    longest = max(map(len, encoder.encode(prompts))) + 9
+    needs = {on: longest_need(SimpleNamespace(task=task, options=how | {"attributes": on}, pools=pools, report=""), encoder)
+             for on in (True, False)}  # fmt: skip
+    assert needs[False] < longest <= needs[True] < longest + 200  # a token a byte; a value has 300
+
+
+def test_attributes_are_shown_or_refused(command, varied_home, fed_home, models, tmp_path):
+    task = varied_home / "pairs.toml"
+    how = ("--task-file", task, "--model", models["qwen2"], "--attributes", "--dry-run")
+    shown = command(*how, "--num-validation", 0)
+    assert len(re.findall(r"\nIt has (?:two|three) words, (?:at sea|in a park|on a hill)\.\n\n", shown.stdout)) == 2
+    feedback = write_lines(tmp_path / "feedback.jsonl", [pair(n) | {"id": f"f{n}"} for n in range(70, 75)])
+    form = "[completion]" + PAIRS.split("[prompt]")[1].split("[parse]")[0].replace(
+        'system = "You write pairs of things."', ""
+    )
+    others = {
+        "fed.toml": VARIED.replace("[prompt.attributes]", "feedback = '$shots $feedback $start'\n[prompt.attributes]"),
+        "list.toml": VARIED.replace("[parse]", f"{form}[parse]"),
+    }
+    for name, text in others.items():
+        (varied_home / name).write_text(text)
+    for path, args, told in (
+        (fed_home / "pairs.toml", (), "prompt.attributes: missing: --attributes draws from it"),
+        (task, (), "prompt.validation: has no $attributes to show --attributes in"),
+        (
+            varied_home / "fed.toml",
+            ("--num-validation", 0, "--feedback-file", feedback),
+            "prompt.feedback: has no $attri",
+        ),
+        (
+            varied_home / "list.toml",
+            ("--num-validation", 0, "--prompt-form", "completion"),
+            "completion.train: has no $at",
+        ),
+    ):
+        done = command(*how, "--task-file", path, *args)
+        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: {path}: {told}"), done.stderr
+    assert command(*how, "--task-file", varied_home / "fed.toml", "--num-validation", 0).returncode == 0

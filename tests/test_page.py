@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import call, one_error, write_lines
 
+from gold import sections
+
 BROWSER = shutil.which("chromium")
 in_a_browser = pytest.mark.skipif(not BROWSER, reason="needs chromium (apt-get install chromium)")
 RUN_SCRIPT = "document.title = 'executed'"
@@ -187,6 +189,21 @@ def test_many_long_records(tmp_path):
     assert told and told[2].startswith("19,9") and told[3] in ("60", "120", "250", "500")
     dom = browse(run / "report.html", "#kind=feedback")
     assert len(rows_of(dom)) == 2 and "20,000 records" in dom  # small kinds stay whole
+
+
+def test_the_yield_of_each_value_of_an_attribute(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    assert "Accepted by the value" not in paged(run)
+    path = run / "iter-01/train.jsonl.run.json"
+    record = json.loads(path.read_text())
+    values = {"two <b>": {"attempted": 4, "accepted": 3}, "three": {"attempted": 2, "accepted": 0}}
+    path.write_text(json.dumps(record | {"counts": record["counts"] | {"attributes": {"size": values}}}))
+    table = paged(run).split("Accepted by the value of an attribute")[2].split("</table>")[0]  # 1 is its aria-label
+    rows = [re.findall(r">(\d of \d|size: [^<]*)<", row) for row in table.split("<tr>")[2:]]
+    assert rows == [["size: two &lt;b&gt;", "0 of 0", "3 of 4"], ["size: three", "0 of 0", "0 of 2"]]
+    assert "--share: 0.7500" in table
+    monkeypatch.setattr(sections, "MAX_VALUES", 1)
+    assert "1 more values are not shown." in paged(run) and "size: three" not in paged(run)
 
 
 def test_runs_side_by_side(tmp_path):

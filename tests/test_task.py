@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
-from conftest import FED_PAIRS, FLIP, PAIRS, ROOT, flipped, pair, refusal
+from conftest import FED_PAIRS, FLIP, PAIRS, ROOT, VARIED, flipped, pair, refusal
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +84,29 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         *(('["first", "second"]', f'["first", "second", "{name}"]', f"fields: the name '{name}' is one")
           for name in ("id", "energy_sum")),
     ]),
+    *((VARIED, what, by, told) for what, by, told in [
+        ("size =", '"First " =', "prompt.attributes.First : must have a name, and not that of a field"),
+        ("size =", "Where =", "prompt.attributes.Where: must have a name, and not that of a field or of another attribute"),
+        ("size =", '"" =', "prompt.attributes.: must have a name"),
+        ('["two words", "three words"]', "[]", "prompt.attributes.size: has an empty list; give it values"),
+        ('["two words", "three words"]', "{}", "prompt.attributes.size: must have a list for each of Warm, not warm; "
+         "found nothing"),
+        ('["two words", "three words"]', '"two words"', "prompt.attributes.size.list: Input should be a valid list; found"),
+        ('"three words"', '" "', "prompt.attributes.size.list.1: String should match"),
+        ('"on a hill"', "7", "prompt.attributes.where.table.not warm.0: Input should be a valid string; found 7"),
+        ('["on a hill"]', "[]", "prompt.attributes.where: has an empty list"),
+        ('where."not warm"', "where.warm", "prompt.attributes.where: must have a list for each of Warm, not warm; "
+         "found Warm, warm"),
+        ('where."not warm" = ["on a hill"]\n', "", "prompt.attributes.where: must have a list for each of"),
+        ("It has $attributes.\n\n$start", "It has $attributes: $start", "prompt.train: the variable $start is missing; add it, "
+         "outside of the line of $attributes"),
+        ('["first", "second"]', '["first", "second", "attributes"]', "fields: the name 'attributes' is one that the stages"),
+        ("[parse]", f"[completion]{PAIRS.split('[prompt]')[1].split('[parse]')[0]}attributes.a = ['b']\n[parse]",
+         "completion.attributes: belongs into [prompt.attributes]"),
+    ]),
+    (PAIRS, "($definition):", "($definition), $attributes:", "prompt.train: unknown variable $attributes"),
+    (FLIP, "[student]", "[prompt.attributes]\na.b = ['c']\n[student]", "prompt.attributes.a: must have one list: it has "
+     "no labels; found b"),
     (FLIP, "[prompt]\n", '[labels]\na = "x"\nb = "y"\n[prompt]\n', "labels: a classification task has two or more, a text2t"),
     (FLIP, "[student]", '[parse]\ngives = {answer = "total"}\n[student]', "parse.gives: no field that the teacher writes"),
     (LABELLED, ANSWER_LAST, ANSWER_LAST.replace("l'", "l.'"), "prompt.label_example: must end with $label"),
@@ -113,6 +136,33 @@ SHOTS = [
     {"id": "s0", "label": "Warm", "first": "the lake", "second": "sun", "source": "no variable", "extra": 1},
     {"id": "f0", "label": "not warm", "first": "the roof", "second": "$5 of snow"},
 ]
+
+
+@pytest.mark.parametrize(
+    "template, given, without",  # as it stands in the file; with the attributes of below, and without any
+    [
+        ("A.\nIt has $attributes.\n\n", "A.\nIt has $9, on a hill.\n\n", "A.\n\n"),
+        ("A.\n${attributes}!\nB.\n", "A.\n$9, on a hill!\nB.\n", "A.\nB.\n"),
+        ("A.\n\n$attributes\n\nB.\n", "A.\n\n$9, on a hill\n\nB.\n", "A.\n\nB.\n"),
+        ("($attributes)\n\n", "($9, on a hill)\n\n", ""),
+    ],
+)
+def test_prompt_with_attributes(template, given, without, tmp_path):
+    text = re.sub(r"(?s)train = '''.*?'''", lambda _: f"train = '''\n{template}$shots\n$start'''", VARIED)
+    task, values = load(text, tmp_path), {"size": "$9", "where": "on a hill"}
+    first, *rest = (render_prompt(task, "train", SHOTS[:1], "Warm", attributes=a).user for a in (values, {}, None))
+    shown = "Kind: Warm\nFirst: the lake\nSecond: sun\nKind: Warm\nFirst:"
+    assert first == given + shown and rest == [without + shown] * 2
+
+
+def test_a_line_of_attributes_before_the_last_item_of_a_list_leaves_it_a_list(tmp_path):
+    task = load(
+        VARIED.replace(
+            "$shots\n\nAnother that is $label ($definition).\nIt has $attributes.\n\n", "$shots\n$attributes\n"
+        ),
+        tmp_path,
+    )
+    assert "$shots\n$attributes\n$start" in task.prompt.train and task.prompt.between == "\n"
 
 
 def test_training_prompt(pairs):

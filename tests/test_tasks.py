@@ -159,6 +159,21 @@ def test_every_shot_has_the_label_asked_for(split):
         assert len(attempt.shots) == (3 if split == "train" else 2)
 
 
+@pytest.mark.parametrize("form", ["chat", "completion"])
+@pytest.mark.parametrize("name", ["ag_news", "sst2"])
+def test_attributes_are_one_more_line_near_the_end(name, form):
+    task = task_of(name, form)
+    shots = read_examples(task.seed_examples, task)[:3]
+    for label in task.names:
+        values = {key: some[-1] for key, some in task.prompt.values_for(label).items()}
+        for split, feedback in (("train", []), ("train", shots[:1]), ("validation", [])):
+            plain = render_prompt(task, split, shots, label, feedback).user.splitlines()
+            lines = render_prompt(task, split, shots, label, feedback, attributes=values).user.splitlines()
+            [line] = set(lines) - set(plain)
+            assert f"about {', '.join(values.values())}" in line and lines.index(line) >= len(lines) - 4
+            assert [other for other in lines if other != line] == plain
+
+
 @every_task
 def test_every_task_has_the_form_and_the_chat_form_stays(path):
     task, examples = seeds(path)
