@@ -36,9 +36,10 @@ from gold.feedback import read_feedback, read_report
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
-from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
+from gold.parsing import REASONS, another_begins, parse_completion
 from gold.prompts import known_label
 from gold.reasoning import final_of
+from gold.retrieval import check_passages, nearest_texts
 from gold.runs import finish_run, save_notes
 from gold.split import Split, longest_need, settle
 from gold.stopping import StopSignals
@@ -60,6 +61,7 @@ def main(
     output_dir: Annotated[Path, files(help="Folder of the iteration; iter-NN in its name gives the number (else 0).")],
     feedback_file: Annotated[list[Path] | None, files(help="To steer by, from score_ood.py (none = no feedback).")] = None,
     report_file: Annotated[Path | None, files(help="metrics.json of evaluate.py, for $report in prompt.feedback.")] = None,
+    corpus_file: Annotated[Path | None, files(help="Texts of people; those near a shot are $passages.")] = None,
     exclude_file: Annotated[list[Path] | None, files(help="Its texts are duplicates; repeat, or a glob in quotes.")] = None,
     shard: Annotated[str | None, files(metavar="I/N", help="Only share I (0 to N-1) of N: train-0000I-of-0000N.jsonl.")] = None,
     num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
@@ -68,6 +70,7 @@ def main(
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
     feedback_label: Annotated[FeedbackLabel, sampling(help="Its labels: any, the one asked for (same), or others.")] = "any",
+    num_passages: Annotated[int, sampling(min=1, help="Texts of --corpus-file in a training prompt.")] = 2,
     temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the train split (0 = greedy).")] = 1.0,
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
@@ -106,6 +109,7 @@ def main(
     if num_validation is None:
         options["num_validation"] = max(MIN_VALIDATION, VALIDATION_PER_LABEL * len(task.labels))
     pools = Pools(read_examples(task.seed_examples, task), read_feedback(options["feedback_file"], task))
+    pools.nearest = nearest_texts(corpus_file, task, [*pools.seed, *pools.feedback])
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
     known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
     splits = [Split("train", task, options, pools, known, report)]
@@ -119,6 +123,8 @@ def main(
             return
         write_data_card(output_dir, task, options)
     encoder = teacher.open_encoder(options, task)
+    if corpus_file:
+        check_passages(task, encoder.form, ["train", *["feedback"] * bool(pools.feedback)])
     task = task.in_form(encoder.form)
     if task.is_list and (report or feedback_label == "other"):
         fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
@@ -250,14 +256,13 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
             reason = "engine_error"
         elif ending == "length" and not another_begins(task.prompt.example, last, text):
             reason = "truncated"
-        elif not reason and copies_shot(task, fields, a.shown):
+        elif not reason and split.copies(a, fields):
             reason = "copied_shot"
     example = fields | known_label(task, a.label)
     rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in ("source", "target")}
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
-        "split": split.name, "feedback": bool(a.feedback), "shots": [shot["id"] for shot in a.shown],
-        "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
+        "split": split.name, **a.lineage, "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
     }  # fmt: skip
 
 

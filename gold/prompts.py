@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gold.command import fail
-from gold.task import Task, render
+from gold.task import Task, render, without_passages
 
 
 class Prompt(NamedTuple):
@@ -61,12 +61,14 @@ def label_list(task: Task) -> str:
 
 
 def render_prompt(
-    task: Task, split: str, shots: Sequence[dict], label: str | None, feedback: Sequence[dict] = (), report: str = ""
-) -> Prompt:
+    task: Task, split: str, shots: Sequence[dict], label: str | None, feedback: Sequence[dict] = (), report: str = "",
+    passages: Sequence[dict] = (),
+) -> Prompt:  # fmt: skip
     """The prompt for one example of the split; `shots` are shown in their order, the last is nearest to the answer.
 
     feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both.
-    Without that template the feedback examples are the last of the shots. Without a report its line goes.
+    Without that template the feedback examples are the last of the shots. Without a report its line goes, and
+    without passages theirs.
     """
     template, example, between = getattr(task.prompt, split), task.prompt.example, task.prompt.between
     if feedback and task.prompt.feedback:
@@ -75,8 +77,11 @@ def render_prompt(
             template = re.sub(r"(?m)^\$(report|\{report\})\n+", "", template)
     else:
         shots = [*shots, *feedback]
+    if not passages:
+        template = without_passages(template)
     values = {
         "shots": join_shots(example, shots, between), "feedback": join_shots(example, feedback, between), "report": report,
+        "passages": join_shots(task.passage_template, passages, between),
         "start": split_example(example, known_label(task, label)).start,
         "labels": label_list(task), "label": label, "definition": task.labels.get(label),
     }  # fmt: skip

@@ -9,14 +9,16 @@ from gold.disk import beside
 from gold.examples import example_key
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
-from gold.prompts import Prompt, join_shots, render_prompt, structured_pattern
+from gold.parsing import copies_shot
+from gold.prompts import Prompt, render_prompt, structured_pattern
+from gold.retrieval import with_passages
 from gold.runs import Run, start_run
-from gold.task import Task
+from gold.task import Task, render
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
-              "num_feedback_shots", "feedback_label"],
+              "num_feedback_shots", "feedback_label", "corpus_file", "num_passages"],
     "validation": ["num_validation", "validation_temperature"],
 }  # fmt: skip
 
@@ -61,10 +63,16 @@ class Split:
         )  # fmt: skip
 
     def draw(self, number: int) -> Attempt:
-        return draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
+        a = draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
+        passages = self.name == "train" and self.pools.nearest
+        return with_passages(a, self.task, passages, self.options) if passages else a
 
     def prompt(self, a: Attempt) -> Prompt:
-        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report)
+        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report, a.passages or ())
+
+    def copies(self, a: Attempt, fields: dict[str, str]) -> bool:
+        """Whether the teacher gives back what its prompt shows."""
+        return copies_shot(self.task, fields, [*a.shown, *(a.passages or ())])
 
     def read_outcomes(self) -> None:
         """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
@@ -131,13 +139,19 @@ def longest_need(train: Split, encoder: Encoder) -> int:
         held = f"the model's context holds {encoder.context:,} tokens"
         fail(f"--max-tokens {options['max_tokens']:,}: {held}; lower it")
 
-    def longest(examples: list[dict], count: int) -> list[dict]:
-        ids = encoder.encode([Prompt("", join_shots(task.prompt.example, [example])) for example in examples])
+    def longest(examples: list[dict], count: int, template: str = task.prompt.example) -> list[dict]:
+        ids = encoder.encode([Prompt("", render(template, example)) for example in examples])
         return [examples[i] for i in sorted(range(len(ids)), key=lambda i: -len(ids[i]))[:count]]
 
     shots = longest(pools.seed, options["num_fewshot"])
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
-    prompts = [render_prompt(task, "train", shots, name, shown, train.report) for name in task.names for shown in kinds]
+    near = {text["id"]: text for texts in pools.nearest.values() for text in texts}
+    passages = longest(list(near.values()), options["num_passages"], task.passage_template)
+    prompts = [
+        render_prompt(task, "train", shots, name, shown, train.report, passages)
+        for name in task.names
+        for shown in kinds
+    ]
     bare = [render_prompt(task, "validation", [], name) for name in task.names]  # its shots are not generated yet
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends

@@ -23,7 +23,7 @@ METRICS = {
     "text2text": ("exact_match", "equation_value", "squad", "rouge_l", "optimum", "chrf"),
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
-    correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
+    passages correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
     label_probs""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
@@ -113,6 +113,11 @@ class Task(Table):
         """Whether the heading alone tells the label: then all examples that a prompt shows have the label asked for."""
         return bool(self.labels) and self.answer_field not in variables(self.prompt.example)
 
+    @property
+    def passage_template(self) -> str:
+        """Shows a text of a corpus, which has no answer: as an item of a list, else as the student reads it."""
+        return self.prompt.example if self.is_list else self.student.source
+
     def in_form(self, form: str) -> "Task":
         """The task as a teacher gets it. completion: [completion] in place of [prompt], where the file has one; what stands
         between two of its examples ends the one that the teacher writes."""
@@ -180,9 +185,9 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     asked = shown | ({"labels", "label", "definition"} if task.labels else set())
     of_prompt = {  # template: (variables that it may have, variables that it must have)
         "system": (set(), set()),
-        "train": (asked, shown),
+        "train": (asked | {"passages"}, shown),
         "validation": (asked, shown),
-        "feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
+        "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition"}, shown),
         "label_example": (fields | {answer}, {answer}),
@@ -201,6 +206,8 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
             yield key, f"unknown variable ${min(used - allowed)}; known here: {', '.join(sorted(allowed))}"
         if text and needed - used:
             yield key, f"the variable ${min(needed - used)} is missing; add it"
+        elif text and (gone := needed - variables(without_passages(text))):
+            yield key, f"${min(gone)} would go with $passages where there are none; put a blank line above $passages"
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
     for name in [*task.fields, answer]:
@@ -210,6 +217,11 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     for key, (text, name) in ends.items() if task.prompt.label else ():
         if not text.rstrip().endswith((f"${name}", f"${{{name}}}")):
             yield key, f"must end with ${name}: the teacher's answer stands there"
+
+
+def without_passages(template: str) -> str:
+    """A template without the line `$passages` and its heading, the lines right above it."""
+    return re.sub(r"(?m)(^.+\n)*^\$(passages|\{passages\})\n+", "", template)
 
 
 @functools.cache

@@ -136,11 +136,11 @@ def test_shards_and_label_probs_load(home, tmp_path):
     text = PAIRS.replace("Warm = ", f"{json.dumps('null')} = ").replace('"Do both', '"--- {x} # |\\n---\\nDo both')
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
-    options = {"verify": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---"}
+    options = {"verify": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---", "corpus_file": "c.jsonl"}
     write_data_card(tmp_path, task, options)
     rest = {
         "source": "s", "target": "t", "task": "pairs", "iteration": 1, "split": "train", "feedback": True, "shots": ["a"],
-        "sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null",
+        "passages": ["b"], "sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null",
     }  # fmt: skip
     rows = [{"id": f"{n}", "first": "007" * n, "second": "x", "label": "null", **rest,
              "label_probs": {"null": 0.1, "not warm": 1e-9}} for n in (1, 2)]  # fmt: skip

@@ -87,6 +87,7 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "pgkd": (POOL, "--score hard_negative --low 0.5 --high 1", "--feedback-rate 0.5"),
     "active": (POOL, "--score nll --low 0.8 --high 1", "--feedback-rate 0.5"),
     "uncertain": (POOL, "--score msp --low 0.8 --high 1", "--feedback-rate 0.5"),
+    "retrieval": (None, None, f"--num-validation 0 --corpus-file {TEST}"),
     "tfidf": ("iter-00/train.jsonl --train-file", "--score tfidf --low 0.8", "--num-validation 0 --feedback-rate 1"),
 }
 
@@ -110,7 +111,7 @@ def test_gold_is_the_default_strategy(tmp_path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     pool, selected, generated = STRATEGIES[name]
-    env = {"STRATEGY": name, "HUMAN_FILE": TEST, "ITERATIONS": "3", "NUM_EXAMPLES": "90"}
+    env = {"STRATEGY": name, "HUMAN_FILE": TEST, "CORPUS_FILE": TEST, "ITERATIONS": "3", "NUM_EXAMPLES": "90"}
     task = REVIEWS
     if name == "pgkd":  # needs $report
         task, env = "prompts/rte.toml", env | HOME
@@ -120,7 +121,7 @@ def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     made, scored = commands(done, "generate.py"), commands(done, "score_ood.py")
     assert len(made) == 3 and all(f" {generated}" in line and "--num-examples 90 " in line for line in made)
     assert [line.count("--exclude-file") for line in made] == ([0, 2, 4] if name == "released-code" else [0, 1, 2])
-    assert [line.count("--feedback-file") for line in made] == ([0, 0, 0] if name == "zerogen" else [0, 1, 1])
+    assert [line.count("--feedback-file") for line in made] == ([0, 0, 0] if pool is None else [0, 1, 1])
     assert bool(scored) is (pool is not None)
     assert all(pool in line and selected in line for line in scored[:1])
     if pool == POOL:  # the newest student, and the newest pool
