@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gold.attempts import Attempt
-from gold.command import fail
 from gold.examples import example_key, read_examples
-from gold.task import Task, variables
+from gold.task import Task
 from gold.text import words
 
 NEAREST = 10  # texts of the corpus from which an attempt at a query draws
@@ -51,12 +50,3 @@ def with_passages(a: Attempt, task: Task, nearest: dict[str, list[dict]], option
     queries = [shot for shot in a.shown if shot[task.answer_field] == a.label] or a.shown
     near = nearest[rng.choice(queries)["source"]] if queries else []
     return replace(a, passages=rng.sample(near, min(options["num_passages"], len(near))))
-
-
-def check_passages(task: Task, form: str, kinds: list[str]) -> None:
-    """End the stage (exit 1) where a template of these kinds, in this form, has no place for passages."""
-    table = "completion" if form == "completion" and task.completion else "prompt"
-    for kind in kinds:
-        template = getattr(task.in_form(form).prompt, kind)
-        if template and "passages" not in variables(template):
-            fail(f"{task.path}: {table}.{kind}: has no $passages to show --corpus-file in; add it (docs/tasks.md)")

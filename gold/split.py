@@ -7,18 +7,20 @@ from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, 
 from gold.command import fail
 from gold.disk import beside
 from gold.examples import example_key
+from gold.feedback import first_half, with_rewrite
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
 from gold.parsing import copies_shot
 from gold.prompts import Prompt, render_prompt, structured_pattern
 from gold.retrieval import with_passages
 from gold.runs import Run, start_run
-from gold.task import Task, render
+from gold.task import Task, render, variables
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
+from gold.text import text_key
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
-              "num_feedback_shots", "feedback_label", "corpus_file", "num_passages"],
+              "num_feedback_shots", "feedback_label", "corpus_file", "num_passages", "rewrite"],
     "validation": ["num_validation", "validation_temperature"],
 }  # fmt: skip
 
@@ -68,10 +70,22 @@ class Split:
         return with_passages(a, self.task, passages, self.options) if passages else a
 
     def prompt(self, a: Attempt) -> Prompt:
-        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report, a.passages or ())
+        begun = self.beginning(a)
+        feedback = () if begun else a.feedback
+        prompt = render_prompt(self.task, self.name, a.shots, a.label, feedback, self.report, a.passages or ())
+        blank = " " if begun and not prompt.user.endswith("\n") else ""
+        return prompt._replace(user=prompt.user + blank + begun)
+
+    def beginning(self, a: Attempt) -> str:
+        """What of a feedback text the teacher continues (--rewrite in the completion form); empty in other prompts."""
+        continues = a.feedback and self.options["rewrite"] and not self.task.prompt.rewrite
+        return first_half(a.feedback[0][self.task.fields[0]]) if continues else ""
 
     def copies(self, a: Attempt, fields: dict[str, str]) -> bool:
-        """Whether the teacher gives back what its prompt shows."""
+        """Whether the teacher gives back what its prompt shows, or adds nothing to the beginning of a text."""
+        begun = self.beginning(a)
+        if begun and text_key(begun).startswith(text_key(fields[self.task.fields[0]])):
+            return True
         return copies_shot(self.task, fields, [*a.shown, *(a.passages or ())])
 
     def read_outcomes(self) -> None:
@@ -105,6 +119,19 @@ class Split:
         append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
         self.outcomes |= dict.fromkeys(gone)
         self.reasons["removed"] += len(gone)
+
+
+def task_in_form(task: Task, form: str, options: dict, has_feedback: bool) -> Task:
+    """The task as the teacher gets it. Ends the stage (exit 1) where a template lacks what an option needs."""
+    given = task.in_form(form)
+    if options["rewrite"]:
+        given = with_rewrite(given, form)
+    fed = {"rewrite" if options["rewrite"] else "feedback": given.prompt.feedback} if has_feedback else {}
+    for key, template in ({"train": given.prompt.train} | fed).items() if options["corpus_file"] else ():
+        if template and "passages" not in variables(template):
+            table = "completion" if form == "completion" and task.completion else "prompt"
+            fail(f"{task.path}: {table}.{key}: has no $passages to show --corpus-file in; add it (docs/tasks.md)")
+    return given
 
 
 def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[dict], list[dict]]:

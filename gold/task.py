@@ -42,6 +42,7 @@ class Prompt(Table):
     train: Text
     validation: Text
     feedback: Text | None = None
+    rewrite: Text | None = None
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
@@ -188,6 +189,7 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "train": (asked | {"passages"}, shown),
         "validation": (asked, shown),
         "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
+        "rewrite": (asked | {"feedback", "passages"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition"}, shown),
         "label_example": (fields | {answer}, {answer}),
@@ -208,6 +210,8 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
             yield key, f"the variable ${min(needed - used)} is missing; add it"
         elif text and (gone := needed - variables(without_passages(text))):
             yield key, f"${min(gone)} would go with $passages where there are none; put a blank line above $passages"
+    if task.completion and task.completion.rewrite:
+        yield "completion.rewrite", "is not read: the completion form continues a text; leave it out"
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
     for name in [*task.fields, answer]:

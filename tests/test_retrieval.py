@@ -7,12 +7,12 @@ from conftest import FED_PAIRS, PAIRS, ROOT, encoder_of, pair, read_lines, refus
 
 from gold.attempts import Pools, draw_attempt
 from gold.prompts import render_prompt
-from gold.retrieval import check_passages, nearest_texts, with_passages
-from gold.split import Split, longest_need
+from gold.retrieval import nearest_texts, with_passages
+from gold.split import Split, longest_need, task_in_form
 from gold.task import load_task
 
 HOW = {"seed": 0, "num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any"}
-HOW |= {"num_passages": 2}
+HOW |= {"num_passages": 2, "corpus_file": "corpus.jsonl", "rewrite": False}
 SHOWS = PAIRS.replace("$shots\n\nAnother that", "$shots\n\nSeen elsewhere:\n$passages\n\nAnother that")
 
 
@@ -105,18 +105,19 @@ def test_both_forms_of_the_tasks(name, shown):
 def test_a_template_without_a_place_for_passages_is_refused(tmp_path):
     path = tmp_path / "task.toml"
     fed = FED_PAIRS.replace("$shots\n\nAnother that", "$shots\n\n$passages\n\nAnother that")
-    for task_file, form, kinds, told in (
-        (PAIRS, "chat", ["train"], "prompt.train: has no $passages"),
-        (SHOWS, "completion", ["train", "feedback"], None),  # there is no feedback template
-        (fed, "chat", ["train", "feedback"], "prompt.feedback: has no $passages"),
-        ((ROOT / "prompts/trec.toml").read_text(), "completion", ["train"], "completion.train: has no $passages"),
+    trec = (ROOT / "prompts/trec.toml").read_text()
+    for task_file, form, fed_back, told in (
+        (PAIRS, "chat", False, "prompt.train: has no $passages"),
+        (fed, "chat", True, "prompt.feedback: has no $passages"),
+        (trec, "completion", False, "completion.train: has no $passages"),
     ):
         path.write_text(task_file)
-        if told:
-            message = refusal(check_passages, load_task(path), form, kinds)
-            assert message.startswith(f"error: {path}: {told}"), message
-        else:
-            check_passages(load_task(path), form, kinds)
+        message = refusal(task_in_form, load_task(path), form, HOW, fed_back)
+        assert message.startswith(f"error: {path}: {told}"), message
+        task_in_form(load_task(path), form, HOW | {"corpus_file": None}, fed_back)
+    for task_file, form, fed_back in ((SHOWS, "completion", True), (fed, "chat", False)):  # no such template, or prompt
+        path.write_text(task_file)
+        task_in_form(load_task(path), form, HOW, fed_back)
     path.write_text(SHOWS.replace("Seen elsewhere:\n$passages\n\n", "").replace("$shots\n", "$shots\n$passages\n", 1))
     assert f"{path}: prompt.train: $shots would go with $passages" in refusal(load_task, path)
 
