@@ -44,8 +44,8 @@ def rewriting(task: Task, options: dict, feedback: list[dict]) -> dict:
         return {}
     if not task.labels:
         fail("--rewrite: a text2text task has no labels, for which texts could be rewritten; leave it out")
-    if options["report_file"] or options["feedback_label"] == "other":
-        fail("--rewrite: shows one text of the label asked for; leave out --report-file and --feedback-label other")
+    if options["report_file"] or options["corpus_file"] or options["feedback_label"] == "other":
+        fail("--rewrite: shows one text of its label; leave out --report-file, --corpus-file, --feedback-label other")
     if missing := [name for name in task.labels if name not in {example[task.answer_field] for example in feedback}]:
         told = f"{len(missing)} of {len(task.labels)} labels have no feedback ({', '.join(missing[:5])})"
         say(f"--rewrite: {told}: their prompts, {len(missing) / len(task.labels):.0%} of all, are ordinary ones")
@@ -53,22 +53,19 @@ def rewriting(task: Task, options: dict, feedback: list[dict]) -> dict:
 
 
 def with_rewrite(task: Task, form: str) -> Task:
-    """The task, in its form, with [prompt] rewrite in the place of feedback. In the completion form both are None: there
-    the teacher continues a text, for small models cannot follow an instruction."""
-    if form == "completion":
-        if len(task.fields) > 1:
-            found = f"the task has the fields {', '.join(task.fields)}"
-            fail(f"--rewrite: the completion form continues one text, {found}; give --prompt-form chat")
-        change = {"feedback": None, "rewrite": None}
-    else:
-        if not task.prompt.rewrite:
-            fail(f"{task.path}: prompt.rewrite: missing: --rewrite asks with it; add it (docs/tasks.md)")
-        change = {"feedback": task.prompt.rewrite}
-    return task.model_copy(update={"prompt": task.prompt.model_copy(update=change)})
+    """The task with [prompt] rewrite in the place of feedback. In the completion form both are None: there the teacher
+    continues a text, for small models cannot follow an instruction."""
+    if form == "chat" and not task.prompt.rewrite:
+        fail(f"{task.path}: prompt.rewrite: missing: --rewrite asks with it; add it (docs/tasks.md)")
+    if form == "completion" and len(task.fields) > 1:
+        found = f"the task has the fields {', '.join(task.fields)}"
+        fail(f"--rewrite: the completion form continues one text, {found}; give --prompt-form chat")
+    rewrite = task.prompt.rewrite if form == "chat" else None
+    return task.model_copy(update={"prompt": task.prompt.model_copy(update={"feedback": rewrite, "rewrite": rewrite})})
 
 
 def first_half(text: str) -> str:
-    """The first half of the words of a text, on one line: a line's end may end an example."""
+    """A blank and the first half of the words of a text, on one line: a line's end may end an example."""
     line = " ".join(text.split())
     ends = [found.end() for found in pattern("words").finditer(line)]
-    return line[: ends[len(ends) // 2 - 1]] if len(ends) > 1 else ""
+    return f" {line[: ends[len(ends) // 2 - 1]]}" if len(ends) > 1 else ""

@@ -71,10 +71,9 @@ class Split:
 
     def prompt(self, a: Attempt) -> Prompt:
         begun = self.beginning(a)
-        feedback = () if begun else a.feedback
-        prompt = render_prompt(self.task, self.name, a.shots, a.label, feedback, self.report, a.passages or ())
-        blank = " " if begun and not prompt.user.endswith("\n") else ""
-        return prompt._replace(user=prompt.user + blank + begun)
+        more = (() if begun else a.feedback, self.report, a.passages or ())
+        prompt = render_prompt(self.task, self.name, a.shots, a.label, *more)
+        return prompt._replace(user=prompt.user + begun)
 
     def beginning(self, a: Attempt) -> str:
         """What of a feedback text the teacher continues (--rewrite in the completion form); empty in other prompts."""
@@ -125,11 +124,10 @@ def task_in_form(task: Task, form: str, options: dict, has_feedback: bool) -> Ta
     """The task as the teacher gets it. Ends the stage (exit 1) where a template lacks what an option needs."""
     given = task.in_form(form)
     if options["rewrite"]:
-        given = with_rewrite(given, form)
-    fed = {"rewrite" if options["rewrite"] else "feedback": given.prompt.feedback} if has_feedback else {}
-    for key, template in ({"train": given.prompt.train} | fed).items() if options["corpus_file"] else ():
-        if template and "passages" not in variables(template):
-            table = "completion" if form == "completion" and task.completion else "prompt"
+        return with_rewrite(given, form)
+    table = "completion" if form == "completion" and task.completion else "prompt"
+    for key in ["train", *["feedback"] * has_feedback] if options["corpus_file"] else ():
+        if (template := getattr(given.prompt, key)) and "passages" not in variables(template):
             fail(f"{task.path}: {table}.{key}: has no $passages to show --corpus-file in; add it (docs/tasks.md)")
     return given
 
@@ -172,13 +170,9 @@ def longest_need(train: Split, encoder: Encoder) -> int:
 
     shots = longest(pools.seed, options["num_fewshot"])
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
-    near = {text["id"]: text for texts in pools.nearest.values() for text in texts}
-    passages = longest(list(near.values()), options["num_passages"], task.passage_template)
-    prompts = [
-        render_prompt(task, "train", shots, name, shown, train.report, passages)
-        for name in task.names
-        for shown in kinds
-    ]
+    near = [text for texts in pools.nearest.values() for text in texts]
+    more = (train.report, longest(near, options["num_passages"], task.passage_template))
+    prompts = [render_prompt(task, "train", shots, name, fed, *more) for name in task.names for fed in kinds]
     bare = [render_prompt(task, "validation", [], name) for name in task.names]  # its shots are not generated yet
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends

@@ -189,7 +189,7 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "train": (asked | {"passages"}, shown),
         "validation": (asked, shown),
         "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
-        "rewrite": (asked | {"feedback", "passages"}, shown | {"feedback"}),
+        "rewrite": (asked | {"feedback"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition"}, shown),
         "label_example": (fields | {answer}, {answer}),
