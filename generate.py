@@ -6,6 +6,8 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --output-dir runs/a/iter-00
     python generate.py ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
     python generate.py ... --report-file runs/a/iter-00/report/metrics.json       # beside feedback: the student's results
+    python generate.py ... --corpus-file texts.jsonl     # human texts that are near a shot: $passages; --num-passages
+    python generate.py ... --rewrite                                  # every prompt has a feedback example rewritten
     python generate.py ... --verify                                   # reject what the teacher itself labels otherwise
     python generate.py ... --server-url http://localhost:8000/v1     # ask `vllm serve`, or any server of OpenAI's API
     python generate.py ... --dry-run                                  # show the prompts; no engine
@@ -32,15 +34,16 @@ from gold.cards import write_data_card
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.engine import Engine, Request
 from gold.examples import agrees, example_key, read_examples
-from gold.feedback import read_feedback, read_report
+from gold.feedback import read_feedback, read_report, rewriting
 from gold.fingerprint import fingerprint
 from gold.jsonl import append_records, expand, parse_shard, read_records
 from gold.labels import draw_label_shots, label_records
-from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
+from gold.parsing import REASONS, another_begins, parse_completion
 from gold.prompts import known_label
 from gold.reasoning import final_of
+from gold.retrieval import nearest_texts
 from gold.runs import finish_run, save_notes
-from gold.split import Split, check_attributes, count_values, longest_need, settle
+from gold.split import Split, check_attributes, count_values, longest_need, settle, task_in_form
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
 from gold.teacher import Encoder
@@ -60,6 +63,7 @@ def main(
     output_dir: Annotated[Path, files(help="Folder of the iteration; iter-NN in its name gives the number (else 0).")],
     feedback_file: Annotated[list[Path] | None, files(help="To steer by, from score_ood.py (none = no feedback).")] = None,
     report_file: Annotated[Path | None, files(help="metrics.json of evaluate.py, for $report in prompt.feedback.")] = None,
+    corpus_file: Annotated[Path | None, files(help="Texts of people; those near a shot are $passages.")] = None,
     exclude_file: Annotated[list[Path] | None, files(help="Its texts are duplicates; repeat, or a glob in quotes.")] = None,
     shard: Annotated[str | None, files(metavar="I/N", help="Only share I (0 to N-1) of N: train-0000I-of-0000N.jsonl.")] = None,
     num_examples: Annotated[int, sampling(min=1, help="Examples in train.jsonl; raise it later to extend it.")] = 600,
@@ -68,6 +72,8 @@ def main(
     feedback_rate: Annotated[float, sampling(min=0, max=1, help="Share of training prompts with feedback.")] = 0.5,
     num_feedback_shots: Annotated[int, sampling(min=1, help="Feedback examples in such a prompt, shown last.")] = 2,
     feedback_label: Annotated[FeedbackLabel, sampling(help="Its labels: any, the one asked for (same), or others.")] = "any",
+    rewrite: Annotated[bool, sampling(help="Every prompt has one feedback example of its label rewritten (GenCo).")] = False,
+    num_passages: Annotated[int, sampling(min=1, help="Texts of --corpus-file in a training prompt.")] = 2,
     temperature: Annotated[float, sampling(min=0, max=2, help="Sampling temperature of the train split (0 = greedy).")] = 1.0,
     validation_temperature: Annotated[float, sampling(min=0, max=2, help="The same of the validation split.")] = 1.2,
     top_p: Annotated[float, sampling(min=0.01, max=1, help="Keep the likeliest tokens of this total probability.")] = 1.0,
@@ -107,6 +113,8 @@ def main(
     if num_validation is None:
         options["num_validation"] = max(MIN_VALIDATION, VALIDATION_PER_LABEL * len(task.labels))
     pools = Pools(read_examples(task.seed_examples, task), read_feedback(options["feedback_file"], task))
+    options |= rewriting(task, options, pools.feedback)
+    pools.nearest = nearest_texts(corpus_file, task, [*pools.seed, *pools.feedback])
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
     known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
     splits = [Split("train", task, options, pools, known, report)]
@@ -122,7 +130,7 @@ def main(
     encoder = teacher.open_encoder(options, task)
     if attributes:
         check_attributes(task, encoder.form, splits)
-    task = task.in_form(encoder.form)
+    task = task_in_form(task, encoder.form, options, bool(pools.feedback))
     if task.is_list and (report or feedback_label == "other"):
         fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")
     for split in splits:
@@ -243,25 +251,23 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
     a, task, fields, reason, text, ending = split.under_way.pop(number), split.task, {}, "prompt_too_long", None, None
     if a.id in engine.sent:
         output, pattern = engine.wait([a.id], bar)[0].outputs[0], split.patterns[a.label]
-        text, ending = output.text, output.finish_reason
+        text, ending, begun = output.text, output.finish_reason, split.beginning(a)
         final, reason = final_of(encoder.parser, text) if encoder.parser else (text, None)
-        fields, reason = ({}, reason) if reason else parse_completion(task, final, a.label)
+        fields, reason = ({}, reason) if reason else parse_completion(task, begun + final, a.label)
         if pattern and not re.fullmatch(pattern, text):  # the grammar's dialect is not Python's
             reason = reason or "no_match"
         last = "" if reason == "no_match" else next(reversed(fields.values()), "")
         if ending == "error":
             reason = "engine_error"
-        elif ending == "length" and not another_begins(task.prompt.example, last, text):
+        elif ending == "length" and not another_begins(task.prompt.example, last, begun + text):
             reason = "truncated"
-        elif not reason and copies_shot(task, fields, a.shown):
+        elif not reason and split.copies(a, fields):
             reason = "copied_shot"
     example = fields | known_label(task, a.label)
     rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in ("source", "target")}
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
-        "split": split.name, "feedback": bool(a.feedback), "shots": [shot["id"] for shot in a.shown],
-        **({"attributes": a.attributes} if a.attributes else {}),
-        "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
+        "split": split.name, **a.lineage, "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
     }  # fmt: skip
 
 

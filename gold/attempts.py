@@ -29,19 +29,32 @@ class Attempt:
     feedback: list[dict]
     sampling_seed: int
     attributes: dict[str, str] = field(default_factory=dict)  # with --attributes: name: value
+    passages: list[dict] | None = None  # texts of a corpus (gold/retrieval.py); None = there is no corpus
 
     @property
     def shown(self) -> list[dict]:
         return [*self.shots, *self.feedback]
 
+    @property
+    def lineage(self) -> dict:
+        """What a record tells of its prompt."""
+        told = {"feedback": bool(self.feedback), "shots": [shot["id"] for shot in self.shown]}
+        if self.passages is not None:
+            told["passages"] = [text["id"] for text in self.passages]
+        return told | ({"attributes": self.attributes} if self.attributes else {})
+
 
 @dataclass
 class Pools:
-    """What prompts may show: seed examples and feedback (train), or the iteration's train.jsonl (validation)."""
+    """What prompts may show: seed examples and feedback (train), or the iteration's train.jsonl (validation).
+
+    nearest: by the source of a seed or feedback example, the texts of a corpus that are nearest to it (train).
+    """
 
     seed: list[dict]
     feedback: list[dict] = field(default_factory=list)
     train: list[dict] = field(default_factory=list)
+    nearest: dict[str, list[dict]] = field(default_factory=dict)
 
 
 def shares_of(num_examples: int, num_labels: int, shard: tuple[int, int] = (0, 1)) -> list[int]:

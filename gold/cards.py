@@ -126,10 +126,9 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
     names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
-    names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
-    features = [
-        {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
-    ]
+    lists = ["shots", "passages"] if options["corpus_file"] else ["shots"]
+    names += [*lists, "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    features = [{"name": n} | ({"list": "string"} if n in lists else {"dtype": types.get(n, "string")}) for n in names]
     if options["attributes"]:
         values = [{"name": n, "dtype": "string"} for n in task.prompt.attributes]
         features.append({"name": "attributes", "struct": values})

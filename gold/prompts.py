@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gold.command import fail
-from gold.task import Task, render, without_attributes
+from gold.task import Task, render, without_attributes, without_passages
 
 
 class Prompt(NamedTuple):
@@ -62,13 +62,13 @@ def label_list(task: Task) -> str:
 
 def render_prompt(
     task: Task, split: str, shots: Sequence[dict], label: str | None, feedback: Sequence[dict] = (), report: str = "",
-    attributes: dict[str, str] | None = None,
+    passages: Sequence[dict] = (), attributes: dict[str, str] | None = None,
 ) -> Prompt:  # fmt: skip
     """The prompt for one example of the split; `shots` are shown in their order, the last is nearest to the answer.
 
     feedback: examples that the student has not learnt, and report: its results as text; [prompt] feedback shows both.
-    Without that template the feedback examples are the last of the shots. Without a report its line goes,
-    and so does that of the attributes, by name the value that the example shall have (AttrPrompt, arXiv 2306.15895).
+    Without that template the feedback examples are the last of the shots. Without a report its line goes, without
+    passages (texts of a corpus) theirs, and without attributes (by name the value that the example shall have) theirs.
     """
     template, example, between = getattr(task.prompt, split), task.prompt.example, task.prompt.between
     if feedback and task.prompt.feedback:
@@ -79,9 +79,12 @@ def render_prompt(
         shots = [*shots, *feedback]
     if not attributes:
         template = without_attributes(template)
+    if not passages:
+        template = without_passages(template)
     values = {
         "attributes": ", ".join((attributes or {}).values()),
         "shots": join_shots(example, shots, between), "feedback": join_shots(example, feedback, between), "report": report,
+        "passages": join_shots(task.passage_template, passages, between),
         "start": split_example(example, known_label(task, label)).start,
         "labels": label_list(task), "label": label, "definition": task.labels.get(label),
     }  # fmt: skip

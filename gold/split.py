@@ -7,16 +7,20 @@ from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, 
 from gold.command import fail
 from gold.disk import beside
 from gold.examples import example_key
+from gold.feedback import first_half, with_rewrite
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
-from gold.prompts import Prompt, join_shots, render_prompt, structured_pattern
+from gold.parsing import copies_shot
+from gold.prompts import Prompt, render_prompt, structured_pattern
+from gold.retrieval import with_passages
 from gold.runs import Run, start_run
-from gold.task import Task, variables
+from gold.task import Task, render, variables
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
+from gold.text import text_key
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
-              "num_feedback_shots", "feedback_label"],
+              "num_feedback_shots", "feedback_label", "corpus_file", "num_passages", "rewrite"],
     "validation": ["num_validation", "validation_temperature"],
 }  # fmt: skip
 
@@ -61,10 +65,27 @@ class Split:
         )  # fmt: skip
 
     def draw(self, number: int) -> Attempt:
-        return draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
+        a = draw_attempt(self.task, self.iteration, self.name, number, self.pools, self.options)
+        passages = self.name == "train" and self.pools.nearest
+        return with_passages(a, self.task, passages, self.options) if passages else a
 
     def prompt(self, a: Attempt) -> Prompt:
-        return render_prompt(self.task, self.name, a.shots, a.label, a.feedback, self.report, a.attributes)
+        begun = self.beginning(a)
+        more = (() if begun else a.feedback, self.report, a.passages or (), a.attributes)
+        prompt = render_prompt(self.task, self.name, a.shots, a.label, *more)
+        return prompt._replace(user=prompt.user + begun)
+
+    def beginning(self, a: Attempt) -> str:
+        """What of a feedback text the teacher continues (--rewrite in the completion form); empty in other prompts."""
+        continues = a.feedback and self.options["rewrite"] and not self.task.prompt.rewrite
+        return first_half(a.feedback[0][self.task.fields[0]]) if continues else ""
+
+    def copies(self, a: Attempt, fields: dict[str, str]) -> bool:
+        """Whether the teacher gives back what its prompt shows, or adds nothing to the beginning of a text."""
+        begun = self.beginning(a)
+        if begun and text_key(begun).startswith(text_key(fields[self.task.fields[0]])):
+            return True
+        return copies_shot(self.task, fields, [*a.shown, *(a.passages or ())])
 
     def read_outcomes(self) -> None:
         """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
@@ -97,6 +118,18 @@ class Split:
         append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
         self.outcomes |= dict.fromkeys(gone)
         self.reasons["removed"] += len(gone)
+
+
+def task_in_form(task: Task, form: str, options: dict, has_feedback: bool) -> Task:
+    """The task as the teacher gets it. Ends the stage (exit 1) where a template lacks what an option needs."""
+    given = task.in_form(form)
+    if options["rewrite"]:
+        return with_rewrite(given, form)
+    table = "completion" if form == "completion" and task.completion else "prompt"
+    for key in ["train", *["feedback"] * has_feedback] if options["corpus_file"] else ():
+        if (template := getattr(given.prompt, key)) and "passages" not in variables(template):
+            fail(f"{task.path}: {table}.{key}: has no $passages to show --corpus-file in; add it (docs/tasks.md)")
+    return given
 
 
 def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -151,8 +184,8 @@ def longest_need(train: Split, encoder: Encoder) -> int:
         held = f"the model's context holds {encoder.context:,} tokens"
         fail(f"--max-tokens {options['max_tokens']:,}: {held}; lower it")
 
-    def longest(examples: list[dict], count: int) -> list[dict]:
-        ids = encoder.encode([Prompt("", join_shots(task.prompt.example, [example])) for example in examples])
+    def longest(examples: list[dict], count: int, template: str = task.prompt.example) -> list[dict]:
+        ids = encoder.encode([Prompt("", render(template, example)) for example in examples])
         return [examples[i] for i in sorted(range(len(ids)), key=lambda i: -len(ids[i]))[:count]]
 
     def longest_values(label: str | None) -> dict[str, str]:
@@ -161,8 +194,10 @@ def longest_need(train: Split, encoder: Encoder) -> int:
 
     shots = longest(pools.seed, options["num_fewshot"])
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
+    near = [text for texts in pools.nearest.values() for text in texts]
+    more = (train.report, longest(near, options["num_passages"], task.passage_template))
     names, drawn = task.names, {name: longest_values(name) for name in task.names}
-    prompts = [render_prompt(task, "train", shots, n, shown, train.report, drawn[n]) for n in names for shown in kinds]
+    prompts = [render_prompt(task, "train", shots, n, fed, *more, drawn[n]) for n in names for fed in kinds]
     bare = [render_prompt(task, "validation", [], n, attributes=drawn[n]) for n in names]  # its shots come later
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends

@@ -24,7 +24,7 @@ METRICS = {
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
     correct f1 rouge_l nll msp entropy margin embedding k_center tfidf error hard_negative random score rank teacher_label
-    label_probs attributes""".split()  # what records hold besides the task's fields
+    label_probs attributes passages""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
@@ -46,6 +46,7 @@ class Prompt(Table):
     train: Text
     validation: Text
     feedback: Text | None = None
+    rewrite: Text | None = None
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
@@ -121,6 +122,11 @@ class Task(Table):
     def is_list(self) -> bool:
         """Whether the heading alone tells the label: then all examples that a prompt shows have the label asked for."""
         return bool(self.labels) and self.answer_field not in variables(self.prompt.example)
+
+    @property
+    def passage_template(self) -> str:
+        """Shows a text of a corpus, which has no answer: as an item of a list, else as the student reads it."""
+        return self.prompt.example if self.is_list else self.student.source
 
     def in_form(self, form: str) -> "Task":
         """The task as a teacher gets it. completion: [completion] in place of [prompt], where the file has one; what stands
@@ -207,9 +213,10 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     asked |= {"attributes"} if task.prompt.attributes else set()
     of_prompt = {  # template: (variables that it may have, variables that it must have)
         "system": (set(), set()),
-        "train": (asked, shown),
+        "train": (asked | {"passages"}, shown),
         "validation": (asked, shown),
-        "feedback": (asked | {"feedback", "report"}, shown | {"feedback"}),
+        "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
+        "rewrite": (asked | {"feedback"}, shown | {"feedback"}),
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition", "attributes"}, shown),
         "label_example": (fields | {answer}, {answer}),
@@ -226,9 +233,12 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
             yield key, "a lone $; write $$ for a dollar sign"
         if used - allowed:
             yield key, f"unknown variable ${min(used - allowed)}; known here: {', '.join(sorted(allowed))}"
-        if text and (missing := needed - variables(without_attributes(text))):
-            where = ", outside of the line of $attributes" if missing & used else ""
-            yield key, f"the variable ${min(missing)} is missing; add it{where}"
+        if text and needed - used:
+            yield key, f"the variable ${min(needed - used)} is missing; add it"
+        elif text and (gone := needed - variables(without_attributes(without_passages(text)))):
+            yield key, f"${min(gone)} would go with the lines of $passages or $attributes; give it a line of its own"
+    if task.completion and task.completion.rewrite:
+        yield "completion.rewrite", "is not read: the completion form continues a text; leave it out"
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
     for name in [*task.fields, answer]:
@@ -238,6 +248,11 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     for key, (text, name) in ends.items() if task.prompt.label else ():
         if not text.rstrip().endswith((f"${name}", f"${{{name}}}")):
             yield key, f"must end with ${name}: the teacher's answer stands there"
+
+
+def without_passages(template: str) -> str:
+    """A template without the line `$passages` and its heading, the lines right above it."""
+    return re.sub(r"(?m)(^.+\n)*^\$(passages|\{passages\})\n+", "", template)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "disk figures model_folder reasoning scores stopping task",
     "attempts encoding engine jsonl metrics prompts runs",
     "examples gather parsing serve server student",
-    "answers cards feedback predict sections selection teacher",
+    "answers cards feedback predict retrieval sections selection teacher",
     "remote_labels",
     "labels",
     "calibration page split trainer",

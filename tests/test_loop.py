@@ -88,6 +88,8 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "pgkd": (POOL, "--score hard_negative --low 0.5 --high 1", "--feedback-rate 0.5"),
     "active": (POOL, "--score nll --low 0.8 --high 1", "--feedback-rate 0.5"),
     "uncertain": (POOL, "--score msp --low 0.8 --high 1", "--feedback-rate 0.5"),
+    "genco": (PEOPLE, "--unlabelled --score msp --low 0 --high 0.8", "--num-validation 0 --rewrite"),
+    "retrieval": (None, None, f"--num-validation 0 --corpus-file {TEST}"),
     "tfidf": ("iter-00/train.jsonl --train-file", "--score tfidf --low 0.8", "--num-validation 0 --feedback-rate 1"),
 }
 
@@ -174,7 +176,14 @@ def test_gold_is_the_default_strategy(tmp_path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     pool, selected, generated = STRATEGIES[name]
-    env = {"STRATEGY": name, "HUMAN_FILE": TEST, "ITERATIONS": "3", "NUM_EXAMPLES": "90"}
+    env = {
+        "STRATEGY": name,
+        "HUMAN_FILE": TEST,
+        "CORPUS_FILE": TEST,
+        "UNLABELLED_FILE": TEST,
+        "ITERATIONS": "3",
+        "NUM_EXAMPLES": "90",
+    }
     task = REVIEWS
     if name == "pgkd":  # needs $report
         task, env = "prompts/rte.toml", env | HOME
