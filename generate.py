@@ -7,6 +7,7 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py ... --output-dir runs/a/iter-01 --feedback-file runs/a/iter-00/feedback.jsonl
     python generate.py ... --report-file runs/a/iter-00/report/metrics.json       # beside feedback: the student's results
     python generate.py ... --verify                                   # reject what the teacher itself labels otherwise
+    python generate.py ... --unlabelled --num-validation 0            # texts alone; label.py then gives soft labels
     python generate.py ... --server-url http://localhost:8000/v1     # ask `vllm serve`, or any server of OpenAI's API
     python generate.py ... --dry-run                                  # show the prompts; no engine
     python generate.py ... --shard 0/4                                # the first of four processes that share the work
@@ -40,7 +41,7 @@ from gold.parsing import REASONS, another_begins, copies_shot, parse_completion
 from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.runs import finish_run, save_notes
-from gold.split import Split, longest_need, settle
+from gold.split import Split, check_unlabelled, longest_need, settle
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
 from gold.teacher import Encoder
@@ -76,6 +77,7 @@ def main(
     max_tokens: Annotated[int, sampling(min=1, help="Longest completion in tokens; longer = rejected, truncated.")] = 256,
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
+    unlabelled: Annotated[bool, sampling(help="Texts without answers, by prompt.unlabelled: label.py answers.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
     calibrate: teacher.Calibrate = None,
     reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
@@ -100,6 +102,7 @@ def main(
     # Load
     task = load_task(task_file)
     check_options(task, options)
+    task = task.without_answers() if unlabelled else task
     teacher.check_teacher(options)
     options |= {"feedback_file": expand("--feedback-file", feedback_file), "seed_examples": task.seed_examples}
     options |= {"exclude_file": expand("--exclude-file", exclude_file)}
@@ -107,7 +110,7 @@ def main(
         options["num_validation"] = max(MIN_VALIDATION, VALIDATION_PER_LABEL * len(task.labels))
     pools = Pools(read_examples(task.seed_examples, task), read_feedback(options["feedback_file"], task))
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
-    known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
+    known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, task.fields, answers=False)}
     splits = [Split("train", task, options, pools, known, report)]
     splits += [Split("validation", task, options, pools, known)] if options["num_validation"] else []
     if not dry_run:
@@ -174,6 +177,8 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
 def check_options(task: Task, options: dict) -> None:
     """Refuse a bad shard, and options that do not go together."""
     parse_shard(options["shard"])
+    if options["unlabelled"]:
+        check_unlabelled(options)
     if "TODO" in str([task.labels, task.prompt, task.completion]):
         say(f"warning: {task.path}: lines with TODO are left: the teacher would read them")
     if options["feedback_label"] != "any" and not task.labels:
@@ -253,7 +258,8 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
         elif not reason and copies_shot(task, fields, a.shown):
             reason = "copied_shot"
     example = fields | known_label(task, a.label)
-    rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in ("source", "target")}
+    names = ("source",) if split.options["unlabelled"] else ("source", "target")
+    rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in names}
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
         "split": split.name, "feedback": bool(a.feedback), "shots": [shot["id"] for shot in a.shown],

@@ -126,6 +126,8 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
     names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
+    if options.get("unlabelled"):
+        names = [name for name in names if name not in (task.answer_field, "target")]
     names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
     features = [
         {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names

@@ -45,6 +45,7 @@ class Prompt(Table):
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
+    unlabelled: Text | None = None  # in place of `train` where texts without answers are asked for
 
     @property
     def between(self) -> str:
@@ -123,6 +124,27 @@ class Task(Table):
         parse = self.parse.model_copy(update={"stop": [prompt.between]})
         return self.model_copy(update={"prompt": prompt, "parse": parse, "completion": None})
 
+    def without_answers(self) -> "Task":
+        """The task of generate.py --unlabelled: no label is asked for, and no answer is shown or written. That is how
+        Generation-Distillation gets its texts (Melas-Kyriazi et al. 2020, arXiv 2002.00733)."""
+        answer, parse, changed = self.answer_field, self.parse, {}
+        for key, form in (("prompt", self.prompt), ("completion", self.completion)):
+            if form is None:
+                continue
+            if form.unlabelled is None:
+                fail(f"{self.path}: {key}.unlabelled: missing: --unlabelled asks with it; add it (docs/tasks.md)")
+            lines = form.example.split("\n")
+            for used in map(variables, lines):
+                if answer in used and used & {*self.fields}:
+                    cure = f"give ${answer} a line of its own: --unlabelled shows all lines but that"
+                    fail(f"{self.path}: {key}.example: ${answer} stands on one line with another field; {cure}")
+            example = "\n".join(line for line in lines if answer not in variables(line)).strip("\n")
+            changed[key] = form.model_copy(update={"train": form.unlabelled, "feedback": None, "example": example})
+        checks = {key: [name for name in getattr(parse, key) if name != answer] for key in ("evaluates", "solves")}
+        for key in ("gives", "span_of"):
+            checks[key] = {name: other for name, other in getattr(parse, key).items() if answer not in (name, other)}
+        return self.model_copy(update=changed | {"labels": {}, "parse": parse.model_copy(update=checks)})
+
     @property
     def targets(self) -> list[str]:
         """What the student writes for each label, in the order of the labels."""
@@ -186,6 +208,7 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition"}, shown),
         "label_example": (fields | {answer}, {answer}),
+        "unlabelled": (shown, shown),
     }
     rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
     rules |= {"student.source": (fields, set()), "student.target": ({answer}, {answer})}
