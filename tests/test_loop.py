@@ -81,6 +81,7 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "gold": (POOL, "--score energy --low 0.5 --high 0.8", "--feedback-rate 0.5"),
     "released-code": (POOL, "--score energy_padded --low 0.5 --high 0.8 --group-size 8", "--num-validation 187"),
     "zerogen": (None, None, "--num-validation 0"),
+    "generation-distillation": (None, None, "--num-validation 0 --unlabelled"),
     "random": ("iter-00/validation.jsonl --output-file", "--score random", "--feedback-rate 0.5"),
     "random-train": (TRAIN, "--score random --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
     "s3": (PEOPLE, "--score error --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
@@ -120,7 +121,7 @@ def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     made, scored = commands(done, "generate.py"), commands(done, "score_ood.py")
     assert len(made) == 3 and all(f" {generated}" in line and "--num-examples 90 " in line for line in made)
     assert [line.count("--exclude-file") for line in made] == ([0, 2, 4] if name == "released-code" else [0, 1, 2])
-    assert [line.count("--feedback-file") for line in made] == ([0, 0, 0] if name == "zerogen" else [0, 1, 1])
+    assert [line.count("--feedback-file") for line in made] == ([0, 1, 1] if pool else [0, 0, 0])
     assert bool(scored) is (pool is not None)
     assert all(pool in line and selected in line for line in scored[:1])
     if pool == POOL:  # the newest student, and the newest pool
