@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold import teacher
+from gold.answers import mean_nll
 from gold.attempts import Pools
 from gold.calibration import calibrates, divided, prior_of_batch
 from gold.cards import write_data_card
@@ -78,6 +79,7 @@ def main(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
     unlabelled: Annotated[bool, sampling(help="Texts without answers, by prompt.unlabelled: label.py answers.")] = False,
+    teacher_nll: Annotated[bool, sampling(help="Give each record its mean negative log-probability a token.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
     calibrate: teacher.Calibrate = None,
     reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
@@ -231,6 +233,7 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     # A chat model ends its turn by itself, and may put blank lines between fields: the parser looks for stop strings
     how = {"stop": None if encoder.form == "chat" else split.task.parse.stop or None, "temperature": split.temperature}
     how |= {name: options[name] for name in ("top_p", "top_k", "min_p", "max_tokens")}
+    how |= {"logprobs": 0} if options["teacher_nll"] else {}  # of the sampled token alone
     if encoder.parser:
         how["skip_special_tokens"] = False
     requests = [
@@ -243,9 +246,11 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
 def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any) -> dict:
     """Wait for the completion of an attempt: its record. reason: why it is rejected by itself, None = it is not."""
     a, task, fields, reason, text, ending = split.under_way.pop(number), split.task, {}, "prompt_too_long", None, None
+    nll: dict[str, float | None] = {}
     if a.id in engine.sent:
         output, pattern = engine.wait([a.id], bar)[0].outputs[0], split.patterns[a.label]
         text, ending = output.text, output.finish_reason
+        nll = {"teacher_nll": mean_nll(output)} if split.options["teacher_nll"] else {}
         final, reason = final_of(encoder.parser, text) if encoder.parser else (text, None)
         fields, reason = ({}, reason) if reason else parse_completion(task, final, a.label)
         if pattern and not re.fullmatch(pattern, text):  # the grammar's dialect is not Python's
@@ -263,7 +268,7 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
         "split": split.name, "feedback": bool(a.feedback), "shots": [shot["id"] for shot in a.shown],
-        "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
+        "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text, **nll,
     }  # fmt: skip
 
 

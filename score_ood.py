@@ -31,7 +31,7 @@ from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
 from gold.runs import finish_run, start_run
-from gold.scores import REDUCTIONS, SCORES, detection, nearest_distances, random_score, tfidf_distances
+from gold.scores import REDUCTIONS, SCORES, STORED, detection, nearest_distances, random_score, tfidf_distances
 from gold.selection import ERRORS, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
@@ -39,7 +39,7 @@ from gold.task import Task, load_task
 NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
 NOT_COMPARED = ["per_device_eval_batch_size"]
-Score = Literal[*SCORES]
+Score = Literal[*SCORES, *STORED]
 
 app = new_app()
 selection = partial(typer.Option, rich_help_panel="Selection")
@@ -145,6 +145,7 @@ def check_options(given: dict) -> bool:
         (not stored and needed and not given[needed], "score", f"{score} needs {needed and option_name(needed)}"),
         (not stored and not output_file, "output_file", "is missing: where the scores go"),
         (stored and output_file, "output_file", alone),
+        (model and score in STORED, "model", f"{score} stands in --input-file: leave it out"),
         (stored and not given["feedback_file"], "feedback_file", alone),
         (given["low"] >= given["high"], "low", f"{given['low']} is not below --high {given['high']}"),
     ]

@@ -123,12 +123,14 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if index:
         return
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
+    types |= {"teacher_nll": "float64"}
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
     names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
     if options.get("unlabelled"):
         names = [name for name in names if name not in (task.answer_field, "target")]
     names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    names += ["teacher_nll"] * options.get("teacher_nll", False)
     features = [
         {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names
     ]

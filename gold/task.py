@@ -24,7 +24,7 @@ METRICS = {
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
     correct f1 rouge_l nll msp entropy margin embedding tfidf error hard_negative random score rank teacher_label
-    label_probs""".split()  # what records hold besides the task's fields
+    label_probs teacher_nll""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names

@@ -17,6 +17,7 @@ from conftest import FED_PAIRS, PAIRS, Killed, by_seed, encoder_of, evaluate, me
 
 import generate
 from gold import attempts, runs, teacher
+from gold.answers import mean_nll
 from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
@@ -451,6 +452,28 @@ def test_what_needs_answers_is_refused_beside_unlabelled(args, code, told, comma
     done = command("--unlabelled", "--num-validation", 0, *args)
     assert done.returncode == code and told in re.sub(r"[^!-~]+", " ", done.stderr), done.stderr
     assert not (tmp_path / "iter-00").exists()
+
+
+def test_the_teachers_nll_changes_nothing_else(command, tmp_path):
+    """The scripted tokens have log-probabilities of -1, -2 and -6: 3 nats a token."""
+    for args in ((), ("--teacher-nll",)):
+        assert command(*args, folder=f"f{len(args)}").returncode == 0
+    for name in ("train", "train.rejected", "validation", "validation.rejected"):
+        plain, scored = (read_lines(tmp_path / folder / f"{name}.jsonl") for folder in ("f0", "f1"))
+        assert [r | {"teacher_nll": 3.0} for r in plain] == scored
+    assert "name: teacher_nll\n    dtype: float64" in (tmp_path / "f1/README.md").read_text()
+
+
+def test_mean_nll_in_the_forms_of_vllm_and_of_servers():
+    tokens = [SimpleNamespace(logprob=-v) for v in (0.5, 1.5, 2.5)]
+    forms = [
+        [{n: token} for n, token in enumerate(tokens)],
+        SimpleNamespace(token_logprobs=[-0.5, -1.5, -2.5]),
+        SimpleNamespace(content=tokens),
+    ]
+    assert [mean_nll(SimpleNamespace(logprobs=form)) for form in forms] == [1.5] * 3
+    for form in (None, [], SimpleNamespace(token_logprobs=None), SimpleNamespace(content=None), SimpleNamespace()):
+        assert mean_nll(SimpleNamespace(logprobs=form)) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
