@@ -9,6 +9,7 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py ... --corpus-file texts.jsonl     # human texts that are near a shot: $passages; --num-passages
     python generate.py ... --rewrite                                  # every prompt has a feedback example rewritten
     python generate.py ... --verify                                   # reject what the teacher itself labels otherwise
+    python generate.py ... --unlabelled --num-validation 0            # texts alone; label.py then gives soft labels
     python generate.py ... --server-url http://localhost:8000/v1     # ask `vllm serve`, or any server of OpenAI's API
     python generate.py ... --dry-run                                  # show the prompts; no engine
     python generate.py ... --shard 0/4                                # the first of four processes that share the work
@@ -28,6 +29,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold import teacher
+from gold.answers import mean_nll
 from gold.attempts import Pools
 from gold.calibration import calibrates, divided, prior_of_batch
 from gold.cards import write_data_card
@@ -43,7 +45,7 @@ from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.retrieval import nearest_texts
 from gold.runs import finish_run, save_notes
-from gold.split import Split, check_attributes, count_values, longest_need, settle, task_in_form
+from gold.split import Split, check_attributes, check_unlabelled, count_values, longest_need, settle, task_in_form
 from gold.stopping import StopSignals
 from gold.task import Task, load_task, render
 from gold.teacher import Encoder
@@ -83,6 +85,8 @@ def main(
     max_attempts: Annotated[int | None, sampling(min=1, help="Give up on a split after so many (5 times its size).")] = None,
     attributes: Annotated[bool, sampling(help="Draw a value of each of [prompt.attributes] for every prompt.")] = False,
     structured: Annotated[bool, sampling(help="Force every completion into the form of prompt.example.")] = False,
+    unlabelled: Annotated[bool, sampling(help="Texts without answers, by prompt.unlabelled: label.py answers.")] = False,
+    teacher_nll: Annotated[bool, sampling(help="Give each record its mean negative log-probability a token.")] = False,
     verify: Annotated[bool, sampling(help="Reject what the teacher labels otherwise (see label.py).")] = False,
     calibrate: teacher.Calibrate = None,
     reasoning_parser: Annotated[str | None, sampling(help="vLLM's parser of thoughts (none: the common forms).")] = None,
@@ -107,6 +111,7 @@ def main(
     # Load
     task = load_task(task_file)
     check_options(task, options)
+    task = task.without_answers() if unlabelled else task
     teacher.check_teacher(options)
     options |= {"feedback_file": expand("--feedback-file", feedback_file), "seed_examples": task.seed_examples}
     options |= {"exclude_file": expand("--exclude-file", exclude_file)}
@@ -116,7 +121,7 @@ def main(
     options |= rewriting(task, options, pools.feedback)
     pools.nearest = nearest_texts(corpus_file, task, [*pools.seed, *pools.feedback])
     report = read_report(report_file, task, bool(pools.feedback)) if report_file else ""
-    known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, keep=task.fields)}
+    known = {example_key(task, e) for e in read_examples(options["exclude_file"], task, task.fields, answers=False)}
     splits = [Split("train", task, options, pools, known, report)]
     splits += [Split("validation", task, options, pools, known)] if options["num_validation"] else []
     if not dry_run:
@@ -185,6 +190,8 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
 def check_options(task: Task, options: dict) -> None:
     """Refuse a bad shard, and options that do not go together."""
     parse_shard(options["shard"])
+    if options["unlabelled"]:
+        check_unlabelled(options)
     if "TODO" in str([task.labels, task.prompt, task.completion]):
         say(f"warning: {task.path}: lines with TODO are left: the teacher would read them")
     if options["feedback_label"] != "any" and not task.labels:
@@ -237,6 +244,7 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     # A chat model ends its turn by itself, and may put blank lines between fields: the parser looks for stop strings
     how = {"stop": None if encoder.form == "chat" else split.task.parse.stop or None, "temperature": split.temperature}
     how |= {name: options[name] for name in ("top_p", "top_k", "min_p", "max_tokens")}
+    how |= {"logprobs": 0} if options["teacher_nll"] else {}  # of the sampled token alone
     if encoder.parser:
         how["skip_special_tokens"] = False
     requests = [
@@ -249,9 +257,11 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
 def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any) -> dict:
     """Wait for the completion of an attempt: its record. reason: why it is rejected by itself, None = it is not."""
     a, task, fields, reason, text, ending = split.under_way.pop(number), split.task, {}, "prompt_too_long", None, None
+    nll: dict[str, float | None] = {}
     if a.id in engine.sent:
         output, pattern = engine.wait([a.id], bar)[0].outputs[0], split.patterns[a.label]
         text, ending, begun = output.text, output.finish_reason, split.beginning(a)
+        nll = {"teacher_nll": mean_nll(output)} if split.options["teacher_nll"] else {}
         final, reason = final_of(encoder.parser, text) if encoder.parser else (text, None)
         fields, reason = ({}, reason) if reason else parse_completion(task, begun + final, a.label)
         if pattern and not re.fullmatch(pattern, text):  # the grammar's dialect is not Python's
@@ -264,10 +274,12 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
         elif not reason and split.copies(a, fields):
             reason = "copied_shot"
     example = fields | known_label(task, a.label)
-    rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in ("source", "target")}
+    names = ("source",) if split.options["unlabelled"] else ("source", "target")
+    rendered = {} if reason else {name: render(getattr(task.student, name), example) for name in names}
     return {
         "id": a.id, "reason": reason, **example, **rendered, "task": task.name, "iteration": split.iteration,
         "split": split.name, **a.lineage, "sampling_seed": a.sampling_seed, "finish_reason": ending, "completion": text,
+        **nll,
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from gold.runs import finish_run, start_run
 from gold.scores import (
     REDUCTIONS,
     SCORES,
+    STORED,
     detection,
     k_center_distances,
     nearest_distances,
@@ -52,7 +53,7 @@ from gold.text import exact_form
 NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "k_center": "train_file", "tfidf": "train_file"}
 INPUTS = ["task_file", "model", "input_file", "ood_file", "base_model", "train_file"]
 NOT_COMPARED = ["per_device_eval_batch_size"]
-Score = Literal[*SCORES]
+Score = Literal[*SCORES, *STORED]
 
 app = new_app()
 selection = partial(typer.Option, rich_help_panel="Selection")
@@ -161,6 +162,7 @@ def check_options(given: dict) -> bool:
         (not stored and needed and not given[needed], "score", f"{score} needs {needed and option_name(needed)}"),
         (not stored and not output_file, "output_file", "is missing: where the scores go"),
         (stored and output_file, "output_file", alone),
+        (model and score in STORED, "model", f"{score} stands in --input-file: leave it out"),
         (stored and not given["feedback_file"], "feedback_file", alone),
         (
             given["rejected_file"] and not given["feedback_file"],

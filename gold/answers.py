@@ -22,6 +22,22 @@ def label_probs(task: Task, sums: list[float]) -> dict:
     return {"teacher_label": max(probs, key=probs.__getitem__), "label_probs": probs}
 
 
+def mean_nll(output: Any) -> float | None:
+    """Mean negative log-probability of a completion's tokens, its end among them, in nats: SuperGen keeps the texts where it
+    is low (Meng et al. 2022, arXiv 2202.04538). None: a server that gives none. output: vLLM's or a server's.
+
+    vLLM's are those of the model itself, before temperature, top-p and the like (its raw_logprobs).
+    """
+    given = output.logprobs
+    if isinstance(given, list):  # vLLM's: at each position {token: ...} of the sampled one
+        values = [one.logprob for position in given for one in position.values()]
+    elif hasattr(given, "token_logprobs"):  # of /v1/completions
+        values = given.token_logprobs
+    else:  # of /v1/chat/completions
+        values = [one.logprob for one in getattr(given, "content", None) or ()]
+    return round(-sum(values) / len(values), 6) if values else None
+
+
 def written_answers(engine: Any, task: Task, asked: list[tuple[dict, Any]], how: dict, seed: int) -> list[dict]:
     """label_records of a text2text task. asked: records with their prompts; how: sampling parameters."""
     requests = []

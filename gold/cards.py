@@ -123,11 +123,15 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     if index:
         return
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
+    types |= {"teacher_nll": "float64"}
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
     names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
+    if options["unlabelled"]:
+        names = [name for name in names if name not in (task.answer_field, "target")]
     lists = ["shots", "passages"] if options["corpus_file"] else ["shots"]
     names += [*lists, "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
+    names += ["teacher_nll"] * options["teacher_nll"]
     features = [{"name": n} | ({"list": "string"} if n in lists else {"dtype": types.get(n, "string")}) for n in names]
     if options["attributes"]:
         values = [{"name": n, "dtype": "string"} for n in task.prompt.attributes]

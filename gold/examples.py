@@ -18,12 +18,14 @@ from gold.command import fail, say
 from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, read_records
 from gold.metrics import is_correct
-from gold.scores import SCORES
+from gold.scores import SCORES, STORED
 from gold.task import Task, render
 from gold.text import exact_form, text_key
 
 Paths = Path | Iterable[Path]
-STAGE_FIELDS = {*"source target prediction correct f1 rouge_l score rank teacher_label label_probs".split(), *SCORES}
+STAGE_FIELDS = {
+    *"source target prediction correct f1 rouge_l score rank teacher_label label_probs".split(), *SCORES, *STORED
+}  # fmt: skip
 
 
 def read_examples(

@@ -17,6 +17,7 @@ SCORES = [
     "energy", *REDUCTIONS, "energy_delta", "nll", "msp", "entropy", "margin", "embedding", "k_center", "tfidf",
     "error", "hard_negative", "random",
 ]  # fmt: skip
+STORED = ["teacher_nll"]  # written by generate.py; no student computes it
 
 
 def position_scores(logits: Any, labels: Any, temperature: float) -> dict[str, Any]:

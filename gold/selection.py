@@ -6,6 +6,7 @@ from typing import Any
 from gold.command import fail, say
 from gold.examples import agrees, example_key
 from gold.parsing import overlap
+from gold.scores import STORED
 from gold.task import Task
 
 MIN_EXAMPLES = 10  # of a label: ranks of a handful mean nothing
@@ -32,8 +33,9 @@ def select_feedback(
     examples = [e for e in examples if e["id"] not in reasons]
     groups: dict[Any, list[dict]] = {name: [] for name in ([] if group_size else task.names)}
     for place, example in enumerate(examples):
-        if score not in example:
-            fail(f"--score {score}: {example['id']} has none; score it with --model, or choose another")
+        if example.get(score) is None:
+            cure = "make it with generate.py --teacher-nll" if score in STORED else "score it with --model"
+            fail(f"--score {score}: {example['id']} has none; {cure}, or choose another")
         if not math.isfinite(value := example[score]):
             fail(f"--score {score}: is {value} for {example['id']}; the student is broken: train it with a lower rate")
         group = place // group_size if group_size else example.get(task.answer_field) if task.labels else None

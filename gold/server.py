@@ -165,6 +165,8 @@ class Server:
         body = NEUTRAL | {name: value for name, value in params.items() if value is not None}
         if "stop" in body:
             body["stop"] = body["stop"][:STOPS]
+        if "logprobs" in body:  # 0 is none to some servers; a chat takes no number
+            body["logprobs"] = True if self.form == "chat" else 1
         if pattern := body.pop("regex", None):
             body["structured_outputs"] = {"regex": pattern}
         if self.template_kwargs:

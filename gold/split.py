@@ -3,8 +3,10 @@
 import re
 from collections import Counter
 
+import typer
+
 from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, shares_of
-from gold.command import fail
+from gold.command import fail, option_name
 from gold.disk import beside
 from gold.examples import example_key
 from gold.feedback import first_half, with_rewrite
@@ -23,6 +25,23 @@ OPTIONS_OF = {  # options of one split: the other one does not depend on them
               "num_feedback_shots", "feedback_label", "corpus_file", "num_passages", "rewrite"],
     "validation": ["num_validation", "validation_temperature"],
 }  # fmt: skip
+
+WITHOUT_ANSWERS = {  # options of which --unlabelled takes one value alone: (the value, why)
+    "num_validation": (0, "the OOD pool shows training examples with their answers: give --num-validation 0"),
+    "verify": (False, "has no answer to compare the teacher's with: leave it out"),
+    "feedback_label": ("any", "no label is asked for: leave it out"),
+    "report_file": (None, "is about answers, and no prompt shows any: leave it out"),
+    "rewrite": (False, "no label is asked for: leave it out"),
+    "attributes": (False, "the values are for labelled prompts: leave it out"),
+    "corpus_file": (None, "prompt.unlabelled shows no passages: leave it out"),
+}
+
+
+def check_unlabelled(options: dict) -> None:
+    """Refuse what needs answers beside --unlabelled, as a bad option (exit code 2)."""
+    for name, (value, why) in WITHOUT_ANSWERS.items():
+        if options[name] != value:
+            raise typer.BadParameter(f"with --unlabelled {why}", param_hint=option_name(name))
 
 
 class Split:

@@ -24,7 +24,7 @@ METRICS = {
 }
 RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
     correct f1 rouge_l nll msp entropy margin embedding k_center tfidf error hard_negative random score rank teacher_label
-    label_probs attributes passages""".split()  # what records hold besides the task's fields
+    label_probs teacher_nll attributes passages""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
@@ -50,6 +50,7 @@ class Prompt(Table):
     example: Text
     label: Text | None = None
     label_example: Text | None = None  # ends in the answer
+    unlabelled: Text | None = None  # in place of `train` where texts without answers are asked for
     attributes: dict[str, Values] = {}
 
     @property
@@ -138,6 +139,27 @@ class Task(Table):
         parse = self.parse.model_copy(update={"stop": [prompt.between]})
         return self.model_copy(update={"prompt": prompt, "parse": parse, "completion": None})
 
+    def without_answers(self) -> "Task":
+        """The task of generate.py --unlabelled: no label is asked for, and no answer is shown or written. That is how
+        Generation-Distillation gets its texts (Melas-Kyriazi et al. 2020, arXiv 2002.00733)."""
+        answer, parse, changed = self.answer_field, self.parse, {}
+        for key, form in (("prompt", self.prompt), ("completion", self.completion)):
+            if form is None:
+                continue
+            if form.unlabelled is None:
+                fail(f"{self.path}: {key}.unlabelled: missing: --unlabelled asks with it; add it (docs/tasks.md)")
+            lines = form.example.split("\n")
+            for used in map(variables, lines):
+                if answer in used and used & {*self.fields}:
+                    cure = f"give ${answer} a line of its own: --unlabelled shows all lines but that"
+                    fail(f"{self.path}: {key}.example: ${answer} stands on one line with another field; {cure}")
+            example = "\n".join(line for line in lines if answer not in variables(line)).strip("\n")
+            changed[key] = form.model_copy(update={"train": form.unlabelled, "feedback": None, "example": example})
+        checks = {key: [name for name in getattr(parse, key) if name != answer] for key in ("evaluates", "solves")}
+        for key in ("gives", "span_of"):
+            checks[key] = {name: other for name, other in getattr(parse, key).items() if answer not in (name, other)}
+        return self.model_copy(update=changed | {"labels": {}, "parse": parse.model_copy(update=checks)})
+
     @property
     def targets(self) -> list[str]:
         """What the student writes for each label, in the order of the labels."""
@@ -220,6 +242,7 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "example": (fields | {answer}, fields | {answer}),
         "label": (asked - {"label", "definition", "attributes"}, shown),
         "label_example": (fields | {answer}, {answer}),
+        "unlabelled": (shown, shown),
     }
     rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
     rules |= {"student.source": (fields, set()), "student.target": ({answer}, {answer})}

@@ -508,7 +508,8 @@ def scripted(answer):
 
     def add_request(identifier, prompt, params):
         text, finish_reason = answer(params.seed)
-        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7])
+        shares = None if params.logprobs is None else [{5: SimpleNamespace(logprob=-float(k))} for k in (1, 2, 6)]
+        completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[5, 6, 7], logprobs=shares)
         output = {"prompt_token_ids": prompt["prompt_token_ids"], "num_cached_tokens": 0, "outputs": [completion]}
         unfinished.append(SimpleNamespace(request_id=identifier, **output))
 

@@ -101,8 +101,8 @@ def test_many_seeded_few_shot_requests_at_once_do_not_kill_the_cpu_engine(sample
 GREEDY = ("--temperature", 0, "--num-examples", 1, "--num-fewshot", 6)  # so that a prompt shows all seed examples
 
 
-def continued(model, folder, label: str) -> str:
-    """What transformers writes greedily after the prompt that render_prompt made."""
+def continued(model, folder, label: str) -> tuple[str, float]:
+    """What transformers writes greedily after the prompt that render_prompt made; its mean negative log-probability."""
     import torch
     from transformers import AutoTokenizer
 
@@ -111,17 +111,19 @@ def continued(model, folder, label: str) -> str:
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         out = model.generate(input_ids=ids, do_sample=False, max_new_tokens=64, pad_token_id=0)
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        new, before = out[0, ids.shape[1] :], model(out).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    return tokenizer.decode(new, skip_special_tokens=True), -before.gather(-1, new[:, None]).mean().item()
 
 
 def test_greedy_text_is_that_of_transformers(sample, small_teacher):
-    """The engine gets the prompt: token for token what transformers continues alike."""
+    """The engine gets the prompt: token for token what transformers continues alike, with its log-probabilities."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(small_teacher)
-    accepted, rejected, _ = sample(*GREEDY)
+    accepted, rejected, _ = sample(*GREEDY, "--teacher-nll")
     for record in accepted + rejected:
-        assert record["completion"] == continued(model, small_teacher, record["label"])
+        text, nll = continued(model, small_teacher, record["label"])
+        assert record["completion"] == text and record["teacher_nll"] == pytest.approx(nll, abs=1e-4) != 0
 
 
 def test_a_forced_completion_matches_its_pattern_whole(sample):

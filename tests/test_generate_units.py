@@ -30,6 +30,7 @@ from conftest import (
 
 import generate
 from gold import attempts, runs, teacher
+from gold.answers import mean_nll
 from gold.attempts import Pools, draw_attempt
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
@@ -422,6 +423,71 @@ def test_an_unfinished_validation_notices_that_train_was_edited(command, tmp_pat
     assert done.returncode == 0, done.stderr
     assert f"warning: {train} has changed since {train.with_name('validation.jsonl')} was started" in done.stderr
     assert len(read_lines(train)) == 5 and "warning" not in command("--num-examples", 9, "--num-validation", 33).stderr
+
+
+def test_texts_without_answers(generated, command, home, models, tmp_path):
+    """--unlabelled: one share, no answer in prompts and records; what label.py and other runs read of them."""
+    form = "unlabelled = '''\n$shots\n\nAnother:\n\n$start'''\n[parse]"
+    (tmp_path / "pairs.toml").write_text(PAIRS.replace("[parse]", form))
+    (tmp_path / "seed.jsonl").write_bytes((home / "seed.jsonl").read_bytes())
+    how = ("--task-file", tmp_path / "pairs.toml", "--unlabelled", "--max-attempts", 200)
+    counts, accepted, rejected = generated(*how, "--num-examples", 20, folder="whole")
+    assert len(accepted) == counts["accepted"] == 20 and counts["accepted_by_label"] is None
+    fields = {"id", "first", "second", "source", "task", "iteration", "split", "feedback", "shots", "sampling_seed",
+              "finish_reason", "completion"}  # fmt: skip
+    assert all(set(r) == fields for r in accepted) and rejected
+    assert not any("label" in r for r in rejected)
+    numbers = sorted(map(number_of, accepted + rejected))
+    assert numbers == list(range(len(numbers)))  # no label in turn: each number once
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "name: source" in card and "name: target" not in card and "name: label" not in card
+    first = generated(*how, "--num-examples", 9)[1]
+    extended = generated(*how, "--num-examples", 20)[1]
+    assert first == accepted[:9] == extended[:9] and len({number_of(r) for r in extended}) == 20
+    # Records without answers are duplicates of a labelled run too
+    path = tmp_path / "whole" / "train.jsonl"
+    _, labelled, again = generated("--exclude-file", path, "--num-examples", 20, "--max-attempts", 200, folder="other")
+    assert all("label" in r for r in labelled) and "duplicate" in {r["reason"] for r in again}
+    assert not {(r["first"].lower(), r["second"]) for r in labelled} & {
+        (r["first"].lower(), r["second"]) for r in accepted
+    }
+    dry = command(*how, "--num-validation", 0, "--dry-run", "--structured", "--model", models["qwen2"])
+    assert "Another:\n\nFirst:" in dry.stdout and "Kind" not in dry.stdout and "forced into" in dry.stdout, dry.stderr
+
+
+@pytest.mark.parametrize("args, code, told", [
+    ((), 1, "pairs.toml: prompt.unlabelled: missing"),
+    (("--num-validation", 4), 2, "give --num-validation 0"),
+    (("--verify",), 2, "no answer to compare"),
+    (("--feedback-label", "same"), 2, "no label is asked for"),
+    (("--report-file", "metrics.json"), 2, "no prompt shows any"),
+])  # fmt: skip
+def test_what_needs_answers_is_refused_beside_unlabelled(args, code, told, command, tmp_path):
+    done = command("--unlabelled", "--num-validation", 0, *args)
+    assert done.returncode == code and told in re.sub(r"[^!-~]+", " ", done.stderr), done.stderr
+    assert not (tmp_path / "iter-00").exists()
+
+
+def test_the_teachers_nll_changes_nothing_else(command, tmp_path):
+    """The scripted tokens have log-probabilities of -1, -2 and -6: 3 nats a token."""
+    for args in ((), ("--teacher-nll",)):
+        assert command(*args, folder=f"f{len(args)}").returncode == 0
+    for name in ("train", "train.rejected", "validation", "validation.rejected"):
+        plain, scored = (read_lines(tmp_path / folder / f"{name}.jsonl") for folder in ("f0", "f1"))
+        assert [r | {"teacher_nll": 3.0} for r in plain] == scored
+    assert "name: teacher_nll\n    dtype: float64" in (tmp_path / "f1/README.md").read_text()
+
+
+def test_mean_nll_in_the_forms_of_vllm_and_of_servers():
+    tokens = [SimpleNamespace(logprob=-v) for v in (0.5, 1.5, 2.5)]
+    forms = [
+        [{n: token} for n, token in enumerate(tokens)],
+        SimpleNamespace(token_logprobs=[-0.5, -1.5, -2.5]),
+        SimpleNamespace(content=tokens),
+    ]
+    assert [mean_nll(SimpleNamespace(logprobs=form)) for form in forms] == [1.5] * 3
+    for form in (None, [], SimpleNamespace(token_logprobs=None), SimpleNamespace(content=None), SimpleNamespace()):
+        assert mean_nll(SimpleNamespace(logprobs=form)) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

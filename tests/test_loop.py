@@ -82,6 +82,8 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "released-code": (POOL, "--score energy_padded --low 0.5 --high 0.8 --group-size 8", "--num-validation 187"),
     "zerogen": (None, None, "--num-validation 0"),
     "attrprompt": (None, None, "--num-validation 0 --attributes"),
+    "supergen": (None, None, "--num-validation 0 --teacher-nll"),
+    "generation-distillation": (None, None, "--num-validation 0 --unlabelled"),
     "random": ("iter-00/validation.jsonl --output-file", "--score random", "--feedback-rate 0.5"),
     "random-train": (TRAIN, "--score random --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
     "s3": (PEOPLE, "--score error --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),

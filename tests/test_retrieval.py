@@ -119,7 +119,7 @@ def test_a_template_without_a_place_for_passages_is_refused(tmp_path):
         path.write_text(task_file)
         task_in_form(load_task(path), form, HOW, fed_back)
     path.write_text(SHOWS.replace("Seen elsewhere:\n$passages\n\n", "").replace("$shots\n", "$shots\n$passages\n", 1))
-    assert f"{path}: prompt.train: $shots would go with $passages" in refusal(load_task, path)
+    assert f"{path}: prompt.train: $shots would go with the lines of $passages" in refusal(load_task, path)
 
 
 def test_the_stage_shows_passages_and_takes_no_copy_of_one(command, shows, tmp_path):

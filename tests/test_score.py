@@ -501,6 +501,27 @@ def test_another_band_of_scored_examples(home, pairs, tmp_path):
     assert all("group" in r for r in read_lines(tmp_path / "none"))
 
 
+def test_texts_that_the_teacher_finds_likely_are_kept(home, trained, tmp_path):
+    """SuperGen's selection: of each label the four fifths with the lowest teacher_nll, where every record has one."""
+    rows = [pair(n) | {"id": f"x{n:02d}", "teacher_nll": n * 7 % 40 / 10, "sampling_seed": n} for n in range(40)]
+    path, kept = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "kept.jsonl"
+    how = ("--score", "teacher_nll", "--low", 0, "--high", 0.8, "--feedback-file", kept)
+    assert "32 selected by teacher_nll" in told_by(select(home, path, *how), 0)
+    for label in ("Warm", "not warm"):
+        ranked = sorted((r for r in rows if r["label"] == label), key=lambda r: r["teacher_nll"])
+        assert {r["id"] for r in read_lines(kept) if r["label"] == label} == {r["id"] for r in ranked[:16]}
+    told = told_by(select(home, path, *how, "--model", trained["bert"], "--output-file", tmp_path / "out"), 2)
+    assert "teacher_nll stands in" in told
+    # A student's scores stand beside it
+    done = select(home, path, "--model", trained["bert"], "--output-file", tmp_path / "scored.jsonl")
+    assert done.returncode == 0 and all(
+        "energy" in r and "teacher_nll" in r for r in read_lines(tmp_path / "scored.jsonl")
+    )
+    rows[3]["teacher_nll"] = None  # of a server without log-probabilities
+    told = told_by(select(home, write_lines(path, rows), *how, "--overwrite"))
+    assert "x03 has none; make it with generate.py --teacher-nll" in told
+
+
 def test_confirmed_examples_only(home, tmp_path):
     """The highest two of twelve are not what the teacher says: the top fifth of the ten others are 8 and 9."""
     rows = scored([float(i) for i in range(12)]) + scored([float(i) for i in range(10)], "not warm", "y")

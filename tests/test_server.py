@@ -157,10 +157,10 @@ def engine(model):
 def in_process(engine, generated, tmp_path, monkeypatch):
     """The folder of what generate.py makes with the engine in this process."""
 
-    def in_process(form="completion"):
+    def in_process(form="completion", *args):
         with monkeypatch.context() as patch:
             patch.setattr(teacher, "Engine", lambda *of, **how: engine)
-            done, *_ = generated(f"{form}-in-process", form=form)
+            done, *_ = generated(f"{form}-in-process", *args, form=form)
         assert done.returncode == 0, done.stderr
         return tmp_path / f"{form}-in-process"
 
@@ -173,9 +173,12 @@ def texts_of(folder) -> list[str]:
 
 @pytest.mark.parametrize("form", ["completion", "chat"])
 def test_a_server_gives_the_records_of_the_engine_in_the_process(form, proxy, generated, in_process, tmp_path):
-    done, _, _, record = generated(form, "--server-url", proxy.url, form=form)
+    done, _, _, record = generated(form, "--server-url", proxy.url, "--teacher-nll", form=form)
     assert done.returncode == 0, done.stderr
-    assert texts_of(tmp_path / form) == texts_of(in_process(form))
+    for name in ("train", "train.rejected", "validation"):
+        asked, own = (read_lines(at / f"{name}.jsonl") for at in (tmp_path / form, in_process(form, "--teacher-nll")))
+        nll, other = ([r.pop("teacher_nll") for r in rows] for rows in (asked, own))
+        assert asked == own and nll == pytest.approx(other, abs=1e-3)
     assert record["options"]["server_url"] == proxy.url and KEY not in json.dumps(record)
     assert record["counts"]["computed_tokens"] > 0
     # generate.py asks by text or by messages; the template without a system turn gets it in the user's

@@ -71,6 +71,8 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ("Another that is", "Another for $5 that is", "prompt.train: a lone $"),
         ("($definition):\n$start", "($definition):", "prompt.train: the variable $start is missing"),
         ("[parse]\n", "feedback = '$shots $start'\n[parse]\n", "prompt.feedback: the variable $feedback is missing"),
+        ("[parse]\n", "unlabelled = '$label: $shots $start'\n[parse]\n", "prompt.unlabelled: unknown variable $label"),
+        ("[parse]\n", "unlabelled = 'Go: $start'\n[parse]\n", "prompt.unlabelled: the variable $shots is missing"),
         ("Second: $second'''", "Second: $second, $first'''", "prompt.example: $first must occur once"),
         ("pair: $first with $second", "pair", "student.source: shows the student nothing"),
         ('target = "$label"', 'target = "yes"', "student.target: the variable $label is missing"),
@@ -98,8 +100,8 @@ MUTATIONS = [  # task file, what in it, by what it is replaced, key and problem 
         ('where."not warm"', "where.warm", "prompt.attributes.where: must have a list for each of Warm, not warm; "
          "found Warm, warm"),
         ('where."not warm" = ["on a hill"]\n', "", "prompt.attributes.where: must have a list for each of"),
-        ("It has $attributes.\n\n$start", "It has $attributes: $start", "prompt.train: the variable $start is missing; add it, "
-         "outside of the line of $attributes"),
+        ("It has $attributes.\n\n$start", "It has $attributes: $start", "prompt.train: $start would go with the lines of "
+         "$passages or $attributes; give it a line of its own"),
         ('["first", "second"]', '["first", "second", "attributes"]', "fields: the name 'attributes' is one that the stages"),
         ("[parse]", f"[completion]{PAIRS.split('[prompt]')[1].split('[parse]')[0]}attributes.a = ['b']\n[parse]",
          "completion.attributes: belongs into [prompt.attributes]"),
@@ -203,6 +205,35 @@ def test_prompt_with_feedback(variable, shown, tmp_path):
         assert found == ("You write pairs of things.", FED_PROMPT.format(text))
         plain = render_prompt(task, "train", SHOTS[:1], "Warm", [], report).user
         assert plain == render_prompt(task, "train", SHOTS[:1], "Warm").user and "Unsure" not in plain
+
+
+UNLABELLED = PAIRS.replace("[parse]", "unlabelled = '''$shots\n\nAnother:\n$start'''\n[parse]")
+
+
+def test_a_task_without_its_answers(pairs, flip, tmp_path):
+    """The answer's line is left out wherever it stands, and so is what [parse] asks of the answer."""
+    task = load(UNLABELLED, tmp_path).without_answers()
+    assert task.names == [None] and not task.is_list and task.prompt.example == "First: $first\nSecond: $second"
+    user = render_prompt(task, "train", [pair(0), pair(1)], None, [pair(2)]).user  # feedback: the last of the shots
+    shown = "\n\n".join(f"First: {p['first']}\nSecond: {p['second']}" for p in map(pair, range(3)))
+    assert user == f"{shown}\n\nAnother:\nFirst:"
+    assert parse_completion(task, " the sea\nSecond: sun", None) == ({"first": "the sea", "second": "sun"}, None)
+    assert parse_completion(task, " sea\nSecond: sun", None)[1] == "too_short"
+    checks = '[parse]\nevaluates = ["answer"]\ngives = {answer = "text"}\nspan_of = {text = "answer"}\nmin_words = {text = 2}\n'
+    text = FLIP.replace("[student]", checks + "[student]").replace("[prompt]", "[prompt]\nunlabelled = '$shots $start'")
+    task = load(text, tmp_path).without_answers()
+    assert parse_completion(task, " sun lake", None) == ({"text": "sun lake"}, None)
+    assert parse_completion(task, " sun", None)[1] == "too_short"
+    told = refusal(pairs.without_answers)
+    assert told.startswith(f"error: {pairs.path}: prompt.unlabelled: missing: --unlabelled asks with it; add it")
+    one_line = changed(UNLABELLED, "Kind: $label\nFirst: $first", "Of kind $label: $first")
+    told = refusal(load(one_line, tmp_path).without_answers)
+    assert "prompt.example: $label stands on one line with another field; give $label a line of its own" in told
+    form = "[completion]\nexample = '- $first, $second'\n" + "".join(
+        f"{split} = '''$label:\n$shots\n$start'''\n" for split in ("train", "validation")
+    )
+    listed = changed(UNLABELLED, "[parse]", form + "[parse]")
+    assert "completion.unlabelled: missing" in refusal(load(listed, tmp_path).without_answers)
 
 
 def test_dollar_signs(tmp_path):

@@ -99,6 +99,27 @@ def test_prompts_that_ask_for_an_example(path):
         assert [user.count(report) for user in users[2:]] in ([], [0, 1])
 
 
+@pytest.mark.parametrize("form", ["chat", "completion"])
+@pytest.mark.parametrize("path", [p for p in PATHS if load_task(p).prompt.unlabelled], ids=lambda path: path.stem)
+def test_prompts_that_ask_for_a_text_without_its_answer(path, form):
+    """A list has shots of all labels; nothing tells the label, and what is shown is read back."""
+    whole, examples = seeds(path)
+    task = whole.without_answers().in_form(form)
+    pools = Pools([example | {whole.answer_field: "ANSWER"} for example in examples])
+    drawn = [draw_attempt(task, 0, "train", number, pools, OPTIONS) for number in range(20)]
+    assert {shot["id"] for a in drawn for shot in a.shots} == {example["id"] for example in examples}
+    start = start_of(task, None)
+    for a in drawn:
+        system, user = render_prompt(task, "train", a.shots, a.label)
+        assert a.label is None and "ANSWER" not in user and user.endswith(start)
+        assert not any(f"{name}: " in user or name in system for name in whole.labels)
+        for shot in a.shots:
+            shown = render(task.prompt.example, shot)
+            fields = {name: shot[name] for name in task.fields}
+            assert shown in user and parse_completion(task, shown.removeprefix(start), None) == (fields, None)
+            assert re.fullmatch(structured_pattern(task, None), shown.removeprefix(start))
+
+
 @every_task
 def test_prompt_that_asks_for_the_answer(path):
     task, examples = seeds(path)
