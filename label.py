@@ -174,7 +174,8 @@ def read_done(*paths: Path) -> set[str]:
 
 def labelled(record: dict, answer: dict, task: Task) -> dict:
     """Readable fields first, then the answer, then the rest without the answer of another teacher."""
-    first = {k: record[k] for k in ["id", *task.fields, task.answer_field] if k in record}
+    whole = record | answer
+    first = {k: whole[k] for k in task.shown_fields if k in whole}
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 

@@ -26,7 +26,7 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.examples import has_answer, read_examples
+from gold.examples import has_answer, read_examples, tell_without_reasons
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, rounded, score_examples
@@ -85,6 +85,8 @@ def main(
     ood = read_examples(options["ood_file"], task, answers=False, foreign=True)[:limit]
     use = [score] * stored + ["teacher_label"] * confirmed  # the user's columns too
     examples = read_examples(options["input_file"], task, counts=counts, use=use, among=options["train_file"])[:limit]
+    if task.target_has_reasons and model:
+        tell_without_reasons(examples, task, "scored by")
     band, selected, dropped = {"low": low, "high": high, "confirmed": confirmed, "group_size": group_size}, [], {}
     if feedback_file:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
@@ -117,8 +119,8 @@ def main(
         if not stored:
             selected, dropped = select_feedback(examples, task, score, **band, max_overlap=max_overlap)
         counts |= dropped | {"selected": len(selected)}
-        first = ["id", *task.fields, task.answer_field, "score", "rank"]
-        write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first} | e for e in selected))
+        first = [*task.shown_fields, "score", "rank"]
+        write_file(beside(feedback_file, ".partial"), ({k: e[k] for k in first if k in e} | e for e in selected))
         if not selected:
             say(f"{feedback_file}: no example is wrong: nothing to feed back")
     names = [score] if stored else [name for name in SCORES if name in examples[0]]
@@ -207,7 +209,7 @@ def scores_without_answer(student: Student, examples: list[dict], how: dict) -> 
 
 def ordered(example: dict, scores: dict, task: Task) -> dict:
     """Readable fields first, then the scores (none of an earlier student's), then the rest as it was."""
-    first = ["id", *task.fields, task.answer_field]
+    first = task.shown_fields
     rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct"}}
     return {k: example[k] for k in first if k in example} | scores | rest
 

@@ -125,7 +125,7 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     path, types = folder / "README.md", {"iteration": "int64", "sampling_seed": "int64", "feedback": "bool"}
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
-    names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
+    names = [*task.shown_fields, "source", "target", "task", "iteration", "split", "feedback"]
     names += ["shots", "sampling_seed", "finish_reason", "completion", *["teacher_label"] * options["verify"]]
     features = [
         {"name": n} | ({"list": "string"} if n == "shots" else {"dtype": types.get(n, "string")}) for n in names

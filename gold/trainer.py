@@ -75,10 +75,10 @@ def token_losses(
     if soft is not None and soft.dim() == 2:
         return -(soft.float() * logits.float().log_softmax(-1)).sum(-1)
     keep = labels != -100
-    ce = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
+    losses = ce = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
     if loss == "sce":
-        return sce_alpha * ce - sce_beta * LOG_ZERO * (1 - (-ce).exp())
-    return ce if soft is None else ce * soft.float()[:, None].expand(labels.shape)[keep]
+        losses = sce_alpha * ce - sce_beta * LOG_ZERO * (1 - (-ce).exp())
+    return losses if soft is None else losses * soft.float()[:, None].expand(labels.shape)[keep]
 
 
 def collator_of(student: Student) -> Any:

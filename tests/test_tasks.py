@@ -163,7 +163,11 @@ def test_every_shot_has_the_label_asked_for(split):
 def test_every_task_has_the_form_and_the_chat_form_stays(path):
     task, examples = seeds(path)
     assert task.in_form("chat") is task
-    if task.name in ("reviews", "word_problems"):  # their teachers are trained on [prompt] itself
+    if task.name in (
+        "reviews",
+        "word_problems",
+        "word_problems_reasons",
+    ):  # their teachers are trained on [prompt] itself
         assert task.in_form("completion") is task
         return
     listed = task.in_form("completion")
