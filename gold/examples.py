@@ -87,7 +87,7 @@ def examples_of(
                 cure = "give another file or --task-file" if of else "add the field"
                 fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}{of}; {cure}")
         record = with_answers(here, record, task, foreign, changed)
-        optional = task.shown_fields[1:-1] if record.get(task.rationale_field) is not None else []
+        optional = [task.rationale_field] * (record.get(task.rationale_field) is not None)
         for field in [*needed, *optional]:
             if not is_text(record[field]):
                 problem = f"must be a text (in quotes) that is not empty, found {repr(record[field])[:200]}"

@@ -27,6 +27,7 @@ from conftest import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_cards import answers_of
 
 from data import word_problems_grammar as grammar
 from gold import split
@@ -256,6 +257,7 @@ def test_a_student_that_learns_reasons_is_measured_by_its_answers(name, model, t
     rows = read_lines(tmp_path / "m/predictions.jsonl")
     assert metrics_in(tmp_path / "m")["overall"]["exact_match"]["value"] > 0.5
     assert all(r["prediction"] == r["answer"] for r in rows if r["correct"])
+    assert answers_of(tmp_path / "s", [r["source"] for r in rows]) == [r["prediction"] for r in rows]  # the card's code
     # Scores are of the target that it was trained on, and say where it cannot be
     files = ("score_ood.py", "--task-file", path, "--model", tmp_path / "s", "--output-file", tmp_path / "scored.jsonl")
     done = call(*files, "--input-file", data)
