@@ -46,7 +46,7 @@ from gold.predict import PerDeviceEvalBatchSize, predict
 from gold.programmes import optimum
 from gold.runs import finish_run, start_run
 from gold.student import MaxSourceLength, MaxTargetLength, lengths_of, load_trained
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
 from gold.text import exact_form
 
 MAX_LABELS = 12  # of a confusion table that fits a terminal
@@ -108,11 +108,14 @@ def main(
         examples = test_sets[path]
         if model:
             predictions = predict(student, examples, per_device_eval_batch_size)
+            if task.target_has_reasons and (lost := predictions.count("")):
+                told = f"{lost:,} of {len(examples):,} texts of the student have no answer behind its reasons"
+                say(f"{path}: {told}; is --max-target-length too low for both?")
         else:
             predictions = stored_predictions(examples, task, prediction_field)
         records = [e | of_example(task, p, e) for e, p in zip(examples, predictions, strict=True)]
-        shown = ["id", *task.fields, task.answer_field, "prediction", "correct"]
-        write_file(run.partial, ({k: r[k] for k in shown} | r for r in records))
+        shown = [*task.shown_fields, "prediction", "correct"]
+        write_file(run.partial, ({k: r[k] for k in shown if k in r} | r for r in records))
         metrics = report(task, path, records, column_of(group_by, records), seed, num_resamples)
         write_json(beside(run.also[0], ".partial"), metrics)
         finish_run(run, {"records": len(records), "correct": sum(r["correct"] for r in records)})
@@ -138,7 +141,7 @@ def stored_predictions(examples: list[dict], task: Task, field: str) -> list[str
         names |= {exact_form(target): target for target in task.targets}
         return [exact_form(names.get(exact_form(p), p)) for p in predictions]
     if field == "teacher_label":
-        return [p and render(task.student.target, {task.answer_field: p}) for p in predictions]
+        return [p and task.as_written(p) for p in predictions]
     return predictions
 
 

@@ -212,7 +212,7 @@ def show_training_examples(split: Split, train: Split) -> None:
     if not train.run and split.run.notes.get("train_file", shown) != shown:
         say(f"warning: {train.output} has changed since {split.output} was started: the rest is made from the new one")
     split.run.notes["train_file"] = shown
-    split.pools.train = read_examples(train.output, task, keep=["id", *task.fields, task.answer_field])
+    split.pools.train = read_examples(train.output, task, keep=task.shown_fields)
     split.seen |= {example_key(task, example) for example in split.pools.train}
 
 

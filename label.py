@@ -34,7 +34,7 @@ from gold.labels import draw_label_shots, label_records, label_rows
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task, render_known
 from gold.teacher import ENGINE_OPTIONS, Encoder, prompting
 
 CHUNK = 512  # records at most that are labelled and saved together
@@ -203,10 +203,11 @@ def settle(
 
 def labelled(record: dict, answer: dict, task: Task, relabel: bool) -> dict:
     """Readable fields first, then the answer, then the rest without the answer of another teacher."""
+    whole = record | answer
     if relabel and (text := answer["teacher_label"]):
-        record = as_unanswered(record, task) | {task.answer_field: text}
-        record["target"] = render(task.student.target, record)
-    first = {k: record[k] for k in ["id", *task.fields, task.answer_field] if k in record}
+        whole = record = as_unanswered(record, task) | answer | {task.answer_field: text}
+        record["target"] = render_known(task.student.target, record)
+    first = {k: whole[k] for k in task.shown_fields if k in whole}
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
 
 

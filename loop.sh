@@ -60,8 +60,9 @@ if [[ -n ${TEST_FILE:-} ]]; then
   [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
 else
-  tests=()
-  for file in "$data"/test.jsonl "$data"/test_*.jsonl; do if [[ -e $file ]]; then tests+=(--test-file "$file"); fi; done
+  tests=() tested=$data
+  if [[ ! -e $data/test.jsonl ]]; then tested=${data%_reasons}; fi # with reasons or without, a task has the same tests
+  for file in "$tested"/test.jsonl "$tested"/test_*.jsonl; do if [[ -e $file ]]; then tests+=(--test-file "$file"); fi; done
 fi
 
 mkdir -p "$RUN"
@@ -70,7 +71,7 @@ source gold/jobs.sh
 if [[ -z ${PYTHON:-} ]]; then set -m; bash setup.sh requirements-extra.txt < /dev/null & job_ends; PYTHON=.venv/bin/python; fi
 if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
-  if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $data/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
+  if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $tested/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
 if ((${SERVE:-0})); then source gold/serve.sh; fi
 task=(--task-file "$TASK_FILE" --seed "$SEED")

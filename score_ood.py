@@ -30,7 +30,7 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.examples import as_unanswered, example_key, has_answer, read_examples
+from gold.examples import as_unanswered, example_key, has_answer, read_examples, tell_without_reasons
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, predict, rounded, score_examples
@@ -198,6 +198,8 @@ def read_inputs(options: dict, task: Task, stored: bool, counts: dict) -> tuple[
     how = {"among": options["train_file"], "answers": not unlabelled, "foreign": unlabelled, "counts": counts}
     use = [options["score"]] * stored + ["teacher_label"] * options["confirmed"]  # the user's columns too
     examples = read_examples(options["input_file"], task, use=use, **how)[:limit]
+    if task.target_has_reasons and options["model"]:
+        tell_without_reasons(examples, task, "scored by")
     return new_texts(examples, train_examples, task, counts) if unlabelled else examples, train_examples, ood
 
 
@@ -282,7 +284,7 @@ def scores_without_answer(student: Student, examples: list[dict], how: dict) -> 
 
 def ordered(example: dict, scores: dict, task: Task) -> dict:
     """Readable fields first, then the scores (none of an earlier student's), then the rest as it was."""
-    first = ["id", *task.fields, task.answer_field]
+    first = task.shown_fields
     rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct"}}
     return {k: example[k] for k in first if k in example} | scores | rest
 
@@ -301,7 +303,7 @@ def tell_ood(student: Student, ood: list[dict], examples: list[dict], how: dict,
 
 def write_selection(options: dict, task: Task, examples: list[dict], selected: list[dict], reasons: dict) -> None:
     """--feedback-file, and --rejected-file where it is given."""
-    first = ["id", *task.fields, task.answer_field, "score", "rank"]
+    first = [*task.shown_fields, "score", "rank"]
     write_file(beside(options["feedback_file"], ".partial"), ({k: e[k] for k in first if k in e} | e for e in selected))
     if path := options["rejected_file"]:
         rest = ({"id": "", "reason": reasons[e["id"]]} | e for e in examples if e["id"] in reasons)

@@ -33,7 +33,7 @@ from gold import command
 from gold.cards import data_table, model_card
 from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
 from gold.disk import beside, naming, remove, write_text
-from gold.examples import read_examples, with_answer
+from gold.examples import rationale_rows, read_examples, tell_without_reasons, with_answer
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.runs import finish_run, start_run
@@ -84,6 +84,8 @@ def main(
     check_model_folder(model)
     check_tracker(report_to)
     options["train_file"] = expand("--train-file", train_file)
+    if loss == "kl" and task.teaches_reasons:
+        fail(f"--loss kl: {task.path}: [student] has reasons, which label_probs say nothing of; leave one of them out")
     examples = read_training_examples(options, task, counts)
     held_out = [e for e in examples if is_held_out(e["id"])]
     train = [e for e in examples if not is_held_out(e["id"])]
@@ -93,7 +95,7 @@ def main(
     rows = soft_examples(train, task, family_of(model, task)) if loss == "kl" else train
     if dry_run:
         print(f"would train {model} on {len(train):,} examples ({len(held_out):,} held out): {options}")
-        for e in train[:3]:
+        for e in [*train[:3], *rationale_rows(train[:1], task)]:
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
     run, inputs = None, ["task_file", "model", "train_file"]
@@ -111,6 +113,7 @@ def main(
     partial_output, data = beside(output_dir, ".partial"), data_table(options["train_file"])
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == "kl" else {}
+    counts |= {"rationale_rows": len(rationale_rows(train, task))} if task.student.rationale else {}
     with naming(partial_output):
         result, log = fit(student, rows, held_out, partial_output / "checkpoints", options)
         if not run:
@@ -159,6 +162,8 @@ def read_training_examples(options: dict, task: Task, counts: dict) -> list[dict
     if rejected := next((e for e in examples if "sampling_seed" in e and e.get("reason")), None):
         told = f"{rejected['id']} is a rejected completion ({rejected['reason']})"
         fail(f"--train-file: {told}; give train.jsonl, or delete the `reason` of lines to train on")
+    if task.teaches_reasons:
+        tell_without_reasons(examples, task, "trained on")
     return [with_answer(e, task) for e in examples]
 
 
@@ -239,8 +244,9 @@ def fit(
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
     if options["confidence_weights"]:
         features = [feature | {"weight": row["weight"]} for feature, row in zip(features, rows, strict=True)]
+    features = with_rationales(student, rows, features)
     batch, accumulated = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
-    steps = math.ceil(len(rows) / (batch * accumulated * options["processes"])) * options["num_train_epochs"]
+    steps = math.ceil(len(features) / (batch * accumulated * options["processes"])) * options["num_train_epochs"]
     arguments = TrainingArguments(
         output_dir=str(checkpoints), seed=options["seed"], num_train_epochs=options["num_train_epochs"],
         per_device_train_batch_size=batch, per_device_eval_batch_size=4 * batch, gradient_accumulation_steps=accumulated,
@@ -274,6 +280,22 @@ def fit(
         "family": student.family, "dtype": dtype,
     }  # fmt: skip
     return counts, log
+
+
+def with_rationales(student: Student, rows: list[dict], features: list[dict]) -> list[dict]:
+    """The features, and those of the second rows: label loss + lambda * rationale loss (Hsieh et al. 2023, arXiv 2305.02301,
+    equation 3) with lambda = 1 and means over tokens: a row of reasons weighs as its answer does, however long it is.
+    """
+    second = rationale_rows(rows, student.task)
+    if not second:
+        return features
+    sizes = {row["id"]: len(feature["labels"]) for row, feature in zip(rows, features, strict=True)}
+    found = zip(second, student.encode(second), strict=True)
+    reasons = [
+        feature | {"weight": row.get("weight", 1.0) * sizes[row["id"]] / len(feature["labels"])}
+        for row, feature in found
+    ]
+    return [{"weight": 1.0} | feature for feature in features] + reasons
 
 
 def training_dtype(student: Student, dtype: str) -> str:

@@ -6,6 +6,7 @@ data/<task>_grammar.py. Writes data/<task>/models/<name>/ in the Hugging Face fo
     python -m data.build_models reviews teacher t5         # what `bash loop.sh` needs; once
     python -m data.build_models reviews bert llama         # students of the other families: STUDENT=data/reviews/models/bert
     python -m data.build_models word_problems teacher t5   # what `bash loop.sh prompts/word_problems.toml` needs
+    python -m data.build_models word_problems_reasons teacher t5      # and STRATEGY=rationales: their teacher writes reasons
 
     python -m data.build_models reviews teacher --label-noise 0.25 --output-dir runs/noisy    # learns from wrong answers too
 
@@ -181,8 +182,9 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
     torch.manual_seed(seed)
     topics = rng.choices(list(grammar.WEIGHTS), list(grammar.WEIGHTS.values()), k=3000)
     examples = [grammar.make_example(rng, topic) for topic in topics]
+    lessons = [task.student, *filter(None, [task.student.rationale])]
     sources, targets = (
-        [string.Template(getattr(task.student, side)).substitute(example) for example in examples]
+        [string.Template(getattr(lesson, side)).substitute(example) for lesson in lessons for example in examples]
         for side in ("source", "target")
     )
     # Where answers are made of the words of the text, a word is one token in both
@@ -213,7 +215,7 @@ def build_student(folder: Path, family: str, task: Task, grammar: ModuleType, se
 # ---------------------------------------------------------------------------------------------------------------------
 # Command
 
-TaskName = Literal["reviews", "word_problems"]
+TaskName = Literal["reviews", "word_problems", "word_problems_reasons"]
 Name = StrEnum("Name", ["teacher", "t5", "bert", "llama"])  # typer takes no list of a Literal
 app = new_app()
 
@@ -235,11 +237,12 @@ def main(
 ) -> None:
     """Build embedded models of a task."""
     task_file = HERE.parent / "prompts" / f"{task_name}.toml"
-    task, grammar = load_task(task_file), importlib.import_module(f"data.{task_name}_grammar")
+    grammar_name = f"{task_name.removesuffix('_reasons')}_grammar"  # it writes the reasons too
+    task, grammar = load_task(task_file), importlib.import_module(f"data.{grammar_name}")
     if "bert" in names and not task.labels:
         raise typer.BadParameter(f"bert: an encoder chooses among labels, {task_name} has none; build t5")
     output_dir, steps = output_dir or HERE / task_name / "models", steps or grammar.TEACHER_STEPS
-    inputs = {"task_file": task_file, "grammar": HERE / f"{task_name}_grammar.py", "topics": HERE / "zipf.py"}
+    inputs = {"task_file": task_file, "grammar": HERE / f"{grammar_name}.py", "topics": HERE / "zipf.py"}
     for name in names:
         options = inputs | {"seed": seed}
         options |= {"burst": burst, "steps": steps, "label_noise": label_noise} if name == "teacher" else {}

@@ -1,4 +1,4 @@
-"""A generative grammar for short arithmetic word problems with their equations, from which a tiny teacher is trained.
+"""A generative grammar for short arithmetic word problems with reasons and equations, from which tiny teachers are trained.
 
 The grammar knows the truth about every problem it writes: `topic_of` and `oracle_equation` read setting and equation back
 from the text alone, so the noise of a language model trained on the problems can be measured.
@@ -145,6 +145,8 @@ QUESTIONS = [
     "What was the number of {n}?",
 ]
 
+WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+
 # Operations in order of frequency. Every one draws its numbers alike, so that numbers do not tell it: the first is a
 # multiple of the second, and the third is less than what the first step gives, so that nothing is negative or broken.
 OPERATIONS = {
@@ -198,7 +200,7 @@ HEAD: list[str] = list(SETTINGS)[:6]
 
 
 def make_problem(rng: random.Random, setting: str, operation: str) -> dict[str, str]:
-    """One problem of the setting and its equation, as a record of the task."""
+    """One problem of the setting, its equation, and by which clauses, as a record of word_problems_reasons."""
     signs = OPERATIONS[operation]
     nouns, clauses = SETTINGS[setting]
     while True:
@@ -216,9 +218,20 @@ def make_problem(rng: random.Random, setting: str, operation: str) -> dict[str, 
     body = rng.choice(FRAMES[len(signs)]).format(**slots)
     problem = f"{body} {rng.choice(QUESTIONS).format(n=noun)}"
     return {
-        "problem": re.sub(r"(?:^|(?<=\. ))[a-z]", lambda letter: letter[0].upper(), problem),
+        "problem": in_capitals(problem),
+        "reasons": reasons_of(numbers[: len(signs) + 1], signs, happened),
         "equation": equation,
     }
+
+
+def reasons_of(numbers: list[int], signs: str, happened: list[str]) -> str:
+    """ "At first 18. 6 were burnt black, minus 6. 3 came out of the oven, plus 3.": one step after the other."""
+    steps = zip(happened, signs, numbers[1:], strict=True)
+    return in_capitals(" ".join([f"At first {numbers[0]}.", *(f"{c}, {WORDS[s]} {n}." for c, s, n in steps)]))
+
+
+def in_capitals(text: str) -> str:
+    return re.sub(r"(?:^|(?<=\. ))[a-z]", lambda letter: letter[0].upper(), text)
 
 
 def make_example(rng: random.Random, setting: str, plain: bool = False) -> dict[str, str]:
@@ -229,10 +242,11 @@ def make_example(rng: random.Random, setting: str, plain: bool = False) -> dict[
 
 
 def corrupt(example: dict[str, str]) -> dict[str, str]:
-    """The same problem with an equation whose last step does the opposite."""
+    """The same problem with an equation, and reasons, whose last step does the opposite."""
     *before, sign, number = example["equation"].split(" ")
     opposite = {"+": "-", "-": "+", "*": "/", "/": "*"}[sign]
-    return example | {"equation": " ".join([*before, opposite, number])}
+    reasons = example["reasons"].removesuffix(f"{WORDS[sign]} {number}.") + f"{WORDS[opposite]} {number}."
+    return example | {"reasons": reasons, "equation": " ".join([*before, opposite, number])}
 
 
 def equation_of(numbers: list, signs: str) -> str:
@@ -318,7 +332,8 @@ def write_data(folder: Path) -> None:
             taken.add(text_key(made["problem"]))
             yield {
                 "id": f"{name}-{number:04}",
-                **made,
+                "problem": made["problem"],
+                "equation": made["equation"],
                 "setting": setting,
                 "operation": operation,
                 "group": group_of(setting),

@@ -46,32 +46,42 @@ def written_answers(engine: Any, task: Task, asked: list[tuple[dict, Any]], how:
         requests.append(Request(f"answer-{n}", prompt, how | {"seed": sampling_seed}))
     results = []
     for (record, _), output in zip(asked, engine.complete(requests), strict=True):
-        answers = [read_answer(task, record, one.text, one.finish_reason) for one in output.outputs]
-        if how["n"] == 1:
-            results.append({"teacher_label": answers[0]})
-            continue
-        votes: dict[Any, list[str]] = defaultdict(list)
-        for answer in answers:
-            votes[vote_of(task, answer)].append(answer)
-        votes.pop(None, None)
-        best, total = max(votes.values(), key=len, default=[""]), sum(map(len, votes.values()))
-        results.append({"teacher_label": best[0], "label_probs": {v[0]: len(v) / total for v in votes.values()}})
+        pairs = [read_written(task, record, one.text, one.finish_reason) for one in output.outputs]
+        result = {"teacher_label": pairs[0][1]}
+        if how["n"] > 1:
+            votes: dict[Any, list[str]] = defaultdict(list)
+            for _, answer in pairs:
+                votes[vote_of(task, answer)].append(answer)
+            votes.pop(None, None)
+            best, total = max(votes.values(), key=len, default=[""]), sum(map(len, votes.values()))
+            result = {"teacher_label": best[0], "label_probs": {v[0]: len(v) / total for v in votes.values()}}
+        reasons = next((r for r, answer in pairs if r and answer == result["teacher_label"]), "")
+        if reasons and record.get(task.answer_field) is None:  # beside an answer they may be those of another
+            result[task.rationale_field] = reasons
+        results.append(result)
     return results
 
 
 def read_answer(task: Task, record: dict, text: str, finish_reason: str) -> str:
-    """The answer in a completion of a label prompt; "" where it is cut off.
+    return read_written(task, record, text, finish_reason)[1]
+
+
+def read_written(task: Task, record: dict, text: str, finish_reason: str) -> tuple[str, str]:
+    """(the reasons, where the template has some; the answer) in a completion of a label prompt; "" where it is cut off.
 
     A chat model may repeat where it was to begin and explain afterwards, a base model may begin another example.
     """
     template = task.label_template
-    start = split_example(template, {name: record[name] for name in task.fields}).start
+    start, parts = split_example(template, {name: record[name] for name in task.fields})
     final, reason = strip_reasoning(text, template)
     if reason:
-        return ""
-    final = without_opening(plain_marks(final, template, None), start).strip()
+        return "", ""
+    reasons, final = "", without_opening(plain_marks(final, template, None), start).strip()
+    if len(parts) > 1:
+        reasons, _, final = first_example(final, template, []).partition(parts[0][1].strip() or "\n")
     answer = first_example(final, template, ["\n\n", *task.parse.stop]).strip()
-    return answer if finish_reason != "length" or another_begins(template, answer, text) else ""
+    whole = finish_reason != "length" or another_begins(template, answer, text)
+    return (reasons.strip(), answer) if whole else ("", "")
 
 
 def vote_of(task: Task, answer: str) -> Any:

@@ -11,6 +11,7 @@ from gold.disk import beside, read_json, write_text
 from gold.encoding import frame_of_source, source_limit
 from gold.jsonl import parse_shard, read_records
 from gold.metrics import mean_interval
+from gold.rationales import mark_before_answer
 from gold.runs import git_state
 from gold.student import Student
 from gold.task import Task
@@ -126,7 +127,7 @@ def write_data_card(folder: Path, task: Task, options: dict) -> None:
     types |= {"teacher_nll": "float64"}
     if path.exists() and MARK[:32] not in path.read_text(encoding="utf-8", errors="replace"):  # of earlier builds too
         return
-    names = ["id", *task.fields, task.answer_field, "source", "target", "task", "iteration", "split", "feedback"]
+    names = [*task.shown_fields, "source", "target", "task", "iteration", "split", "feedback"]
     if options["unlabelled"]:
         names = [name for name in names if name not in (task.answer_field, "target")]
     lists = ["shots", "passages"] if options["corpus_file"] else ["shots"]
@@ -213,7 +214,13 @@ def code_of(student: Student, folder: str, examples: list[dict]) -> str:
     how |= {"max_length": how["max_length"] - len(before) - len(after), "add_special_tokens": False}
     auto = "AutoModelForCausalLM" if family == "decoder" else "AutoModelForSeq2SeqLM"
     new = "[ids.shape[1]:]" if family == "decoder" else ""
-    return f"""import torch
+    mark, answer, libraries = mark_before_answer(task.student.target, task.rationale_field), "text", "import torch"
+    if mark:  # what stands behind the reasons
+        answer, libraries = (
+            f"(['', *re.split({mark.pattern!r}, text, flags=re.I)[1:]][-1])",
+            "import re\n\nimport torch",
+        )
+    return f"""{libraries}
 from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
@@ -223,4 +230,4 @@ how = {how!r}
 inputs = [torch.tensor([{before} + tokenizer(source, **how).input_ids + {after + newline}]) for source in sources]
 written = [student.generate(ids, attention_mask=torch.ones_like(ids))[0]{new} for ids in inputs]
 texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-answers = [text{clean} for text in texts]"""
+answers = [{answer}{clean} for text in texts]"""

@@ -19,7 +19,7 @@ from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, read_records
 from gold.metrics import is_correct
 from gold.scores import SCORES, STORED
-from gold.task import Task, render
+from gold.task import Task, render, render_known
 from gold.text import exact_form, text_key
 
 Paths = Path | Iterable[Path]
@@ -78,6 +78,8 @@ def examples_of(
     """(file:line, example) of one file, checked and rendered; in the end it is said what was changed."""
     changed: Counter[str] = Counter()  # what was read in another form: records
     needed, here = [*task.fields, *[task.answer_field] * answers], ""
+    if path == task.seed_examples:  # the teacher writes what it is shown
+        needed = task.shown_fields[1:]
     for number, record in read_records(path):
         here = f"{path}:{number}"
         for field in needed:
@@ -87,7 +89,8 @@ def examples_of(
                 cure = "give another file or --task-file" if of else "add the field"
                 fail(f"{here}: no field {field!r}; found {', '.join(record) or 'nothing'}{of}; {cure}")
         record = with_answers(here, record, task, foreign, changed)
-        for field in needed:
+        optional = [task.rationale_field] * (record.get(task.rationale_field) is not None)
+        for field in [*needed, *optional]:
             if not is_text(record[field]):
                 problem = f"must be a text (in quotes) that is not empty, found {repr(record[field])[:200]}"
                 fail(f"{here}: {field!r} {problem}; mend or delete the line")
@@ -144,9 +147,10 @@ def with_rendered(here: str, record: dict, task: Task, use: Collection[str], cha
     """
     rendered = {"source": render(task.student.source, record)}
     if record.get(task.answer_field) is not None:
-        rendered["target"] = render(task.student.target, record)
-    if task.metric == "equation_value" and evaluate_equation(rendered.get("target", "0")) is None:
-        problem = f"{rendered['target']!r} has no value, so no prediction could be correct"
+        rendered["target"] = render_known(task.student.target, record)
+    answer = task.answer_of(rendered["target"]) if "target" in rendered else "0"
+    if task.metric == "equation_value" and evaluate_equation(answer) is None:
+        problem = f"{answer!r} has no value, so no prediction could be correct"
         fail(f"{here}: {problem}; write it with + - * / ( ) and numbers")
     if "sampling_seed" in record or record.get("source") == rendered["source"]:
         for name, text in rendered.items():
@@ -197,12 +201,24 @@ def with_answer(example: dict, task: Task) -> dict:
     if not has_answer(answer, task):
         problem = f"neither {task.answer_field!r} nor a teacher_label, found {example.get('teacher_label')!r}"
         fail(f"{example['id']}: {problem}; run label.py on the file")
-    return example | answer | {"target": render(task.student.target, answer)}
+    return example | answer | {"target": render_known(task.student.target, example | answer)}
 
 
 def agrees(task: Task, record: dict, teacher_label: str) -> bool:
     """Whether the teacher's own answer is the record's, by the metric of the task."""
     if task.labels:
         return teacher_label == record[task.answer_field]
-    prediction = render(task.student.target, {task.answer_field: teacher_label})
-    return is_correct(task, prediction, record | {"target": render(task.student.target, record)})
+    target = render_known(task.student.target, record)
+    return is_correct(task, task.as_written(teacher_label), record | {"target": target})
+
+
+def rationale_rows(examples: list[dict], task: Task) -> list[dict]:
+    """The second row of each example that has reasons: [student.rationale] in place of `source` and `target`."""
+    second = task.student.rationale
+    explained = [e for e in examples if second and e.get(task.rationale_field)]
+    return [e | {name: render(getattr(second, name), e) for name in ("source", "target")} for e in explained]
+
+
+def tell_without_reasons(examples: list[dict], task: Task, what: str) -> None:
+    if bare := sum(not e.get(task.rationale_field) for e in examples):
+        say(f"warning: {bare:,} of {len(examples):,} examples have no {task.rationale_field!r}: {what} the answer")

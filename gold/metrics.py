@@ -13,7 +13,7 @@ from typing import Any
 
 from gold.equations import equations_agree
 from gold.programmes import optima_agree
-from gold.task import Task, render
+from gold.task import Task
 from gold.text import exact_form, rouge_words, squad_words
 
 Interval = dict[str, float]  # value, low, high
@@ -30,9 +30,9 @@ REPORT_LABELS, REPORT_CONFUSIONS = 5, 3  # most lines of each in a report, which
 
 
 def golds_of(task: Task, record: dict) -> list[str]:
-    """The targets of a record's right answers: its own, and those of the list `<answer_field>s`, where there is one."""
-    others = [{task.answer_field: gold} for gold in record.get(f"{task.answer_field}s", [])]
-    return list(dict.fromkeys([record["target"], *(render(task.student.target, other) for other in others)]))
+    """A record's right answers as the student writes them: its own, and those of `<answer_field>s`, where there are some."""
+    others = record.get(f"{task.answer_field}s", [])
+    return list(dict.fromkeys([task.answer_of(record["target"]), *map(task.as_written, others)]))
 
 
 def is_correct(task: Task, prediction: str, record: dict) -> bool:

@@ -36,7 +36,7 @@ def score_examples(
     batch_size: in examples of EXAMPLE_TOKENS tokens. padded: also energy_padded, over max_target_length positions as the
     authors' code does. embed: the mean of the last hidden states over what the student reads (Liu et al. 2024). decode:
     without it there is no prediction, and no `correct`. `prediction`: the label's target, lower-cased, or the greedily
-    decoded text, stripped.
+    decoded text, stripped; with reasons in the target the answer behind them.
 
     error          1 = not correct, else 0 (S3, Wang et al. 2023)
     hard_negative  1 - msp where not correct, else 0: wrong and sure of it (PGKD, arXiv 2411.05045)
@@ -63,6 +63,7 @@ def score_examples(
             if decode:
                 texts = predictions_of(student, batch, hidden, hits, (states, read), batch_size)
                 for i, text in zip(chosen, texts, strict=True):
+                    text = task.answer_of(text)
                     correct = is_correct(task, text, examples[i])
                     answer = {"prediction": text.lower() if task.labels else text, "correct": correct}
                     hard = 0.0 if correct else rounded(1 - results[i]["msp"])

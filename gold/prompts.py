@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gold.command import fail
-from gold.task import Task, render, without_attributes, without_passages
+from gold.task import Task, render, render_known, without_attributes, without_passages
 
 
 class Prompt(NamedTuple):
@@ -53,7 +53,7 @@ def known_label(task: Task, label: str | None) -> dict[str, str]:
 
 
 def join_shots(template: str, examples: Sequence[dict], between: str = "\n\n") -> str:
-    return between.join(render(template, example) for example in examples)
+    return between.join(render_known(template, example) for example in examples)
 
 
 def label_list(task: Task) -> str:

@@ -67,7 +67,8 @@ class Student:
         if self.family == "encoder":
             return 0
         limit = self.lengths["max_target_length"]
-        return min(limit, max(map(len, self.label_ids()), default=limit))
+        labels = [] if self.task.target_has_reasons else self.label_ids()  # reasons are as long as they are
+        return min(limit, max(map(len, labels), default=limit))
 
     def label_ids(self) -> list[list[int]]:
         return encode_targets(self.task.targets, self.tokenizer, self.family)
@@ -106,6 +107,9 @@ def family_of(model: str, task: Task) -> str:
             return "encoder-decoder"
         fail(f"--model {model}: {kind} is an encoder-decoder other than T5; choose a T5, an encoder or a decoder")
     if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # before the decoders: BERT has a class of theirs too
+        if task.labels and task.teaches_reasons:
+            cure = f"use a T5 or a decoder, or leave ${task.rationale_field} and [student.rationale] out"
+            fail(f"--model {model}: an encoder ({kind}) writes no reasons, and {task.path} asks for them; {cure}")
         if task.labels:
             return "encoder"
         fail(f"--model {model}: an encoder ({kind}) chooses among labels, {task.path} has none; use a T5 or a decoder")

@@ -2,6 +2,7 @@
 
 task = load_task(Path("prompts/reviews.toml"))     strict: unknown keys and missing variables are refused
 render(task.student.source, record)                a template with a record's fields
+render_known(task.prompt.example, record)          the same without the reasons, where the record has none
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gold.command import fail
+from gold.rationales import mark_before_answer, without
 from gold.text import exact_form
 
 METRICS = {
@@ -76,9 +78,13 @@ class Parse(Table):
     max_overlap: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class Student(Table):
+class Lesson(Table):
     source: Text
     target: Text
+
+
+class Student(Lesson):
+    rationale: Lesson | None = None  # a second row for each example, whose target is the reasons
 
 
 class Task(Table):
@@ -92,6 +98,7 @@ class Task(Table):
     metric: str
     fields: Annotated[list[Name], Field(min_length=1)]  # what the teacher writes, in order
     answer_field: Name  # what the student must produce
+    rationale_field: Name | None = None  # the teacher's reasons: no student reads them, and people's records have none
     seed_examples: Path
     labels: dict[str, Text] = {}  # name: definition shown to the teacher
     prompt: Prompt
@@ -105,9 +112,14 @@ class Task(Table):
         return list(self.labels) or [None]
 
     @property
+    def shown_fields(self) -> list[str]:
+        """What stands first in a record of any stage: the text, the reasons, the answer."""
+        return ["id", *self.fields, *filter(None, [self.rationale_field]), self.answer_field]
+
+    @property
     def written_fields(self) -> list[str]:
         """The fields that the teacher writes: for text2text the answer too; a label is given to it."""
-        return self.fields if self.labels else [*self.fields, self.answer_field]
+        return self.shown_fields[1 : -1 if self.labels else None]
 
     @property
     def read_fields(self) -> list[str]:
@@ -162,8 +174,28 @@ class Task(Table):
 
     @property
     def targets(self) -> list[str]:
-        """What the student writes for each label, in the order of the labels."""
-        return [render(self.student.target, {self.answer_field: name}) for name in self.labels]
+        """What the student answers for each label, in the order of the labels."""
+        return [self.as_written(name) for name in self.labels]
+
+    @property
+    def target_has_reasons(self) -> bool:
+        """Whether the student writes reasons before every answer."""
+        return self.rationale_field in variables(self.student.target)
+
+    @property
+    def teaches_reasons(self) -> bool:
+        """Whether it learns them at all: in its target, or as a second task."""
+        return self.target_has_reasons or self.student.rationale is not None
+
+    def as_written(self, answer: str) -> str:
+        """An answer as answer_of reads it in what the student writes."""
+        return self.answer_of(render_known(self.student.target, {self.answer_field: answer}))
+
+    def answer_of(self, text: str) -> str:
+        """What counts of what the student wrote: all of it, or with reasons in the target what stands behind their mark, the
+        last one; "" where it wrote none."""
+        mark = mark_before_answer(self.student.target, self.rationale_field)
+        return ["", *mark.split(text)[1:]][-1].strip() if mark else text
 
 
 def load_task(path: Path) -> Task:
@@ -192,12 +224,15 @@ def load_task(path: Path) -> Task:
 
 def name_problems(task: Task) -> Iterator[tuple[str, str]]:
     """Metric, fields, labels and [parse]: (key, what is wrong and the cure)."""
-    names, answer, metrics, written = task.fields, task.answer_field, METRICS[task.kind], task.written_fields
+    _, *names, answer = task.shown_fields
+    metrics, written = METRICS[task.kind], task.written_fields
     if task.metric not in metrics:
         yield "metric", f"must be one of {', '.join(metrics)} for {task.kind}, found {task.metric!r}"
     for name in [*names, answer]:
         if name in RESERVED or name.startswith("energy"):
             yield "fields", f"the name {name!r} is one that the stages write; choose another"
+    if task.student.rationale and not task.rationale_field:
+        yield "rationale_field", "missing; add it: it names the reasons that [student.rationale] teaches"
     if {answer, f"{answer}s"} & set(names) or len(set(names)) < len(names):
         yield "fields", f"{names} and {answer!r} must differ; {answer}s is kept for lists of correct answers"
     if len(task.labels) == 1 or bool(task.labels) != (task.kind == "classification"):
@@ -231,6 +266,8 @@ def attribute_problems(task: Task) -> Iterator[tuple[str, str]]:
 def template_problems(task: Task) -> Iterator[tuple[str, str]]:
     """Variables that a template may use, those that it must use, and where the answer stands."""
     fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
+    reasons = {task.rationale_field} - {None}
+    written = fields | reasons | {answer}
     asked = shown | ({"labels", "label", "definition"} if task.labels else set())
     asked |= {"attributes"} if task.prompt.attributes else set()
     of_prompt = {  # template: (variables that it may have, variables that it must have)
@@ -239,16 +276,18 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         "validation": (asked, shown),
         "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
         "rewrite": (asked | {"feedback"}, shown | {"feedback"}),
-        "example": (fields | {answer}, fields | {answer}),
+        "example": (written, written),
         "label": (asked - {"label", "definition", "attributes"}, shown),
-        "label_example": (fields | {answer}, {answer}),
+        "label_example": (written, {answer}),
         "unlabelled": (shown, shown),
     }
     rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
-    rules |= {"student.source": (fields, set()), "student.target": ({answer}, {answer})}
+    rules |= {"student.source": (fields, set()), "student.target": ({answer} | reasons, {answer})}
+    if task.student.rationale:
+        rules |= {"student.rationale.source": (fields, set()), "student.rationale.target": (reasons, reasons)}
     if task.completion:
         rules |= {f"completion.{key}": rule for key, rule in of_prompt.items()}
-        rules["completion.example"] = (fields | {answer}, {*task.written_fields})
+        rules["completion.example"] = (written, {*task.written_fields})
     for key, (allowed, needed) in rules.items():
         text = attrgetter(key)(task) or ""
         used = variables(text)
@@ -264,13 +303,26 @@ def template_problems(task: Task) -> Iterator[tuple[str, str]]:
         yield "completion.rewrite", "is not read: the completion form continues a text; leave it out"
     if not task.read_fields:
         yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
-    for name in [*task.fields, answer]:
+    for name in task.shown_fields[1:]:
         if (count := len(re.findall(rf"\$\{{?{name}\b", task.prompt.example))) != 1:
             yield "prompt.example", f"${name} must occur once (the parser is made from this template), found {count}"
     ends = {"prompt.label": (task.prompt.label, "start"), "prompt.label_example": (task.label_template, answer)}
     for key, (text, name) in ends.items() if task.prompt.label else ():
         if not text.rstrip().endswith((f"${name}", f"${{{name}}}")):
             yield key, f"must end with ${name}: the teacher's answer stands there"
+    yield from rationale_problems(task)
+
+
+def rationale_problems(task: Task) -> Iterator[tuple[str, str]]:
+    """Where the reasons may stand: (key, what is wrong and the cure)."""
+    name, answer, target = task.rationale_field, task.answer_field, task.student.target
+    if task.target_has_reasons and not mark_before_answer(target, name):
+        yield "student.target", f"needs ${name}, a mark such as 'So:', and ${answer}, which is read behind it"
+    shows = task.prompt.label and name in variables(task.label_template)
+    if shows and task.labels:
+        yield "prompt.label_example", f"must not show ${name}: the probability of a label is read where the prompt ends"
+    elif shows and string.Template(task.label_template).get_identifiers()[-2:] != [name, answer]:
+        yield "prompt.label_example", f"${name} must stand behind all fields, for what is before it is the prompt"
 
 
 def without_passages(template: str) -> str:
@@ -299,3 +351,11 @@ def percent_form(template: str) -> str:
 def render(template: str, values: dict) -> str:
     """string.Template(template).substitute(values), ten times as fast: it is most of the checking of records."""
     return percent_form(template) % values
+
+
+def render_known(template: str, record: dict) -> str:
+    """render, without what the record has not: people's records have no reasons."""
+    for name in variables(template):
+        if record.get(name) is None:
+            template = without(template, name)
+    return render(template, record)

@@ -84,6 +84,7 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "attrprompt": (None, None, "--num-validation 0 --attributes"),
     "supergen": (None, None, "--num-validation 0 --teacher-nll"),
     "generation-distillation": (None, None, "--num-validation 0 --unlabelled"),
+    "rationales": (None, None, "--num-validation 0"),
     "random": ("iter-00/validation.jsonl --output-file", "--score random", "--feedback-rate 0.5"),
     "random-train": (TRAIN, "--score random --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
     "s3": (PEOPLE, "--score error --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
@@ -189,6 +190,8 @@ def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     task = REVIEWS
     if name == "pgkd":  # needs $report
         task, env = "prompts/rte.toml", env | HOME
+    if name == "rationales":  # needs a task of whose kind there is one with reasons
+        task = "prompts/word_problems.toml"
     done = dry_loop(task, tmp_path / "r", **env)
     for line in commands(done, ""):
         parsed(line)
@@ -213,6 +216,32 @@ def test_the_released_code_trains_on_what_was_scored_and_goes_on_with_the_studen
     assert "--model org/student " in first and f"--model {tmp_path}/r/iter-00/student " in second
     assert "--model org/student " in final and "--loss sce --sce-alpha 0.01 --sce-beta 1" in final
     assert "--learning-rate 5e-5" in first and final.endswith("--learning-rate 1e-5")
+
+
+def test_rationales_take_the_task_with_reasons_and_the_tests_of_the_one_without(tmp_path):
+    given, same = (
+        dry_loop(f"prompts/{name}.toml", tmp_path / "r", STRATEGY="rationales")
+        for name in ("word_problems", "word_problems_reasons")
+    )
+    lines = commands(given, "")
+    assert lines == commands(same, "") and lines[0] == "+ -m data.build_models word_problems_reasons teacher t5"
+    assert all("--task-file prompts/word_problems_reasons.toml" in line for line in lines[1:-1])
+    tests = [f"--test-file data/word_problems/{name}.jsonl" for name in ("test", "test_zipf")]
+    assert tests[0] in lines[1] and " ".join(tests) in commands(given, "evaluate.py")[-1]
+    trained = commands(dry_loop("prompts/word_problems.toml", tmp_path / "r"), "train_student.py")
+    without = [line.replace("word_problems_reasons", "word_problems") for line in commands(given, "train_student.py")]
+    assert without == trained  # with the same options
+    # A task of the name that has tests of its own keeps them
+    folder = tmp_path / "data/rte_reasons"
+    folder.mkdir(parents=True)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/rte_reasons.toml").write_text((ROOT / "prompts/rte.toml").read_text())
+    assert f"no {tmp_path}/data/rte/test.jsonl: not measured" in (
+        dry_loop(tmp_path / "prompts/rte_reasons.toml", tmp_path / "r", **HOME).stderr
+    )
+    (folder / "test.jsonl").write_text("")
+    done = dry_loop(tmp_path / "prompts/rte_reasons.toml", tmp_path / "r", **HOME)
+    assert f"--test-file {folder}/test.jsonl" in commands(done, "evaluate.py")[0]
 
 
 @pytest.mark.parametrize("name, rate", [("reviews", "7e-4"), ("word_problems", "5e-4")])
@@ -274,6 +303,11 @@ REFUSED = [  # task file, variables, what is told
     (REVIEWS, {"NUM_EXAMPLES": "0"}, "NUM_EXAMPLES=0 is no number from 1 on"),
     (REVIEWS, {"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
     (REVIEWS, {"STRATEGY": "pgkd"}, "STRATEGY=pgkd needs $report in [prompt] feedback of prompts/reviews.toml"),
+    (
+        REVIEWS,
+        {"STRATEGY": "rationales"},
+        "STRATEGY=rationales needs prompts/reviews_reasons.toml: prompts/reviews.toml with",
+    ),
     (REVIEWS, {"STRATEGY": "s3"}, "STRATEGY=s3 needs HUMAN_FILE=/path/to/labelled.jsonl"),
     (REVIEWS, {"ANNOTATE": "1", "TEXTS_FILE": "nowhere.jsonl"}, "no TEXTS_FILE nowhere.jsonl: ANNOTATE=1 needs"),
     (REVIEWS, {"GENERATE": "0"}, "STRATEGY=gold generates nothing that could be fed back"),

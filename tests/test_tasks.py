@@ -199,7 +199,11 @@ def test_attributes_are_one_more_line_near_the_end(name, form):
 def test_every_task_has_the_form_and_the_chat_form_stays(path):
     task, examples = seeds(path)
     assert task.in_form("chat") is task
-    if task.name in ("reviews", "word_problems"):  # their teachers are trained on [prompt] itself
+    if task.name in (
+        "reviews",
+        "word_problems",
+        "word_problems_reasons",
+    ):  # their teachers are trained on [prompt] itself
         assert task.in_form("completion") is task
         return
     listed = task.in_form("completion")
