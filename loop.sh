@@ -26,6 +26,8 @@ SCORE_ARGS=${SCORE_ARGS:-}
 EVALUATE_ARGS=${EVALUATE_ARGS:-}
 LABEL_ARGS=${LABEL_ARGS:-}
 FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-}           # of the final student: "--loss sce", robust to wrong labels
+TUNE=${TUNE:-}                                   # fine-tune the teacher first: options, such as "--lora-rank 16 --learning-rate 2e-4"
+TUNE_FILE=${TUNE_FILE:-}                         # on these examples, not on the seed examples
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 [[ -f $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
@@ -44,6 +46,7 @@ if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
   refuse "STRATEGY=$STRATEGY needs \$report in [prompt] feedback of $TASK_FILE; add it, as prompts/rte.toml has it"
 fi
 [[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
+[[ -z $TUNE_FILE || -f $TUNE_FILE ]] || refuse "no TUNE_FILE $TUNE_FILE; check the path"
 if [[ -n ${TEST_FILE:-} ]]; then
   [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
@@ -60,8 +63,12 @@ if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
   if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $data/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
+task=(--task-file "$TASK_FILE" --seed "$SEED") known=()
+if [[ -n $TUNE ]]; then
+  run train_student.py "${task[@]}" --as-teacher auto --model "$TEACHER" ${TUNE_FILE:+--train-file "$TUNE_FILE"} --output-dir "$RUN/tuned-teacher" $TUNE
+  TEACHER=$RUN/tuned-teacher known=(--exclude-file "$RUN/tuned-teacher/tuned_on.jsonl") # what it may write by heart
+fi
 if ((${SERVE:-0})); then source gold/serve.sh; fi
-task=(--task-file "$TASK_FILE" --seed "$SEED")
 
 # The untrained student and the teacher itself
 measure "$RUN/untrained" --model "$STUDENT" "${tests[@]:0:2}"
@@ -76,7 +83,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
   run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-    "${feedback[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
+    "${feedback[@]}" "${known[@]}" "${trained_on[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
   trained_on+=(--train-file "$dir/train.jsonl")
   run train_student.py "${task[@]}" --model "$base" --output-dir "$dir/student" "${trained_on[@]}" $TRAIN_ARGS
   if ((${CONTINUE_STUDENT:-0})); then base=$dir/student; fi
