@@ -35,6 +35,8 @@ CRITIC=${CRITIC:-}                               # the student that scores for F
 ANNOTATE=${ANNOTATE:-0}                          # 1: the teacher labels NUM_EXAMPLES texts of TEXTS_FILE too, by CHOOSE
 TEXTS_FILE=${TEXTS_FILE:-}                       # texts that people wrote, without labels
 CHOOSE=${CHOOSE:-"--score entropy --low 0 --high 1"}
+TUNE=${TUNE:-}                                   # fine-tune the teacher first: options, such as "--lora-rank 16 --learning-rate 2e-4"
+TUNE_FILE=${TUNE_FILE:-}                         # on these examples, not on the seed examples
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
 [[ -f $TASK_FILE ]] || refuse "no $TASK_FILE: give a task file, such as prompts/reviews.toml"
@@ -56,6 +58,7 @@ fi
 GENERATE=${GENERATE:-1} FILTER=${FILTER:-${CRITIC:+--score nll --low 0 --high 0.8}}
 if ((!GENERATE)) && [[ $POOL =~ ^(validation|train)$ ]]; then refuse "STRATEGY=$STRATEGY generates nothing that could be fed back: leave POOL out"; fi
 if ((ANNOTATE)) && [[ ! -f $TEXTS_FILE ]]; then refuse "no TEXTS_FILE $TEXTS_FILE: ANNOTATE=1 needs a file of texts; give its path"; fi
+[[ -z $TUNE_FILE || -f $TUNE_FILE ]] || refuse "no TUNE_FILE $TUNE_FILE; check the path"
 if [[ -n ${TEST_FILE:-} ]]; then
   [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
@@ -73,8 +76,12 @@ if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
   if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $tested/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
+task=(--task-file "$TASK_FILE" --seed "$SEED") known=()
+if [[ -n $TUNE ]]; then
+  run train_student.py "${task[@]}" --as-teacher auto --model "$TEACHER" ${TUNE_FILE:+--train-file "$TUNE_FILE"} --output-dir "$RUN/tuned-teacher" $TUNE
+  TEACHER=$RUN/tuned-teacher known=(--exclude-file "$RUN/tuned-teacher/tuned_on.jsonl") # what it may write by heart
+fi
 if ((${SERVE:-0})); then source gold/serve.sh; fi
-task=(--task-file "$TASK_FILE" --seed "$SEED")
 
 # The untrained student and the teacher itself
 measure "$RUN/untrained" --model "$STUDENT" "${tests[@]:0:2}"
@@ -91,7 +98,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   new=()
   if ((GENERATE)); then
     run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-      "${feedback[@]}" "${made[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
+      "${feedback[@]}" "${known[@]}" "${made[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
     file=$dir/train.jsonl made+=(--train-file "$dir/train.jsonl")
     if [[ -n $RELABEL ]]; then
       run label.py "${task[@]}" --model "$TEACHER" --input-file "$file" --output-file "$dir/labelled.jsonl" $RELABEL $RELABEL_ARGS

@@ -2,7 +2,8 @@
 
 Reads a task file, one or more train.jsonl, and a base model: an encoder-decoder (T5), an encoder (BERT, ModernBERT) or
 a decoder-only model (Llama, Qwen2). Writes --output-dir as a Hugging Face model folder with training_log.jsonl,
-held_out.jsonl and a model card (README.md) in it, and a run record beside it.
+held_out.jsonl and a model card (README.md) in it, and a run record beside it. With --as-teacher it fine-tunes a teacher
+instead, on the task's seed examples, for `generate.py --model`.
 
     python train_student.py --task-file prompts/reviews.toml --model google-t5/t5-base \
         --train-file runs/a/iter-00/train.jsonl --output-dir runs/a/iter-00/student
@@ -11,11 +12,13 @@ held_out.jsonl and a model card (README.md) in it, and a run record beside it.
     python train_student.py ... --confidence-weights                  # what the teacher is surer of counts more (label.py)
     python train_student.py ... --lora-rank 16 --learning-rate 5e-4   # low-rank adapters: less memory (requirements-extra.txt)
     python train_student.py ... --report-to tensorboard               # losses and held-out accuracy as curves, in student/runs
+    python train_student.py --task-file prompts/reviews.toml --model Qwen/Qwen2.5-7B-Instruct --as-teacher auto \
+        --output-dir runs/a/tuned-teacher --lora-rank 16 --learning-rate 2e-4 --per-device-train-batch-size 4
     python train_student.py ... --dry-run                             # what would be trained on what; no model
     torchrun --nproc-per-node 2 train_student.py ...                  # several GPUs, as transformers' Trainer has it
 
 The best checkpoint is chosen on a tenth of the training examples, picked by a hash of the id: never on validation or
-test data.
+test data. A teacher learns all of its few examples; its weights are those of the last step.
 """
 
 import hashlib
@@ -31,14 +34,16 @@ import typer
 
 from gold import command
 from gold.cards import data_table, model_card
-from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
+from gold.command import DryRun, Dtype, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside, naming, remove, write_text
 from gold.examples import rationale_rows, read_examples, tell_without_reasons, with_answer
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.runs import finish_run, start_run
-from gold.student import Student, check_labels, family_of, load_student
+from gold.student import BASE_LENGTHS, Student, check_labels, family_of, load_student
 from gold.task import Task, load_task, render
+from gold.teacher import Form, load_encoder
+from gold.tuning import save_teacher, teacher_rows
 
 MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
 Loss = Literal["ce", "sce", "kl"]
@@ -53,8 +58,9 @@ training = partial(typer.Option, rich_help_panel="Training")
 def main(
     task_file: TaskFile,
     model: Annotated[str, files(help="Student base (T5, BERT, Llama, Qwen2 ...): a folder or a name on the hub.")],
-    train_file: Annotated[list[Path], files(help="Examples to train on; repeat, or a glob in quotes.")],
     output_dir: Annotated[Path, files(help="Folder of the trained student.")],
+    train_file: Annotated[list[Path] | None, files(help="Examples to train on; repeat, or a glob in quotes.")] = None,
+    as_teacher: Annotated[Form | None, training(help="Tune a teacher in this prompt form, on the seeds by default.")] = None,
     loss: Annotated[Loss, training(help="ce; sce against wrong labels; kl to label_probs.")] = "ce",
     sce_alpha: Annotated[float, training(min=0, help="sce: weight of ce; near 0 an untaught student never starts.")] = 1.0,
     sce_beta: Annotated[float, training(min=0, help="sce: weight of the reverse cross-entropy.")] = 0.1,
@@ -83,22 +89,24 @@ def main(
     task, counts = load_task(task_file), {}
     check_model_folder(model)
     check_tracker(report_to)
-    options["train_file"] = expand("--train-file", train_file)
-    if loss == "kl" and task.teaches_reasons:
-        fail(f"--loss kl: {task.path}: [student] has reasons, which label_probs say nothing of; leave one of them out")
+    inputs = check_kind(options, task)
+    options["train_file"] = expand("--train-file", options["train_file"])
     examples = read_training_examples(options, task, counts)
-    held_out = [e for e in examples if is_held_out(e["id"])]
-    train = [e for e in examples if not is_held_out(e["id"])]
+    held_out = [e for e in examples if not as_teacher and is_held_out(e["id"])]
+    train = [e for e in examples if as_teacher or not is_held_out(e["id"])]
     if not train:
         fail(f"{train_file[0]}: only {len(examples)} examples, all of them held out; give more")
     train = weighted(train, task) if confidence_weights else train
+    encoder = load_encoder(model, task, as_teacher, {}, False) if as_teacher else None
     rows = soft_examples(train, task, family_of(model, task)) if loss == "kl" else train
+    if encoder:
+        rows = teacher_rows(task.in_form(encoder.form), encoder, train, read_examples(task.seed_examples, task), seed)
     if dry_run:
         print(f"would train {model} on {len(train):,} examples ({len(held_out):,} held out): {options}")
-        for e in [*train[:3], *rationale_rows(train[:1], task)]:
+        for e in rows[:3] if encoder else [*train[:3], *rationale_rows(train[:1], task)]:
             print(f"--- {e['id']}\nsource: {e['source']}\ntarget: {e['target']}")
         return
-    run, inputs = None, ["task_file", "model", "train_file"]
+    run = None
     if command.is_main_process():
         how = {"overwrite": overwrite, "not_compared": ["report_to"]}
         run = start_run("train_student.py", output_dir, options, inputs, **how)
@@ -108,7 +116,8 @@ def main(
     # Train, save
     student = load_student(model, task, seed, new_head)
     student.lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
-    check_labels(student, model)
+    if not encoder:
+        check_labels(student, model)
     adapters = add_adapters(student, lora_rank) if lora_rank else None
     partial_output, data = beside(output_dir, ".partial"), data_table(options["train_file"])
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
@@ -123,8 +132,12 @@ def main(
         if (curves := partial_output / "checkpoints" / "runs").exists():  # TensorBoard's
             curves.replace(partial_output / "runs")
         remove(partial_output / "checkpoints")
-        student.save(run.partial, dtype=result["dtype"])
-        write_text(run.partial / "README.md", model_card(student, options, data, train, len(held_out), result))
+        if encoder:
+            result["prompt_form"] = encoder.form
+            save_teacher(student, encoder, options, train, run.partial)
+        else:
+            student.save(run.partial, dtype=result["dtype"])
+            write_text(run.partial / "README.md", model_card(student, options, data, train, len(held_out), result))
     write_file(run.partial / "training_log.jsonl", log)
     if held_out:  # for whoever wants to compare students on what none of them was trained on
         write_file(run.partial / "held_out.jsonl", held_out)
@@ -133,6 +146,22 @@ def main(
         f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
     )
+
+
+def check_kind(options: dict, task: Task) -> list[str]:
+    """Refuse a student's options with --as-teacher, whose examples are the seeds by default; names of the inputs."""
+    inputs = ["task_file", "model", "train_file"]
+    if options["loss"] == "kl" and task.teaches_reasons:
+        fail(f"--loss kl: {task.path}: [student] has reasons, which label_probs say nothing of; leave one of them out")
+    if not options["as_teacher"]:
+        if not options["train_file"]:
+            raise typer.BadParameter("is missing: the examples to train on", param_hint="--train-file")
+        return inputs
+    for name, default in (BASE_LENGTHS | {"loss": "ce", "new_head": False, "confidence_weights": False}).items():
+        if options[name] != default:
+            raise typer.BadParameter("is for students: leave it out with --as-teacher", param_hint=option_name(name))
+    options |= {"train_file": options["train_file"] or [task.seed_examples], "seed_examples": task.seed_examples}
+    return [*inputs, "seed_examples"]
 
 
 def add_adapters(student: Student, rank: int) -> Any:
@@ -239,7 +268,7 @@ def fit(
 
     set_seed(options["seed"])
     dtype = training_dtype(student, options["dtype"])
-    features = student.encode(rows)
+    features = rows if options.get("as_teacher") else student.encode(rows)
     if options["loss"] == "kl":
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
     if options["confidence_weights"]:

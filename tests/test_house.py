@@ -16,7 +16,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "answers cards feedback predict retrieval sections selection teacher",
     "remote_labels",
     "labels",
-    "calibration page split trainer",
+    "calibration page split trainer tuning",
 )
 FILES = [ROOT / f"{stage}.py" for stage in STAGES] + sorted((ROOT / "gold").glob("*.py"))
 

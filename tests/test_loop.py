@@ -93,6 +93,7 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "uncertain": (POOL, "--score msp --low 0.8 --high 1", "--feedback-rate 0.5"),
     "genco": (PEOPLE, "--unlabelled --score msp --low 0 --high 0.8", "--num-validation 0 --rewrite"),
     "retrieval": (None, None, f"--num-validation 0 --corpus-file {TEST}"),
+    "tuned-teacher": (None, None, "--num-validation 0"),
     "tfidf": ("iter-00/train.jsonl --train-file", "--score tfidf --low 0.8", "--num-validation 0 --feedback-rate 1"),
 }
 
@@ -197,7 +198,8 @@ def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
         parsed(line)
     made, scored = commands(done, "generate.py"), commands(done, "score_ood.py")
     assert len(made) == 3 and all(f" {generated}" in line and "--num-examples 90 " in line for line in made)
-    assert [line.count("--exclude-file") for line in made] == ([0, 2, 4] if name == "released-code" else [0, 1, 2])
+    excluded = {"released-code": [0, 2, 4], "tuned-teacher": [1, 2, 3]}
+    assert [line.count("--exclude-file") for line in made] == excluded.get(name, [0, 1, 2])
     assert [line.count("--feedback-file") for line in made] == ([0, 0, 0] if pool is None else [0, 1, 1])
     assert bool(scored) is (pool is not None)
     assert all(pool in line and selected in line for line in scored[:1])
@@ -242,6 +244,21 @@ def test_rationales_take_the_task_with_reasons_and_the_tests_of_the_one_without(
     (folder / "test.jsonl").write_text("")
     done = dry_loop(tmp_path / "prompts/rte_reasons.toml", tmp_path / "r", **HOME)
     assert f"--test-file {folder}/test.jsonl" in commands(done, "evaluate.py")[0]
+
+
+def test_a_teacher_is_fine_tuned_before_anything_asks_it(tmp_path):
+    """On the seed examples, or on TUNE_FILE; beside any strategy; what it was tuned on counts as known."""
+    run, how = tmp_path / "r", {"TUNE": "--lora-rank 16", "STRATEGY": "tfidf", "ITERATIONS": "2", **HOME}
+    lines = commands(dry_loop(REVIEWS, run, **how), "")
+    assert "--as-teacher auto --model org/teacher --output-dir" in lines[0] and lines[0].endswith("--lora-rank 16")
+    asking = [line for line in lines if line.startswith(("+ generate.py", "+ label.py"))]
+    assert len(asking) == 3 and all(f"--model {run}/tuned-teacher " in line for line in asking)
+    known = [f"--exclude-file {run}/tuned-teacher/tuned_on.jsonl" in line for line in lines if "+ generate" in line]
+    assert known == [True, True] and "org/teacher" not in "".join(lines[1:])
+    for line in lines:
+        parsed(line)
+    more = commands(dry_loop(REVIEWS, run, **how, TUNE_FILE=TEST), "train_student.py")
+    assert f"--train-file {TEST} --output-dir {run}/tuned-teacher" in more[0]
 
 
 @pytest.mark.parametrize("name, rate", [("reviews", "7e-4"), ("word_problems", "5e-4")])
@@ -302,6 +319,7 @@ REFUSED = [  # task file, variables, what is told
     (REVIEWS, {"ITERATIONS": "-1"}, "ITERATIONS=-1 is no number from 1 on"),
     (REVIEWS, {"NUM_EXAMPLES": "0"}, "NUM_EXAMPLES=0 is no number from 1 on"),
     (REVIEWS, {"TEST_FILE": "nowhere.jsonl"}, "no TEST_FILE nowhere.jsonl"),
+    (REVIEWS, {"TUNE_FILE": "nowhere.jsonl"}, "no TUNE_FILE nowhere.jsonl"),
     (REVIEWS, {"STRATEGY": "pgkd"}, "STRATEGY=pgkd needs $report in [prompt] feedback of prompts/reviews.toml"),
     (
         REVIEWS,
