@@ -47,8 +47,9 @@ from gold.retrieval import nearest_texts
 from gold.runs import finish_run, save_notes
 from gold.split import Split, check_attributes, check_unlabelled, count_values, longest_need, settle, task_in_form
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
 from gold.teacher import Encoder
+from gold.templates import render
 
 CHUNK = 512  # attempts that are parsed, filtered and saved together
 MIN_VALIDATION, VALIDATION_PER_LABEL = 200, 20  # the OOD pool grows with the labels: a label's band needs 10 examples

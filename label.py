@@ -34,8 +34,9 @@ from gold.labels import draw_label_shots, label_records, label_rows
 from gold.prompts import render_label_prompt
 from gold.runs import Run, finish_run, save_notes, start_run
 from gold.stopping import StopSignals
-from gold.task import Task, load_task, render_known
+from gold.task import Task, load_task
 from gold.teacher import ENGINE_OPTIONS, Encoder, prompting
+from gold.templates import render_known
 
 CHUNK = 512  # records at most that are labelled and saved together
 

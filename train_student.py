@@ -40,12 +40,12 @@ from gold.examples import rationale_rows, read_examples, tell_without_reasons, w
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.runs import finish_run, start_run
+from gold.soft_labels import soft_examples, weighted
 from gold.student import BASE_LENGTHS, Student, check_labels, family_of, load_student
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
 from gold.teacher import Form, load_encoder
 from gold.tuning import save_teacher, teacher_rows
 
-MIN_SHARE = 0.01  # kl: an answer that the teacher gives less than this is not trained on by a student that writes
 Loss = Literal["ce", "sce", "kl"]
 Schedule = Literal["linear", "cosine", "constant"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -136,16 +136,23 @@ def main(
             result["prompt_form"] = encoder.form
             save_teacher(student, encoder, options, train, run.partial)
         else:
-            student.save(run.partial, dtype=result["dtype"])
-            write_text(run.partial / "README.md", model_card(student, options, data, train, len(held_out), result))
+            save_student(student, options, data, train, held_out, result, run.partial)
     write_file(run.partial / "training_log.jsonl", log)
-    if held_out:  # for whoever wants to compare students on what none of them was trained on
-        write_file(run.partial / "held_out.jsonl", held_out)
     record = finish_run(run, counts | result)
     say(
         f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
         f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
     )
+
+
+def save_student(
+    student: Student, options: dict, data: str, train: list[dict], held_out: list[dict], result: dict, folder: Path
+) -> None:
+    """Model and tokenizer, the card, and the held-out examples."""
+    student.save(folder, dtype=result["dtype"])
+    write_text(folder / "README.md", model_card(student, options, data, train, len(held_out), result))
+    if held_out:  # for whoever wants to compare students on what none of them was trained on
+        write_file(folder / "held_out.jsonl", held_out)
 
 
 def check_kind(options: dict, task: Task) -> list[str]:
@@ -217,44 +224,6 @@ def proceeds(run: bool, processes: int) -> bool:
 
     PartialState(cpu=not torch.cuda.is_available())  # they connect
     return broadcast_object_list([run])[0]
-
-
-def weighted(examples: list[dict], task: Task) -> list[dict]:
-    """The examples with `weight`, the share that label_probs give the answer, 1 in the mean (after LLMaAA, Zhang et al. 2023,
-    arXiv 2310.19596, which learns its weights). Ends the stage (exit 1) where there is none."""
-    shares = []
-    for e in examples:
-        probs = e.get("label_probs")
-        share = probs.get(e[task.answer_field]) if isinstance(probs, dict) else None
-        if type(share) not in (int, float) or not 0 <= share <= 1:
-            found = f"{e['id']}: label_probs must hold a share of its answer {e[task.answer_field]!r}; found {probs!r}"
-            fail(f"--confidence-weights: {found}; run label.py on the file")
-        shares.append(share)
-    if not (mean := sum(shares) / len(shares)):
-        fail("--confidence-weights: label_probs give no answer any share; label.py --relabel takes the teacher's")
-    return [e | {"weight": share / mean} for e, share in zip(examples, shares, strict=True)]
-
-
-def soft_examples(examples: list[dict], task: Task, family: str) -> list[dict]:
-    """The examples with `soft`: of an encoder label_probs in the labels' order, else one copy by answer with its share.
-
-    Ends the stage (exit 1) where label_probs are missing or are no distribution.
-    """
-    rows = []
-    for e in examples:
-        probs = e.get("label_probs")
-        sound = isinstance(probs, dict) and all(type(p) in (int, float) and 0 <= p <= 1 for p in probs.values())
-        if not sound or abs(sum(probs.values()) - 1) > 0.01 or (task.labels and set(probs) != set(task.labels)):
-            need = "a share of every label" if task.labels else "shares of answers"
-            cure = "run label.py on the file" + ("" if task.labels else ", with --num-samples 5 or so")
-            fail(f"--loss kl: {e['id']}: label_probs must hold {need}, which sum to 1; found {probs!r}; {cure}")
-        if family == "encoder":
-            rows.append(e | {"soft": [probs[name] for name in task.labels]})
-            continue
-        for answer, share in probs.items():
-            if share >= MIN_SHARE and answer.strip():
-                rows.append(e | {"target": render(task.student.target, {task.answer_field: answer}), "soft": share})
-    return rows
 
 
 def fit(

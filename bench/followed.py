@@ -21,7 +21,8 @@ from bench.real_teacher import ARMS, RESULTS, folder_of, round_0
 from bench.stages import lines_of
 from gold.examples import read_examples
 from gold.jsonl import read_records
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
+from gold.templates import render
 from gold.text import words
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data import reviews_grammar
-from gold.task import load_task, render
+from gold.task import load_task
+from gold.templates import render
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_FILE = ROOT / "prompts" / "reviews.toml"

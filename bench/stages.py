@@ -16,6 +16,7 @@ import gold.engine
 import train_student
 from gold.disk import beside, remove
 from gold.examples import read_examples
+from gold.soft_labels import soft_examples, weighted
 from gold.stopping import STOPPED
 from gold.student import load_student
 from gold.task import load_task
@@ -78,9 +79,9 @@ def train(
     with contextlib.redirect_stderr(io.StringIO()):
         student = load_student(str(base), task, seed)
         if options["confidence_weights"]:
-            examples = train_student.weighted(examples, task)
+            examples = weighted(examples, task)
         if options["loss"] == "kl":
-            examples = train_student.soft_examples(examples, task, student.family)
+            examples = soft_examples(examples, task, student.family)
         counts, _ = train_student.fit(student, examples, held_out, checkpoints, options)
         student.save(draft, counts["dtype"])
     assert counts["steps"] == steps

@@ -21,7 +21,8 @@ import typer
 from data.to_jsonl import records_in
 from gold.command import Overwrite, fail, new_app, run_command, say
 from gold.jsonl import write_file
-from gold.task import RESERVED, load_task
+from gold.task import load_task
+from gold.task_checks import RESERVED
 from gold.text import exact_form, text_key, words
 
 ANSWERS = ("label", "answer", "class", "category", "target", "sentiment", "intent", "gold")  # usual names of the column

@@ -11,10 +11,10 @@ from gold.disk import beside, read_json, write_text
 from gold.encoding import frame_of_source, source_limit
 from gold.jsonl import parse_shard, read_records
 from gold.metrics import mean_interval
-from gold.rationales import mark_before_answer
 from gold.runs import git_state
 from gold.student import Student
 from gold.task import Task
+from gold.templates import mark_before_answer
 
 PIPELINES = {"encoder": "text-classification", "encoder-decoder": "text2text-generation", "decoder": "text-generation"}
 SHOWN = 100  # examples among which the shortest is the one of the code

@@ -19,7 +19,8 @@ from gold.equations import evaluate_equation
 from gold.jsonl import SHARD, read_records
 from gold.metrics import is_correct
 from gold.scores import SCORES, STORED
-from gold.task import Task, render, render_known
+from gold.task import Task
+from gold.templates import render, render_known
 from gold.text import exact_form, text_key
 
 Paths = Path | Iterable[Path]

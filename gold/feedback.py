@@ -9,7 +9,8 @@ from pathlib import Path
 from gold.command import fail, say
 from gold.examples import read_examples
 from gold.metrics import report_text
-from gold.task import Task, variables
+from gold.task import Task
+from gold.templates import variables
 from gold.text import pattern
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gold.command import fail
-from gold.task import Task, render, render_known, without_attributes, without_passages
+from gold.task import Task
+from gold.templates import render, render_known, without_attributes, without_passages
 
 
 class Prompt(NamedTuple):

@@ -16,8 +16,9 @@ from gold.parsing import copies_shot
 from gold.prompts import Prompt, render_prompt, structured_pattern
 from gold.retrieval import with_passages
 from gold.runs import Run, start_run
-from gold.task import Task, render, variables
+from gold.task import Task
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
+from gold.templates import render, variables
 from gold.text import text_key
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them

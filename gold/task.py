@@ -1,32 +1,19 @@
 """The task file: what the teacher is asked, how its answer is parsed, what the student reads and must write.
 
 task = load_task(Path("prompts/reviews.toml"))     strict: unknown keys and missing variables are refused
-render(task.student.source, record)                a template with a record's fields
-render_known(task.prompt.example, record)          the same without the reasons, where the record has none
 """
 
-import functools
 import re
-import string
 import tomllib
-from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gold.command import fail
-from gold.rationales import mark_before_answer, without
-from gold.text import exact_form
+from gold.task_checks import problems
+from gold.templates import mark_before_answer, render_known, variables, without_attributes
 
-METRICS = {
-    "classification": ("accuracy", "macro_f1"),
-    "text2text": ("exact_match", "equation_value", "squad", "rouge_l", "optimum", "chrf"),
-}
-RESERVED = """id source target task iteration split shots feedback sampling_seed finish_reason completion reason prediction
-    correct f1 rouge_l nll msp entropy margin embedding k_center tfidf error hard_negative random score rank teacher_label
-    label_probs teacher_nll attributes passages""".split()  # what records hold besides the task's fields
 WITHOUT_LINE_ENDS = AfterValidator(lambda text: text.strip("\n"))
 Text = Annotated[str, Field(pattern=r"\S"), WITHOUT_LINE_ENDS]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # as string.Template has names
@@ -217,145 +204,6 @@ def load_task(path: Path) -> Task:
         fail(f"{path}: is a folder; give a task file, such as prompts/reviews.toml")
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         fail(f"{path}: not a readable TOML file: {error}")
-    for key, problem in [*name_problems(task), *attribute_problems(task), *template_problems(task)]:
+    for key, problem in problems(task):
         fail(f"{path}: {key}: {problem}")
     return task
-
-
-def name_problems(task: Task) -> Iterator[tuple[str, str]]:
-    """Metric, fields, labels and [parse]: (key, what is wrong and the cure)."""
-    _, *names, answer = task.shown_fields
-    metrics, written = METRICS[task.kind], task.written_fields
-    if task.metric not in metrics:
-        yield "metric", f"must be one of {', '.join(metrics)} for {task.kind}, found {task.metric!r}"
-    for name in [*names, answer]:
-        if name in RESERVED or name.startswith("energy"):
-            yield "fields", f"the name {name!r} is one that the stages write; choose another"
-    if task.student.rationale and not task.rationale_field:
-        yield "rationale_field", "missing; add it: it names the reasons that [student.rationale] teaches"
-    if {answer, f"{answer}s"} & set(names) or len(set(names)) < len(names):
-        yield "fields", f"{names} and {answer!r} must differ; {answer}s is kept for lists of correct answers"
-    if len(task.labels) == 1 or bool(task.labels) != (task.kind == "classification"):
-        yield "labels", f"a classification task has two or more, a text2text task none; found {len(task.labels)}"
-    if len({exact_form(name) for name in task.labels} - {""}) < len(task.labels):
-        yield "labels", "names must differ in more than capitals and blanks, and not be empty"
-    for key in ("min_words", "max_words", "evaluates", "solves", "gives", "span_of"):
-        listed = getattr(task.parse, key)
-        for name in [*listed, *(listed.values() if key in ("gives", "span_of") else ())]:
-            if name not in written:
-                yield f"parse.{key}", f"no field that the teacher writes: {name}; these are {', '.join(written)}"
-
-
-def attribute_problems(task: Task) -> Iterator[tuple[str, str]]:
-    """[prompt.attributes]: names, labels and lists."""
-    given = task.prompt.attributes
-    taken = ["", *map(exact_form, [*task.fields, task.answer_field, *given])]
-    for name, v in given.items():
-        key, lists = f"prompt.attributes.{name}", v if isinstance(v, dict) else dict.fromkeys(task.names, v)
-        if taken.count(exact_form(name)) > 1:
-            yield key, "must have a name, and not that of a field or of another attribute; choose another"
-        if set(lists) != set(task.names):
-            asked = f"a list for each of {', '.join(task.labels)}" if task.labels else "one list: it has no labels"
-            yield key, f"must have {asked}; found {', '.join(lists) or 'nothing'}"
-        if not all(lists.values()):
-            yield key, "has an empty list; give it values, or delete the attribute"
-    if task.completion and task.completion.attributes:
-        yield "completion.attributes", "belongs into [prompt.attributes], which both forms draw from"
-
-
-def template_problems(task: Task) -> Iterator[tuple[str, str]]:
-    """Variables that a template may use, those that it must use, and where the answer stands."""
-    fields, answer, shown = set(task.fields), task.answer_field, {"shots", "start"}
-    reasons = {task.rationale_field} - {None}
-    written = fields | reasons | {answer}
-    asked = shown | ({"labels", "label", "definition"} if task.labels else set())
-    asked |= {"attributes"} if task.prompt.attributes else set()
-    of_prompt = {  # template: (variables that it may have, variables that it must have)
-        "system": (set(), set()),
-        "train": (asked | {"passages"}, shown),
-        "validation": (asked, shown),
-        "feedback": (asked | {"feedback", "report", "passages"}, shown | {"feedback"}),
-        "rewrite": (asked | {"feedback"}, shown | {"feedback"}),
-        "example": (written, written),
-        "label": (asked - {"label", "definition", "attributes"}, shown),
-        "label_example": (written, {answer}),
-        "unlabelled": (shown, shown),
-    }
-    rules = {f"prompt.{key}": rule for key, rule in of_prompt.items()}
-    rules |= {"student.source": (fields, set()), "student.target": ({answer} | reasons, {answer})}
-    if task.student.rationale:
-        rules |= {"student.rationale.source": (fields, set()), "student.rationale.target": (reasons, reasons)}
-    if task.completion:
-        rules |= {f"completion.{key}": rule for key, rule in of_prompt.items()}
-        rules["completion.example"] = (written, {*task.written_fields})
-    for key, (allowed, needed) in rules.items():
-        text = attrgetter(key)(task) or ""
-        used = variables(text)
-        if not string.Template(text).is_valid():
-            yield key, "a lone $; write $$ for a dollar sign"
-        if used - allowed:
-            yield key, f"unknown variable ${min(used - allowed)}; known here: {', '.join(sorted(allowed))}"
-        if text and needed - used:
-            yield key, f"the variable ${min(needed - used)} is missing; add it"
-        elif text and (gone := needed - variables(without_attributes(without_passages(text)))):
-            yield key, f"${min(gone)} would go with the lines of $passages or $attributes; give it a line of its own"
-    if task.completion and task.completion.rewrite:
-        yield "completion.rewrite", "is not read: the completion form continues a text; leave it out"
-    if not task.read_fields:
-        yield "student.source", f"shows the student nothing; use {' or '.join(f'${n}' for n in task.fields)}"
-    for name in task.shown_fields[1:]:
-        if (count := len(re.findall(rf"\$\{{?{name}\b", task.prompt.example))) != 1:
-            yield "prompt.example", f"${name} must occur once (the parser is made from this template), found {count}"
-    ends = {"prompt.label": (task.prompt.label, "start"), "prompt.label_example": (task.label_template, answer)}
-    for key, (text, name) in ends.items() if task.prompt.label else ():
-        if not text.rstrip().endswith((f"${name}", f"${{{name}}}")):
-            yield key, f"must end with ${name}: the teacher's answer stands there"
-    yield from rationale_problems(task)
-
-
-def rationale_problems(task: Task) -> Iterator[tuple[str, str]]:
-    """Where the reasons may stand: (key, what is wrong and the cure)."""
-    name, answer, target = task.rationale_field, task.answer_field, task.student.target
-    if task.target_has_reasons and not mark_before_answer(target, name):
-        yield "student.target", f"needs ${name}, a mark such as 'So:', and ${answer}, which is read behind it"
-    shows = task.prompt.label and name in variables(task.label_template)
-    if shows and task.labels:
-        yield "prompt.label_example", f"must not show ${name}: the probability of a label is read where the prompt ends"
-    elif shows and string.Template(task.label_template).get_identifiers()[-2:] != [name, answer]:
-        yield "prompt.label_example", f"${name} must stand behind all fields, for what is before it is the prompt"
-
-
-def without_passages(template: str) -> str:
-    """A template without the line `$passages` and its heading, the lines right above it."""
-    return re.sub(r"(?m)(^.+\n)*^\$(passages|\{passages\})\n+", "", template)
-
-
-@functools.cache
-def variables(template: str) -> frozenset[str]:
-    """The names of a template's variables."""
-    return frozenset(string.Template(template).get_identifiers())
-
-
-@functools.cache
-def without_attributes(template: str) -> str:
-    """The template without the lines that hold $attributes. One that begins a paragraph takes the line ends after it along."""
-    line = r".*\$(?:attributes\b|\{attributes\}).*"
-    return re.sub(rf"(?m)(?:\A|(?<=\n\n)){line}\n+|^{line}(?:\n|\Z)", "", template)
-
-
-@functools.cache
-def percent_form(template: str) -> str:
-    return string.Template(template.replace("%", "%%")).substitute({v: f"%({v})s" for v in variables(template)})
-
-
-def render(template: str, values: dict) -> str:
-    """string.Template(template).substitute(values), ten times as fast: it is most of the checking of records."""
-    return percent_form(template) % values
-
-
-def render_known(template: str, record: dict) -> str:
-    """render, without what the record has not: people's records have no reasons."""
-    for name in variables(template):
-        if record.get(name) is None:
-            template = without(template, name)
-    return render(template, record)

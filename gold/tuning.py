@@ -16,8 +16,9 @@ from gold.jsonl import write_file
 from gold.labels import chat_answer
 from gold.prompts import known_label, render_prompt, split_example
 from gold.student import Student
-from gold.task import Task, render
+from gold.task import Task
 from gold.teacher import Encoder
+from gold.templates import render
 
 NUM_FEWSHOT = 3  # shots in a prompt: generate.py's default
 DETAILS = (

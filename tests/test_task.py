@@ -16,7 +16,8 @@ from gold.equations import evaluate_equation, states_value
 from gold.examples import example_key
 from gold.parsing import REASONS, copies_shot, overlap, parse_completion
 from gold.prompts import render_label_prompt, render_prompt, split_example, structured_pattern
-from gold.task import Task, load_task, render
+from gold.task import Task, load_task
+from gold.templates import render
 
 
 def load(text: str, folder: Path) -> Task:

@@ -19,7 +19,8 @@ from gold.examples import read_examples
 from gold.parsing import copies_shot, parse_completion
 from gold.programmes import optimum
 from gold.prompts import known_label, render_label_prompt, render_prompt, split_example, structured_pattern
-from gold.task import load_task, render
+from gold.task import load_task
+from gold.templates import render
 from gold.text import text_key
 
 PATHS = sorted((ROOT / "prompts").glob("*.toml"))

@@ -8,8 +8,9 @@ from conftest import flipped, one_error, pair, read_lines, record_of, refusal, s
 
 from gold.examples import read_examples
 from gold.fingerprint import fingerprint
+from gold.soft_labels import weighted
 from gold.trainer import token_losses
-from train_student import is_held_out, weighted
+from train_student import is_held_out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Soft labels, of a classifier's distribution and of answers that a student writes
