@@ -82,8 +82,6 @@ STRATEGIES = {  # what is scored, with a student or without; how; options of gen
     "released-code": (POOL, "--score energy_padded --low 0.5 --high 0.8 --group-size 8", "--num-validation 187"),
     "zerogen": (None, None, "--num-validation 0"),
     "attrprompt": (None, None, "--num-validation 0 --attributes"),
-    "supergen": (None, None, "--num-validation 0 --teacher-nll"),
-    "generation-distillation": (None, None, "--num-validation 0 --unlabelled"),
     "rationales": (None, None, "--num-validation 0"),
     "random": ("iter-00/validation.jsonl --output-file", "--score random", "--feedback-rate 0.5"),
     "random-train": (TRAIN, "--score random --low 0 --high 1", "--num-validation 0 --feedback-rate 0.5"),
@@ -110,6 +108,18 @@ SYSTEMS = {  # what runs in the second iteration, R = the run folder: the words 
         ("generate.py", "--num-validation 0 --exclude-file R/iter-00/train.jsonl"),
         ("label.py", "--input-file R/iter-01/train.jsonl --output-file R/iter-01/labelled.jsonl --relabel --min-share 0.6"),
         ("train_student.py", "--train-file R/iter-00/labelled.jsonl --train-file R/iter-01/labelled.jsonl"),
+    ],
+    "generation-distillation": [
+        ("generate.py", "--num-validation 0 --unlabelled --exclude-file R/iter-00/train.jsonl"),
+        ("label.py", "--input-file R/iter-01/train.jsonl --output-file R/iter-01/labelled.jsonl --relabel"),
+        ("train_student.py", "--train-file R/iter-00/labelled.jsonl --train-file R/iter-01/labelled.jsonl --loss kl"),
+        ("train_student.py", "--train-file R/iter-01/labelled.jsonl --loss kl --learning-rate 7e-4"),
+    ],
+    "supergen": [
+        ("generate.py", "--num-validation 0 --teacher-nll --exclude-file R/iter-00/train.jsonl"),
+        ("score_ood.py", "--input-file R/iter-01/train.jsonl --feedback-file R/iter-01/kept.jsonl "
+         "--rejected-file R/iter-01/dropped.jsonl --score teacher_nll --low 0 --high 0.8"),
+        ("train_student.py", "--train-file R/iter-00/kept.jsonl --train-file R/iter-01/kept.jsonl"),
     ],
     "llmaaa": [
         ("score_ood.py", f"--input-file {TEXTS} --unlabelled --model R/iter-00/student --train-file R/iter-00/annotated.jsonl "
@@ -183,8 +193,7 @@ def test_a_strategy_gives_the_stages_options_that_they_have(name, tmp_path):
     env = {
         "STRATEGY": name,
         "HUMAN_FILE": TEST,
-        "CORPUS_FILE": TEST,
-        "UNLABELLED_FILE": TEST,
+        "TEXTS_FILE": TEST,
         "ITERATIONS": "3",
         "NUM_EXAMPLES": "90",
     }
