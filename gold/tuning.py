@@ -74,7 +74,7 @@ def teacher_rows(task: Task, encoder: Encoder, examples: list[dict], seeds: list
             told = f"its prompt and its text have {len(whole):,} tokens, the context of --model {encoder.context:,}"
             fail(f"{e['id']}: {told}; leave it out")
         labels = whole[len(ids) :]
-        if whole[: len(ids)] != ids:  # a token holds the ends of both. Else together: SentencePiece begins a text with a blank
+        if whole[: len(ids)] != ids:  # one token holds the ends of both; else together: SentencePiece has a blank first
             labels = encoder.tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append({"id": e["id"], "source": source, "target": target, "input_ids": ids, "labels": labels})
     return rows
