@@ -83,7 +83,7 @@ def main(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
-    """Fine-tune the student on every --train-file."""
+    """Fine-tune the student on every --train-file; with --as-teacher a teacher on all of it or the seeds, to the last step."""
     options = dict(locals()) | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}  # of torchrun
     # Load
     task, counts = load_task(task_file), {}

@@ -53,7 +53,7 @@ def teacher_rows(task: Task, encoder: Encoder, examples: list[dict], seeds: list
     task: in the encoder's form. For example i, of label l of L, the prompt is that of attempt i * L + l of generate.py, with
     all seed examples but this one. The completion ends as generate.py ends it: by the turn, the stop string or EOS.
     """
-    gap, end = "", (task.parse.stop or [encoder.tokenizer.eos_token])[0]
+    gap, end = "", (task.parse.stop or [encoder.tokenizer.eos_token or ""])[0]  # without any load_student refuses it
     if chat := encoder.form == "chat":
         gap, end = chat_answer(encoder)
     keys, prompts, targets = [example_key(task, shot) for shot in seeds], [], []
@@ -75,7 +75,7 @@ def teacher_rows(task: Task, encoder: Encoder, examples: list[dict], seeds: list
             told = f"its prompt and its text have {len(whole):,} tokens, the context of --model {encoder.context:,}"
             fail(f"{e['id']}: {told}; leave it out")
         labels = whole[len(ids) :]
-        if whole[: len(ids)] != ids:  # both joined in a token; else not apart: SentencePiece begins a text with a blank
+        if whole[: len(ids)] != ids:  # one token holds the ends of both; else together: SentencePiece has a blank first
             labels = encoder.tokenizer(target, add_special_tokens=False)["input_ids"]
         rows.append({"id": e["id"], "source": source, "target": target, "input_ids": ids, "labels": labels})
     return rows
