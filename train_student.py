@@ -139,10 +139,8 @@ def main(
             save_student(student, options, data, train, held_out, result, run.partial)
     write_file(run.partial / "training_log.jsonl", log)
     record = finish_run(run, counts | result)
-    say(
-        f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s; "
-        f"best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}"
-    )
+    best = f"; best epoch {result['best_epoch']}, held-out accuracy {result['held_out_accuracy']}" if held_out else ""
+    say(f"{output_dir}: {len(train):,} examples, {result['steps']:,} steps in {record['seconds']:.0f} s{best}")
 
 
 def save_student(

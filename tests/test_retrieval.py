@@ -12,7 +12,7 @@ from gold.split import Split, longest_need, task_in_form
 from gold.task import load_task
 
 HOW = {"seed": 0, "num_fewshot": 3, "feedback_rate": 0.5, "num_feedback_shots": 2, "feedback_label": "any"}
-HOW |= {"num_passages": 2, "corpus_file": "corpus.jsonl", "rewrite": False}
+HOW |= {"num_passages": 2, "corpus_file": "corpus.jsonl", "rewrite": False, "attributes": False}
 SHOWS = PAIRS.replace("$shots\n\nAnother that", "$shots\n\nSeen elsewhere:\n$passages\n\nAnother that")
 
 
