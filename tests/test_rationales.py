@@ -168,8 +168,8 @@ def test_the_reasons_of_the_best_answer_are_kept_where_there_was_no_answer(tasks
 def test_generated_records_have_the_reasons_behind_the_text(command, tasks, tmp_path, monkeypatch):
     shown = []
 
-    def render(*args) -> Prompt:
-        shown.append(render_prompt(*args).user)
+    def render(*args, **how) -> Prompt:
+        shown.append(render_prompt(*args, **how).user)
         return Prompt("", shown[-1])
 
     def answer(seed: int) -> tuple[str, str]:
@@ -223,9 +223,6 @@ def test_what_is_correct_is_judged_by_the_answer_alone(tasks):
 
 def test_the_second_row_weighs_as_much_as_the_answer(tasks, models):
     """sun beach </s>: 3 tokens; sun with beach </s>: 4, so each of these counts 3/4; and one without reasons has no row."""
-    import torch
-
-    from gold.trainer import token_losses
     from train_student import with_rationales
 
     task = tasks["second"][1]
@@ -236,11 +233,7 @@ def test_the_second_row_weighs_as_much_as_the_answer(tasks, models):
     assert rationale_rows(examples, tasks["joint"][1]) == []
     student = loaded(models["t5"], task)
     features = with_rationales(student, examples, student.encode(examples))
-    assert [(len(f["labels"]), f["soft"]) for f in features] == [(3, 1.0), (3, 1.0), (4, 0.75)]
-    grid, labels = torch.zeros(1, 2, 4), torch.tensor([[1, -100]])
-    for loss in ("ce", "sce"):
-        one, weighted = (token_losses(grid, labels, loss, soft=s) for s in (None, torch.tensor([0.75])))
-        assert weighted.tolist() == pytest.approx([0.75 * one.item()])
+    assert [(len(f["labels"]), f["weight"]) for f in features] == [(3, 1.0), (3, 1.0), (4, 0.75)]
 
 
 @pytest.mark.parametrize("name, model", [("joint", "t5"), ("joint", "bos"), ("second", "llama")])

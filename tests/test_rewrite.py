@@ -42,7 +42,7 @@ FED = [  # no Cold one
 ]
 BEGUN = {"f0": "we swam in the lake", "f1": "melons are sold" + " on the beach" * 49}
 OPTIONS = {"rewrite": True, "corpus_file": None, "report_file": None, "feedback_label": "any", "feedback_rate": 0.5}
-OPTIONS |= {"num_feedback_shots": 2, "num_fewshot": 2, "num_passages": 2, "seed": 0}
+OPTIONS |= {"num_feedback_shots": 2, "num_fewshot": 2, "num_passages": 2, "attributes": False, "seed": 0}
 
 
 @pytest.fixture

@@ -572,9 +572,11 @@ def test_what_is_not_selected_is_kept_with_its_reason(home, tmp_path):
 @pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
 def test_texts_without_labels_get_the_students(name, home, trained, pairs, tmp_path):
     """Their labels are its predictions, their scores those of the labels; what it was trained on, and twins, are left out."""
-    known = read_lines(home / "train.jsonl")[:5]
-    new = read_lines(home / "validation.jsonl")
-    bare = [{k: r[k] for k in ("id", "first", "second")} for r in [*new[:12], *known]]
+    known, new = (
+        [r | {"id": f"{name}{n}"} for n, r in enumerate(read_lines(home / f"{name}.jsonl"))]
+        for name in ("train", "validation")
+    )
+    bare = [{k: r[k] for k in ("id", "first", "second")} for r in [*new[:12], *known[:5]]]
     bare += [new[12] | {"label": "no label of the task"}, new[0] | {"id": "twin"}]
     path = write_lines(tmp_path / "pool.jsonl", bare)
     files = (
@@ -618,7 +620,7 @@ def test_texts_without_labels_get_the_students(name, home, trained, pairs, tmp_p
 
 def test_texts_without_labels_at_first_by_chance(home, tmp_path):
     """Without a student there are no labels at all; options that need one are refused."""
-    bare = [{k: r[k] for k in ("id", "first", "second")} for r in read_lines(home / "validation.jsonl")]
+    bare = [{k: r[k] for k in ("first", "second")} for r in read_lines(home / "validation.jsonl")]
     path = write_lines(tmp_path / "pool.jsonl", bare)
     files = ("--output-file", tmp_path / "out", "--feedback-file", tmp_path / "fb", "--num-selected", 3)
     by_chance = ("--unlabelled", "--score", "random", "--low", 0, "--high", 1)
@@ -628,7 +630,7 @@ def test_texts_without_labels_at_first_by_chance(home, tmp_path):
     assert [r["random"] for r in found] == chances[:3] and not any("label" in r for r in found)
     assert "give the --model too" in told_by(select(home, path, "--unlabelled", "--feedback-file", tmp_path / "x"), 2)
     told = told_by(select(home, path, *by_chance, *files[:2], "--feedback-file", tmp_path / "x", "--confirmed"), 2)
-    assert "leave --confirmed out" in told
+    assert "nobody has labelled them yet" in told
     flip = (
         "--task-file",
         home / "flip.toml",
