@@ -70,7 +70,7 @@ def human_files(task: Task, data: Human, root: Path) -> dict[str, str]:
 
 def variables(strategy: str, given: dict[str, str]) -> dict[str, str]:
     """What a file of strategies/ sets, with these variables of the environment."""
-    names = ("POOL", "CRITIC", "TUNE")
+    names = ("POOL", "SCORE_WITH", "ANNOTATE", "TUNE")
     code = f". strategies/{strategy}.sh; " + "; ".join(f'echo "{name} ${{{name}:-}}"' for name in names)
     known = {"PATH": os.environ["PATH"], **given}
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, env=known)
@@ -81,6 +81,7 @@ def environment(strategy: str, run: dict, task: Task, files: dict[str, str], war
     """The variables of one loop. Only what the strategy asks for: TEXTS_FILE and CRITIC would combine with any other."""
     asked = {k: v for k, v in files.items() if k != "CRITIC" or strategy == "critic"} | {"TASK_FILE": str(task.path)}
     found = variables(strategy, asked)
+    steers = found["SCORE_WITH"] == "student" or found["ANNOTATE"] == "1"  # else nothing asks the students of the loop
     pool = f" --num-validation {POOL}" if found["POOL"] == "validation" else ""
     python = (
         "bench/warm_python" if not found["TUNE"] else ".venv/bin/python"
@@ -90,7 +91,7 @@ def environment(strategy: str, run: dict, task: Task, files: dict[str, str], war
         "SEED": str(run["seed"]), "ITERATIONS": "2", "NUM_EXAMPLES": str(run["size"] // 2), "PYTHON": python,
         "WARM_SOCKET": str(warm), "TEACHER": str(TEACHER), "STUDENT": str(STUDENT), "LABEL_ARGS": "--limit 4",
         "GENERATE_ARGS": f"--max-tokens {MAX_TOKENS} --max-attempts {20 * run['size']}{pool}",
-        "TRAIN_ARGS": f"--learning-rate {RATE} --num-train-epochs 6", "FINAL_TRAIN_ARGS": "--num-train-epochs 0.1",
+        "TRAIN_ARGS": f"--learning-rate {RATE} --num-train-epochs {4 if steers else 0.1}", "FINAL_TRAIN_ARGS": "--num-train-epochs 0.1",
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
 

@@ -275,8 +275,6 @@ def test_the_teachers_answer_in_place_of_the_records(command, tmp_path):
     assert [r["id"] for r in kept] == [r["id"] for r in plain if max(r["label_probs"].values()) >= shares[3]]
     assert len(left) == sum(share < shares[3] for share in shares) > 0
     assert all(list(r)[:2] == ["id", "reason"] and r["reason"] == "unsure" for r in left)
-        list(r)[:2] == ["id", "reason"] and r["reason"] == "unsure" for r in left
-    )
     for r in kept + left:
         assert r["label"] == r["teacher_label"] == r["target"]
         assert r.get("earlier_label") == source[int(r["id"][1:])].get("label")
