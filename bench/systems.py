@@ -81,17 +81,19 @@ def environment(strategy: str, run: dict, task: Task, files: dict[str, str], war
     """The variables of one loop. Only what the strategy asks for: TEXTS_FILE and CRITIC would combine with any other."""
     asked = {k: v for k, v in files.items() if k != "CRITIC" or strategy == "critic"} | {"TASK_FILE": str(task.path)}
     found = variables(strategy, asked)
-    steers = found["SCORE_WITH"] == "student" or found["ANNOTATE"] == "1"  # else nothing asks the students of the loop
     pool = f" --num-validation {POOL}" if found["POOL"] == "validation" else ""
     python = (
-        "bench/warm_python" if not found["TUNE"] else ".venv/bin/python"
-    )  # another teacher than the one that is kept
+        ".venv/bin/python" if found["TUNE"] else "bench/warm_python"
+    )  # a tuned teacher is another than the kept one
+    epochs = (
+        4 if found["SCORE_WITH"] == "student" or found["ANNOTATE"] == "1" else 0.1
+    )  # else nothing asks these students
     return {
         **{k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}, **asked, "STRATEGY": strategy,
         "SEED": str(run["seed"]), "ITERATIONS": "2", "NUM_EXAMPLES": str(run["size"] // 2), "PYTHON": python,
         "WARM_SOCKET": str(warm), "TEACHER": str(TEACHER), "STUDENT": str(STUDENT), "LABEL_ARGS": "--limit 4",
         "GENERATE_ARGS": f"--max-tokens {MAX_TOKENS} --max-attempts {20 * run['size']}{pool}",
-        "TRAIN_ARGS": f"--learning-rate {RATE} --num-train-epochs {4 if steers else 0.1}", "FINAL_TRAIN_ARGS": "--num-train-epochs 0.1",
+        "TRAIN_ARGS": f"--learning-rate {RATE} --num-train-epochs {epochs:g}", "FINAL_TRAIN_ARGS": "--num-train-epochs 0.1",
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
 
