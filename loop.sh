@@ -56,7 +56,7 @@ if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
 fi
 [[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
 GENERATE=${GENERATE:-1} FILTER=${FILTER:-${CRITIC:+--score nll --low 0 --high 0.8}}
-if ((!GENERATE)) && [[ $POOL =~ ^(validation|train)$ ]]; then refuse "STRATEGY=$STRATEGY generates nothing that could be fed back: leave POOL out"; fi
+if ((!GENERATE)) && [[ $POOL != none || -n $RELABEL$FILTER ]]; then refuse "STRATEGY=$STRATEGY with GENERATE=0 generates nothing: POOL, RELABEL, FILTER and CRITIC are for generated examples"; fi
 if ((ANNOTATE)) && [[ ! -f $TEXTS_FILE ]]; then refuse "no TEXTS_FILE $TEXTS_FILE: ANNOTATE=1 needs a file of texts; give its path"; fi
 [[ -z $TUNE_FILE || -f $TUNE_FILE ]] || refuse "no TUNE_FILE $TUNE_FILE; check the path"
 if [[ -n ${TEST_FILE:-} ]]; then
@@ -76,10 +76,10 @@ if [[ -n $BUILD ]]; then run $BUILD; fi
 measure() { # folder, then what to measure; all test files for the final student, else the first
   if ((${#tests[@]})); then run evaluate.py --task-file "$TASK_FILE" --output-dir "$@" $EVALUATE_ARGS; else echo "no $tested/test.jsonl: not measured; TEST_FILE=... names another" >&2; fi
 }
-task=(--task-file "$TASK_FILE" --seed "$SEED") known=()
+task=(--task-file "$TASK_FILE" --seed "$SEED") made=()
 if [[ -n $TUNE ]]; then
   run train_student.py "${task[@]}" --as-teacher auto --model "$TEACHER" ${TUNE_FILE:+--train-file "$TUNE_FILE"} --output-dir "$RUN/tuned-teacher" $TUNE
-  TEACHER=$RUN/tuned-teacher known=(--exclude-file "$RUN/tuned-teacher/tuned_on.jsonl") # what it may write by heart
+  TEACHER=$RUN/tuned-teacher made=(--exclude-file "$RUN/tuned-teacher/tuned_on.jsonl") # what it may write by heart
 fi
 if ((${SERVE:-0})); then source gold/serve.sh; fi
 
@@ -91,15 +91,14 @@ if ((${#tests[@]})) && grep -Eq '^label *=' "$TASK_FILE"; then
 fi
 
 # The loop: generate, train, score
-made=() trained_on=() feedback=() base=$STUDENT
+trained_on=() feedback=() base=$STUDENT
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
   if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
-  new=()
   if ((GENERATE)); then
     run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-      "${feedback[@]}" "${known[@]}" "${made[@]/#--train-file/--exclude-file}" $GENERATE_ARGS
-    file=$dir/train.jsonl made+=(--train-file "$dir/train.jsonl")
+      "${feedback[@]}" "${made[@]}" $GENERATE_ARGS
+    file=$dir/train.jsonl made+=(--exclude-file "$dir/train.jsonl")
     if [[ -n $RELABEL ]]; then
       run label.py "${task[@]}" --model "$TEACHER" --input-file "$file" --output-file "$dir/labelled.jsonl" $RELABEL $RELABEL_ARGS
       file=$dir/labelled.jsonl
@@ -110,16 +109,16 @@ for ((i = 0; i < ITERATIONS; i++)); do
         --rejected-file "$dir/dropped.jsonl" $FILTER
       file=$dir/kept.jsonl
     fi
-    new=(--train-file "$file")
+    trained_on+=(--train-file "$file")
   fi
   if ((ANNOTATE)); then # the first texts by chance
     if ((i)); then with=(--model "$student" "${trained_on[@]}" $CHOOSE); else with=(--score random --low 0 --high 1); fi
     run score_ood.py "${task[@]}" --input-file "$TEXTS_FILE" --unlabelled "${with[@]}" --num-selected "$NUM_EXAMPLES" \
       --output-file "$dir/texts.jsonl" --feedback-file "$dir/chosen.jsonl"
     run label.py "${task[@]}" --model "$TEACHER" --input-file "$dir/chosen.jsonl" --output-file "$dir/annotated.jsonl" --relabel $RELABEL_ARGS
-    new+=(--train-file "$dir/annotated.jsonl")
+    trained_on+=(--train-file "$dir/annotated.jsonl")
   fi
-  trained_on+=("${new[@]}") student=$dir/student
+  student=$dir/student
   run train_student.py "${task[@]}" --model "$base" --output-dir "$student" "${trained_on[@]}" $LOSS_ARGS $TRAIN_ARGS
   if ((${CONTINUE_STUDENT:-0})); then base=$student; fi
   measure "$dir" --model "$student" "${tests[@]:0:2}"
@@ -138,7 +137,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
     run evaluate.py "${task[@]}" --prediction-field prediction --test-file "$dir/scored.jsonl" --output-dir "$dir/report"
     feedback+=(--report-file "$dir/report/metrics.json")
   fi
-  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl") made+=(--train-file "$dir/validation.jsonl"); fi
+  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl") made+=(--exclude-file "$dir/validation.jsonl"); fi
 done
 
 # The final student: everything, robust loss

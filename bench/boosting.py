@@ -1,7 +1,7 @@
 """Is boosting worth its keep? Students trained one after the other on the same generated examples, each on weights that rise
 where the ensemble so far is wrong, beside as many students that differ in their seed alone.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.boosting ag_news --seeds 0,1,2        # after bench.systems: its curve
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.boosting ag_news --seeds 0,1,2   # after bench.systems: its curve
     python -m bench.boosting ag_news --table
 
 SAMME (Zhu et al. 2009), multi-class AdaBoost, as in "Language models are weak learners" (Manikandan et al. 2023, arXiv

@@ -337,7 +337,7 @@ REFUSED = [  # task file, variables, what is told
     ),
     (REVIEWS, {"STRATEGY": "s3"}, "STRATEGY=s3 needs HUMAN_FILE=/path/to/labelled.jsonl"),
     (REVIEWS, {"ANNOTATE": "1", "TEXTS_FILE": "nowhere.jsonl"}, "no TEXTS_FILE nowhere.jsonl: ANNOTATE=1 needs"),
-    (REVIEWS, {"GENERATE": "0"}, "STRATEGY=gold generates nothing that could be fed back"),
+    (REVIEWS, {"GENERATE": "0"}, "STRATEGY=gold with GENERATE=0 generates nothing"),
 ]
 
 
