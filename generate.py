@@ -45,7 +45,7 @@ from gold.prompts import known_label
 from gold.reasoning import final_of
 from gold.retrieval import nearest_texts
 from gold.runs import finish_run, save_notes
-from gold.split import Split, check_attributes, check_unlabelled, count_values, longest_need, settle, task_in_form
+from gold.split import Split, check_unlabelled, count_values, longest_need, settle, task_in_form
 from gold.stopping import StopSignals
 from gold.task import Task, load_task
 from gold.teacher import Encoder
@@ -134,8 +134,6 @@ def main(
             return
         write_data_card(output_dir, task, options)
     encoder = teacher.open_encoder(options, task)
-    if attributes:
-        check_attributes(task, encoder.form, splits)
     task = task_in_form(task, encoder.form, options, bool(pools.feedback))
     if task.is_list and (report or feedback_label == "other"):
         fail("--prompt-form completion: a list shows no report and one label; give --prompt-form chat")

@@ -1,7 +1,7 @@
 """Have the teacher answer records of any origin: probabilities of all labels, or for text2text what it writes.
 
 Reads a task file with a label prompt, and records. Writes the same records with teacher_label and label_probs, and
-those that do not fit the teacher's context into *.rejected.jsonl. Uses: the teacher's row beside the student's
+those without a usable answer into *.rejected.jsonl. Uses: the teacher's row beside the student's
 (evaluate.py --prediction-field teacher_label), soft labels (train_student.py --loss kl), self-verification
 (score_ood.py --confirmed), and labels for texts that have none (--relabel).
 
@@ -118,6 +118,8 @@ def main(
         for begin in range(0, len(records), size):  # the same chunks after a kill
             signals.stop_if_any()
             chunk = [record for record in records[begin : begin + size] if record["id"] not in done]
+            if relabel:
+                chunk = [as_unanswered(record, task) for record in chunk]
             answers = label_records(engine, encoder, task, chunk, shots, **how)
             answers = divided(task, answers, run.notes.get("prior"))
             kept, left = settle(chunk, answers, task, options, encoder.no_answer)
@@ -190,10 +192,7 @@ def settle(
             record, reason = labelled(record, answer, task, options["relabel"]), None
             if options["relabel"] and not answer["teacher_label"]:
                 reason = "no_answer"
-            elif (
-                answer.get("label_probs", {answer["teacher_label"]: 1}).get(answer["teacher_label"], 0)
-                < options["min_share"]
-            ):
+            elif answer.get("label_probs", {}).get(answer["teacher_label"], 0) < options["min_share"]:
                 reason = "unsure"
         if reason:
             rejected.append({"id": "", "reason": ""} | record | {"reason": reason})
@@ -206,7 +205,7 @@ def labelled(record: dict, answer: dict, task: Task, relabel: bool) -> dict:
     """Readable fields first, then the answer, then the rest without the answer of another teacher."""
     whole = record | answer
     if relabel and (text := answer["teacher_label"]):
-        whole = record = as_unanswered(record, task) | answer | {task.answer_field: text}
+        whole = record = record | answer | {task.answer_field: text}
         record["target"] = render_known(task.student.target, record)
     first = {k: whole[k] for k in task.shown_fields if k in whole}
     return first | answer | {k: v for k, v in record.items() if k not in {*first, "teacher_label", "label_probs"}}
@@ -223,6 +222,9 @@ def finish(
     reasons = Counter(record["reason"] for _, record in read_records(rejected))
     counts |= {"records": len(records), "labelled": len(done), "rejected": dict(reasons)}
     counts |= {"with_answer": len(answered), "agreeing": agreeing}
+    if reasons and not done:
+        told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
+        fail(f"{run.output}: all {len(records):,} records are rejected: {told}; read {rejected}, and use --overwrite")
     if task.labels:
         counts["by_teacher_label"] = {name: sum(r["teacher_label"] == name for r in done) for name in task.labels}
     computed, prompts = (run.notes.get(name, 0) for name in ("computed_tokens", "prompt_tokens"))

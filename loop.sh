@@ -34,8 +34,9 @@ FILTER=${FILTER:-}                               # options of score_ood.py, whic
 CRITIC=${CRITIC:-}                               # the student that scores for FILTER
 ANNOTATE=${ANNOTATE:-0}                          # 1: the teacher labels NUM_EXAMPLES texts of TEXTS_FILE too, by CHOOSE
 TEXTS_FILE=${TEXTS_FILE:-}                       # texts that people wrote, without labels
+CORPUS_FILE=${CORPUS_FILE:-}                     # the same, for prompts to show those that are near a shot
 CHOOSE=${CHOOSE:-"--score entropy --low 0 --high 1"}
-TUNE=${TUNE:-}                                   # fine-tune the teacher first: options, such as "--lora-rank 16 --learning-rate 2e-4"
+TUNE=${TUNE:-}                                   # fine-tune the teacher first: options, such as "--lora-rank 16 --as-teacher chat"
 TUNE_FILE=${TUNE_FILE:-}                         # on these examples, not on the seed examples
 read -ra LAUNCH <<< "${LAUNCH:-}"                # goes before every stage, such as "srun --gpus=1"
 
@@ -48,17 +49,8 @@ BUILD= # what to build first, where the task has embedded models
 if [[ -e $data/embedded.sh ]]; then source "$data/embedded.sh"; fi
 ITERATIONS=${ITERATIONS:-3} NUM_EXAMPLES=${NUM_EXAMPLES:-400} FINAL_TRAIN_ARGS=${FINAL_TRAIN_ARGS:-"--loss sce"}
 [[ -n ${TEACHER:-} && -n ${STUDENT:-} ]] || refuse "$TASK_FILE has no embedded models: TEACHER=... STUDENT=... bash loop.sh $TASK_FILE $RUN"
-for name in ITERATIONS NUM_EXAMPLES; do
-  [[ ${!name} =~ ^[1-9][0-9]*$ ]] || refuse "$name=${!name} is no number from 1 on"
-done
-if ((${REPORT:-0})) && ! grep -Eq '\$\{?report\b' "$TASK_FILE"; then
-  refuse "STRATEGY=$STRATEGY needs \$report in [prompt] feedback of $TASK_FILE; add it, as prompts/rte.toml has it"
-fi
-[[ $POOL =~ ^(validation|train|none)$ || -e $POOL ]] || refuse "no file POOL=$POOL; check the path"
 GENERATE=${GENERATE:-1} FILTER=${FILTER:-${CRITIC:+--score nll --low 0 --high 0.8}}
-if ((!GENERATE)) && [[ $POOL != none || -n $RELABEL$FILTER ]]; then refuse "STRATEGY=$STRATEGY with GENERATE=0 generates nothing: POOL, RELABEL, FILTER and CRITIC are for generated examples"; fi
-if ((ANNOTATE)) && [[ ! -f $TEXTS_FILE ]]; then refuse "no TEXTS_FILE $TEXTS_FILE: ANNOTATE=1 needs a file of texts; give its path"; fi
-[[ -z $TUNE_FILE || -f $TUNE_FILE ]] || refuse "no TUNE_FILE $TUNE_FILE; check the path"
+source gold/checks.sh
 if [[ -n ${TEST_FILE:-} ]]; then
   [[ -f $TEST_FILE ]] || refuse "no TEST_FILE $TEST_FILE; check the path"
   tests=(--test-file "$TEST_FILE")
@@ -97,7 +89,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
   if ((GENERATE)); then
     run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-      "${feedback[@]}" "${made[@]}" $GENERATE_ARGS
+      "${feedback[@]}" ${CORPUS_FILE:+--corpus-file "$CORPUS_FILE"} "${made[@]}" $GENERATE_ARGS
     file=$dir/train.jsonl made+=(--exclude-file "$dir/train.jsonl")
     if [[ -n $RELABEL ]]; then
       run label.py "${task[@]}" --model "$TEACHER" --input-file "$file" --output-file "$dir/labelled.jsonl" $RELABEL $RELABEL_ARGS
@@ -112,7 +104,9 @@ for ((i = 0; i < ITERATIONS; i++)); do
     trained_on+=(--train-file "$file")
   fi
   if ((ANNOTATE)); then # the first texts by chance
-    if ((i)); then with=(--model "$student" "${trained_on[@]}" $CHOOSE); else with=(--score random --low 0 --high 1); fi
+    with=(--score random --low 0 --high 1)
+    if ((i)); then with=("${trained_on[@]}" $CHOOSE); fi
+    if ((i)) && [[ $CHOOSE != *random* ]]; then with+=(--model "$student"); fi
     run score_ood.py "${task[@]}" --input-file "$TEXTS_FILE" --unlabelled "${with[@]}" --num-selected "$NUM_EXAMPLES" \
       --output-file "$dir/texts.jsonl" --feedback-file "$dir/chosen.jsonl"
     run label.py "${task[@]}" --model "$TEACHER" --input-file "$dir/chosen.jsonl" --output-file "$dir/annotated.jsonl" --relabel $RELABEL_ARGS
@@ -129,7 +123,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
     *) pool=(--input-file "$POOL") ;;
   esac
   if [[ $SCORE_WITH == student ]]; then with=(--model "$student"); else with=(); fi
-  if [[ $SELECT == *tfidf* || $SELECT == *embedding* ]]; then with+=("${trained_on[@]}"); fi
+  if [[ $SELECT == *tfidf* || $SELECT == *embedding* || $SELECT == *k_center* ]]; then with+=("${trained_on[@]}"); fi
   run score_ood.py "${task[@]}" "${pool[@]}" "${with[@]}" --output-file "$dir/scored.jsonl" --feedback-file "$dir/feedback.jsonl" \
     $SELECT $SCORE_ARGS
   feedback=(--feedback-file "$dir/feedback.jsonl")

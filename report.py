@@ -31,7 +31,10 @@ TEACHERS = (
     "labelled.jsonl",
     "annotated.jsonl",
 )  # files that the teacher's work is in
-STAGES = {"train": "student", "score": "scored.jsonl", "evaluate": "predictions.jsonl"}
+STAGES = {  # the outputs of the other stages
+    "train": ["student"], "score": ["scored.jsonl", "kept.jsonl", "criticised.jsonl", "texts.jsonl"],
+    "evaluate": ["predictions.jsonl"],
+}  # fmt: skip
 
 app = new_app()
 
@@ -91,14 +94,13 @@ def rows_of(run: Path) -> list[dict]:
             "iteration": folder.name,
             "attempted": attempted,
             "accepted": accepted,
-            "tokens": round(computed / accepted, 1) if computed else None,
+            "tokens": round(computed / accepted, 1) if computed and accepted else None,
             "distinct_2": round(distinct_2(texts[folder], budget), 4),
             "repeats_of_test": sum(text_key(text) in tested for text in texts[folder]) if tested else None,
             "score": score,
             "mean_score": scored.get("means", {}).get(score),
             **measured(folder),
-            # One start writes both splits, and shards work at the same time
-            "seconds": seconds_of(folder, max((record["seconds"] for record in records), default=0)),
+            "seconds": seconds_of(folder, teacher_seconds(folder)),
         })  # fmt: skip
     others = [run / "final", *sorted(path.parent for path in (run / "final").glob("*/metrics.json"))]
     for folder in [*others, run / "untrained", run / "teacher"]:
@@ -117,10 +119,21 @@ def test_predictions(run: Path) -> list[Path]:
     return [path for name in ("untrained", "final") for path in sorted((run / name).glob("**/predictions.jsonl"))]
 
 
+def seconds_at(path: Path) -> float:
+    return read_json(beside(path, ".run.json")).get("seconds", 0)
+
+
+def teacher_seconds(folder: Path) -> float:
+    """Of generate.py and label.py: one start writes both splits, and shards work at the same time."""
+    sets = [
+        [path for name in TEACHERS[:2] for path in shards(folder, name)],
+        *([folder / name] for name in TEACHERS[2:]),
+    ]
+    return sum(max(map(seconds_at, paths)) for paths in sets)
+
+
 def seconds_of(folder: Path, generate: float) -> dict[str, float]:
-    return {"generate": generate} | {
-        s: read_json(folder / f"{out}.run.json").get("seconds", 0) for s, out in STAGES.items()
-    }
+    return {"generate": generate} | {s: sum(seconds_at(folder / out) for out in outs) for s, outs in STAGES.items()}
 
 
 def measured(folder: Path) -> dict[str, Any]:

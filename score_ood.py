@@ -48,6 +48,7 @@ from gold.scores import (
 from gold.selection import ERRORS, MIN_EXAMPLES, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
+from gold.templates import render_known
 from gold.text import exact_form
 
 NEEDS = {"energy_delta": "base_model", "embedding": "train_file", "k_center": "train_file", "tfidf": "train_file"}
@@ -100,7 +101,8 @@ def main(
     task, counts, stored = load_task(task_file), {}, check_options(options)
     examples, train_examples, ood = read_inputs(options, task, stored, counts)
     band = {name: options[name] for name in ("low", "high", "confirmed", "group_size")}
-    band |= {"most": num_selected, "least": 0 if unlabelled else MIN_EXAMPLES}
+    # A filter keeps what there is of a label; of feedback a handful means nothing
+    band |= {"most": num_selected, "least": 0 if unlabelled or rejected_file else MIN_EXAMPLES}
     selected, reasons = [], {}
     if feedback_file and not unlabelled:  # too few of a label is an error that needs no model
         tried = examples if stored else [e | {score: i + 1.0} for i, e in enumerate(examples)]
@@ -146,6 +148,8 @@ def main(
     said = f"{len(examples):,} {'read' if stored else 'scored'}"
     said += f", {counts['correct']:,} predicted right" if "correct" in counts else ""
     said += f"; {counts['selected']:,} selected by {score}" if feedback_file else ""
+    for name in ("known_texts", "without_label"):
+        said += f"; {counts[name]:,} left out ({name})" if counts.get(name) else ""
     say(f"{output}: {said}, mean {score} {means[score]}")
 
 
@@ -156,7 +160,11 @@ def check_options(given: dict) -> bool:
     alone = f"without --model, {score} must stand in --input-file, and --feedback-file is all that is written"
     needed = NEEDS.get(score)
     problems = [
-        (given[name] and not model and needed != name, name, "is for scoring: give the --model too")
+        (
+            given[name] and not (model or given["unlabelled"] or needed == name),
+            name,
+            "is for scoring: give the --model too",
+        )
         for name in ("base_model", "train_file", "ood_file")
     ] + [
         (not stored and needed and not given[needed], "score", f"{score} needs {needed and option_name(needed)}"),
@@ -174,6 +182,11 @@ def check_options(given: dict) -> bool:
             given["unlabelled"] and given["confirmed"],
             "unlabelled",
             "nobody has labelled them yet: leave --confirmed out",
+        ),
+        (
+            given["unlabelled"] and score in ERRORS,
+            "score",
+            f"{score}: a prediction is no error of itself: choose another",
         ),
         (given["low"] >= given["high"], "low", f"{given['low']} is not below --high {given['high']}"),
     ]
@@ -225,7 +238,7 @@ def new_texts(examples: list[dict], train_examples: list[dict], task: Task, coun
         if (key := example_key(task, e)) not in known:
             new.setdefault(key, as_unanswered(e, task))
     if not new:
-        fail(f"--input-file: all of its {len(examples):,} texts stand in --train-file; give more")
+        fail(f"--input-file: all of the {len(examples):,} texts in it stand in --train-file already; give more")
     counts["known_texts"] = len(examples) - len(new)
     return list(new.values())
 
@@ -239,9 +252,13 @@ def pseudo_labelled(student: Student, examples: list[dict], batch_size: int, cou
     counts["without_label"] = labels.count(None)
     if len(labels) == counts["without_label"]:
         fail(f"--unlabelled: the student writes no label for any of {len(labels):,} texts; train it first")
-    targets = dict(zip(task.labels, task.targets, strict=True))
-    found = ({task.answer_field: name, "target": targets.get(name)} for name in labels)
-    return [e | answer for e, answer in zip(examples, found, strict=True) if answer["target"]]
+    found = [{task.answer_field: name} for name in labels]
+    whole = (
+        e | answer | {"target": render_known(task.student.target, e | answer)}
+        for e, answer, name in zip(examples, found, labels, strict=True)
+        if name
+    )
+    return list(whole)
 
 
 def all_scores(
@@ -285,7 +302,7 @@ def scores_without_answer(student: Student, examples: list[dict], how: dict) -> 
 def ordered(example: dict, scores: dict, task: Task) -> dict:
     """Readable fields first, then the scores (none of an earlier student's), then the rest as it was."""
     first = task.shown_fields
-    rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct"}}
+    rest = {k: v for k, v in example.items() if k not in {*first, *SCORES, "prediction", "correct", "score", "rank"}}
     return {k: example[k] for k in first if k in example} | scores | rest
 
 
@@ -309,14 +326,16 @@ def write_selection(options: dict, task: Task, examples: list[dict], selected: l
         rest = ({"id": "", "reason": reasons[e["id"]]} | e for e in examples if e["id"] in reasons)
         write_file(beside(path, ".partial"), rest)
     if not selected:
-        say(f"{options['feedback_file']}: no example is wrong: nothing to feed back")
+        say(f"{options['feedback_file']}: no example is wrong: nothing is selected")
 
 
 def print_plan(options: dict, stored: bool, num_examples: int, num_ood: int, num_selected: int) -> None:
     names, score, model = ", ".join(map(str, options["input_file"])), options["score"], options["model"]
     by_student, ood = f" with {model}" if model else "", f" and {num_ood:,} OOD examples" if num_ood else ""
     print(f"would {'read' if stored else 'score'} {num_examples:,} examples of {names}{ood}{by_student}")
-    most = "at most " * (options["max_overlap"] < 1 or score in ERRORS)
+    if options["unlabelled"]:
+        num_selected = min(options["num_selected"] or num_examples, num_examples)
+    most = "at most " * (options["max_overlap"] < 1 or score in ERRORS or options["unlabelled"])
     chosen = f"{most}{num_selected:,} by {score} in [{options['low']}, {options['high']})"
     print(f"would select {chosen if options['feedback_file'] else 'none'}")
 

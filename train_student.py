@@ -122,7 +122,7 @@ def main(
     partial_output, data = beside(output_dir, ".partial"), data_table(options["train_file"])
     counts |= {"train_examples": len(train), "held_out_examples": len(held_out)}
     counts |= {"soft_targets": len(rows)} if loss == "kl" else {}
-    counts |= {"rationale_rows": len(rationale_rows(train, task))} if task.student.rationale else {}
+    counts |= {"rationale_rows": len(rationale_rows(train, task))} if task.student.rationale and not encoder else {}
     with naming(partial_output):
         result, log = fit(student, rows, held_out, partial_output / "checkpoints", options)
         if not run:
@@ -186,13 +186,16 @@ def add_adapters(student: Student, rank: int) -> Any:
 
 def read_training_examples(options: dict, task: Task, counts: dict) -> list[dict]:
     """Ends the stage (exit 1) for rejected completions. kl: label_probs stand in for the label, which need not be there."""
-    soft, use = options["loss"] == "kl", ("teacher_label", "label_probs")
-    how = {"answers": not soft, "use": use if soft or options["confidence_weights"] else ()}
-    examples = read_examples(options["train_file"], task, counts=counts, **how)[: options["limit"]]
-    if soft and (unanswered := sum(e.get("label_probs") == {} for e in examples)):
-        say(f"{unanswered:,} of {len(examples):,} records have no answer of the teacher: left out")
-        examples = [e for e in examples if e.get("label_probs") != {}]
-        counts["without_answer"] = unanswered
+    soft = options["loss"] == "kl"
+    use = ("teacher_label", "label_probs") if soft or options["confidence_weights"] else ()
+    examples = read_examples(options["train_file"], task, counts=counts, answers=not soft, use=use)[: options["limit"]]
+    lacking = [
+        e["id"] for e in examples if e.get("label_probs") == {} or ("teacher_label" in e and not e.get("label_probs"))
+    ]
+    if use and lacking and len(lacking) < len(examples):  # of a server's chats some have none
+        say(f"{len(lacking):,} of {len(examples):,} records have no shares of the teacher's answers: left out")
+        examples = [e for e in examples if e["id"] not in {*lacking}]
+        counts["without_answer"] = len(lacking)
     if rejected := next((e for e in examples if "sampling_seed" in e and e.get("reason")), None):
         told = f"{rejected['id']} is a rejected completion ({rejected['reason']})"
         fail(f"--train-file: {told}; give train.jsonl, or delete the `reason` of lines to train on")
@@ -285,12 +288,10 @@ def with_rationales(student: Student, rows: list[dict], features: list[dict]) ->
     second = rationale_rows(rows, student.task)
     if not second:
         return features
-    sizes = {row["id"]: len(feature["labels"]) for row, feature in zip(rows, features, strict=True)}
+    first = {row["id"]: feature for row, feature in zip(rows, features, strict=True)}
+    sizes = {name: len(feature["labels"]) * feature.get("weight", 1.0) for name, feature in first.items()}
     found = zip(second, student.encode(second), strict=True)
-    reasons = [
-        feature | {"weight": row.get("weight", 1.0) * sizes[row["id"]] / len(feature["labels"])}
-        for row, feature in found
-    ]
+    reasons = [feature | {"weight": sizes[row["id"]] / len(feature["labels"])} for row, feature in found]
     return [{"weight": 1.0} | feature for feature in features] + reasons
 
 

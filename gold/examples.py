@@ -188,10 +188,10 @@ def has_answer(example: dict, task: Task) -> bool:
 
 
 def as_unanswered(example: dict, task: Task) -> dict:
-    """The example without its answer, which stays as `earlier_<answer_field>`."""
-    rest = {k: v for k, v in example.items() if k not in (task.answer_field, "target")}
-    given = example.get(task.answer_field)
-    return rest if given is None else rest | {f"earlier_{task.answer_field}": given}
+    """The example without its answers and their reasons, which stay as `earlier_<field>`."""
+    names = (task.answer_field, f"{task.answer_field}s", task.rationale_field)
+    rest = {k: v for k, v in example.items() if k not in (*names, "target")}
+    return rest | {f"earlier_{name}": example[name] for name in names if example.get(name) is not None}
 
 
 def with_answer(example: dict, task: Task) -> dict:

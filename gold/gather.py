@@ -119,7 +119,7 @@ def gather_generated(found: Gathered, folder: Path, fed: dict[str, dict]) -> Non
     people = read_json(folder / "annotated.jsonl.run.json").get("counts", {})
     counts.update(attempted=people.get("records", 0), accepted=people.get("records", 0))
     for name in ("labelled.rejected.jsonl", "dropped.jsonl", "annotated.rejected.jsonl"):
-        rows = each(folder / name, rejected)
+        rows = [row for path in shards(folder, name) for row in each(path, rejected)]
         counts.update(row["reason"] for row in rows)
         counts["accepted"] -= len(rows)
         found.records += rows
@@ -167,13 +167,15 @@ def facts_of(run: Path, found: Gathered) -> dict[str, str]:
     """The lines of the header, from the run records."""
     records = [read_json(path) for path in sorted(run.glob("**/*.run.json"))]
     by_stage = {r.get("stage"): r for r in records}  # the last of each
-    made, scored, trained = (by_stage.get(f"{s}.py", {}) for s in ("generate", "score_ood", "train_student"))
+    made, trained = (by_stage.get(f"{s}.py", {}) for s in ("generate", "train_student"))
+    made = made or by_stage.get("label.py", {})
     student = (
         read_json(run / "untrained/predictions.jsonl.run.json")
         or read_json(run / "iter-00/student.run.json")
         or trained
     )
-    options = scored.get("options", {})
+    fed_back = [r for path in sorted(run.glob("iter-*/scored.jsonl.run.json")) if (r := read_json(path))]
+    options = fed_back[-1].get("options", {}) if fed_back else {}
     feedback = f"{options['score']}, quantiles {options['low']} to {options['high']}" if options else "none"
     strategies = sorted({s for r in records if (s := r.get("strategy"))})
     commits = sorted({f"{c}{' (changed)' * bool(r.get('git_dirty'))}" for r in records if (c := r.get("git_commit"))})

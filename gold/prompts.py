@@ -63,7 +63,7 @@ def label_list(task: Task) -> str:
 
 def render_prompt(
     task: Task, split: str, shots: Sequence[dict], label: str | None, feedback: Sequence[dict] = (), report: str = "",
-    passages: Sequence[dict] = (), attributes: dict[str, str] | None = None,
+    *, passages: Sequence[dict] = (), attributes: dict[str, str] | None = None,
 ) -> Prompt:  # fmt: skip
     """The prompt for one example of the split; `shots` are shown in their order, the last is nearest to the answer.
 

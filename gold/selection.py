@@ -23,7 +23,8 @@ def select_feedback(
 
     n examples of a label in ascending order (ties by id): those at floor(low n) .. floor(high n) - 1 are selected, each
     with `score` and `rank` (1 = the highest score of its label). Fewer than `least` of a label, or a score that is no
-    number, end the stage. Of error and hard_negative the band is one of the wrong examples.
+    number, end the stage; with least = 0, for filters, ceil(high n) takes the place of floor: a few of a label stay. Of
+    error and hard_negative the band is one of the wrong examples.
 
     confirmed: only examples with whose answer the teacher's own agrees. max_overlap: from the most OOD down, an example
     is left out whose text overlaps more than this (ROUGE-L F1) with a selected one's. group_size: the band within each
@@ -46,7 +47,7 @@ def select_feedback(
             found = f"only {len(group)} {'confirmed ' * confirmed}examples of the label {name!r}"
             cure = "make more (generate.py --num-validation, or --num-examples)"
             fail(f"--input-file: {found}, a band needs {least}; {cure}")
-        selected += band(group, name, score, low, high)
+        selected += band(group, name, score, low, high, whole=not least)
     if not selected and score not in ERRORS:
         fail(f"--low {low} --high {high}: holds none of {len(examples):,} examples; make the band wider")
     reasons |= dict.fromkeys({e["id"] for e in examples} - {e["id"] for e in selected}, "outside_band")
@@ -63,13 +64,14 @@ def select_feedback(
     return selected[:most], reasons
 
 
-def band(group: list[dict], name: Any, score: str, low: float, high: float) -> list[dict]:
-    """The examples of one label in the quantile band, with `score` and `rank`."""
+def band(group: list[dict], name: Any, score: str, low: float, high: float, whole: bool) -> list[dict]:
+    """The examples of one label in the quantile band, with `score` and `rank`. whole: its upper end is rounded up."""
     group = sorted((e for e in group if score not in ERRORS or e[score] > 0), key=lambda e: (e[score], e["id"]))
     n = len(group)
     if n > 1 and group[0][score] == group[-1][score] and (low, high) != (0, 1) and score != "random":
         say(f"--score {score}: is the same for all examples of {name!r}: the band is one of ids; try --low 0 --high 1")
-    places = range(math.floor(low * n + 1e-9), math.floor(high * n + 1e-9))
+    upper = math.ceil(high * n - 1e-9) if whole else math.floor(high * n + 1e-9)
+    places = range(math.floor(low * n + 1e-9), upper)
     return [group[place] | {"score": group[place][score], "rank": n - place} for place in places]
 
 

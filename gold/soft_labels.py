@@ -1,6 +1,6 @@
 """What label_probs, the teacher's shares of the answers, are to a student: soft targets (--loss kl), or weights."""
 
-from gold.command import fail
+from gold.command import fail, say
 from gold.task import Task
 from gold.templates import render
 
@@ -9,10 +9,18 @@ MIN_SHARE = 0.01  # an answer that the teacher gives less than this is not train
 
 def weighted(examples: list[dict], task: Task) -> list[dict]:
     """The examples with `weight`, the share that label_probs give the answer, 1 in the mean (after LLMaAA, Zhang et al. 2023,
-    arXiv 2310.19596, which learns its weights). Ends the stage (exit 1) where there is none."""
+    arXiv 2310.19596, which learns its weights); that of an example which no teacher labelled counts as 1, and is said. Ends the
+    stage (exit 1) where a share is none."""
     shares = []
+    if plain := sum("label_probs" not in e for e in examples):
+        if plain == len(examples):
+            cure = "run label.py on the files" + ("" if task.labels else ", with --num-samples 5 or so")
+            fail(f"--confidence-weights: no example has label_probs; {cure}")
+        say(
+            f"--confidence-weights: {plain:,} of {len(examples):,} examples have no label_probs: their share counts as 1"
+        )
     for e in examples:
-        probs = e.get("label_probs")
+        probs = e.get("label_probs", {e[task.answer_field]: 1.0})
         share = probs.get(e[task.answer_field]) if isinstance(probs, dict) else None
         if type(share) not in (int, float) or not 0 <= share <= 1:
             found = f"{e['id']}: label_probs must hold a share of its answer {e[task.answer_field]!r}; found {probs!r}"

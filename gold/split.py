@@ -18,7 +18,7 @@ from gold.retrieval import with_passages
 from gold.runs import Run, start_run
 from gold.task import Task
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
-from gold.templates import render, variables
+from gold.templates import render_known, variables
 from gold.text import text_key
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
@@ -91,8 +91,8 @@ class Split:
 
     def prompt(self, a: Attempt) -> Prompt:
         begun = self.beginning(a)
-        more = (() if begun else a.feedback, self.report, a.passages or (), a.attributes)
-        prompt = render_prompt(self.task, self.name, a.shots, a.label, *more)
+        more = {"report": self.report, "passages": a.passages or (), "attributes": a.attributes}
+        prompt = render_prompt(self.task, self.name, a.shots, a.label, feedback=() if begun else a.feedback, **more)
         return prompt._replace(user=prompt.user + begun)
 
     def beginning(self, a: Attempt) -> str:
@@ -142,13 +142,22 @@ class Split:
 
 def task_in_form(task: Task, form: str, options: dict, has_feedback: bool) -> Task:
     """The task as the teacher gets it. Ends the stage (exit 1) where a template lacks what an option needs."""
-    given = task.in_form(form)
+    given, table = task.in_form(form), "completion" if form == "completion" and task.completion else "prompt"
+    if options["attributes"] and not task.prompt.attributes:
+        fail(f"{task.path}: prompt.attributes: missing: --attributes draws from it; add it (docs/tasks.md)")
     if options["rewrite"]:
-        return with_rewrite(given, form)
-    table = "completion" if form == "completion" and task.completion else "prompt"
-    for key in ["train", *["feedback"] * has_feedback] if options["corpus_file"] else ():
-        if (template := getattr(given.prompt, key)) and "passages" not in variables(template):
-            fail(f"{task.path}: {table}.{key}: has no $passages to show --corpus-file in; add it (docs/tasks.md)")
+        given = with_rewrite(given, form)
+        if options["structured"] and form == "completion":
+            fail("--structured: the form is that of a whole example, --rewrite begins with half of one; leave one out")
+    fed = {"rewrite" if options["rewrite"] else "feedback": given.prompt.feedback} if has_feedback else {}
+    train, validation = {"train": given.prompt.train} | fed, {"validation": given.prompt.validation}
+    shown = {"passages": train if options["corpus_file"] else {}}
+    shown["attributes"] = train | (validation if options["num_validation"] else {}) if options["attributes"] else {}
+    for name, templates in shown.items():
+        for key, template in templates.items():
+            if template and name not in variables(template):
+                option = {"passages": "--corpus-file", "attributes": "--attributes"}[name]
+                fail(f"{task.path}: {table}.{key}: has no ${name} to show {option} in; add it (docs/tasks.md)")
     return given
 
 
@@ -177,16 +186,6 @@ def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[di
     return accepted, rejected
 
 
-def check_attributes(task: Task, form: str, splits: list[Split]) -> None:
-    """--attributes: ends the stage (exit 1) where the task has none, or a template of this form would not show them."""
-    if not task.prompt.attributes:
-        fail(f"{task.path}: prompt.attributes: missing: --attributes draws from it; add it (docs/tasks.md)")
-    prompt, table = task.in_form(form).prompt, "completion" if form == "completion" and task.completion else "prompt"
-    for name in [*(split.name for split in splits), *["feedback"] * bool(splits[0].pools.feedback)]:
-        if (template := getattr(prompt, name)) and "attributes" not in variables(template):
-            fail(f"{task.path}: {table}.{name}: has no $attributes to show --attributes in; add it (docs/tasks.md)")
-
-
 def count_values(split: Split) -> dict[str, dict[str, Counter]]:
     """By attribute and value: how many attempts had it, and how many of them are accepted."""
     found: dict[str, dict[str, Counter]] = {name: {} for name in split.task.prompt.attributes}
@@ -205,7 +204,7 @@ def longest_need(train: Split, encoder: Encoder) -> int:
         fail(f"--max-tokens {options['max_tokens']:,}: {held}; lower it")
 
     def longest(examples: list[dict], count: int, template: str = task.prompt.example) -> list[dict]:
-        ids = encoder.encode([Prompt("", render(template, example)) for example in examples])
+        ids = encoder.encode([Prompt("", render_known(template, example)) for example in examples])
         return [examples[i] for i in sorted(range(len(ids)), key=lambda i: -len(ids[i]))[:count]]
 
     def longest_values(label: str | None) -> dict[str, str]:
@@ -215,10 +214,10 @@ def longest_need(train: Split, encoder: Encoder) -> int:
     shots = longest(pools.seed, options["num_fewshot"])
     kinds = [[], longest(pools.feedback, options["num_feedback_shots"])]
     near = [text for texts in pools.nearest.values() for text in texts]
-    more = (train.report, longest(near, options["num_passages"], task.passage_template))
-    names, drawn = task.names, {name: longest_values(name) for name in task.names}
-    prompts = [render_prompt(task, "train", shots, n, fed, *more, drawn[n]) for n in names for fed in kinds]
-    bare = [render_prompt(task, "validation", [], n, attributes=drawn[n]) for n in names]  # its shots come later
+    more = {"report": train.report, "passages": longest(near, options["num_passages"], task.passage_template)}
+    names, drawn = task.names, {name: {"attributes": longest_values(name)} for name in task.names}
+    prompts = [render_prompt(task, "train", shots, n, feedback=fed, **more, **drawn[n]) for n in names for fed in kinds]
+    bare = [render_prompt(task, "validation", [], n, **drawn[n]) for n in names]  # its shots come later
     most, validation = (max(map(len, encoder.encode(some))) for some in (prompts, bare))
     generated = options["max_tokens"] + 16  # with the template's own words, the label and the ends
     need = max(most + 16, validation + VALIDATION_SHOTS * generated + 8) + options["max_tokens"]

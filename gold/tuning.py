@@ -58,6 +58,10 @@ def teacher_rows(task: Task, encoder: Encoder, examples: list[dict], seeds: list
         gap, end = chat_answer(encoder)
     keys, prompts, targets = [example_key(task, shot) for shot in seeds], [], []
     for i, example in enumerate(examples):
+        if task.rationale_field and not example.get(task.rationale_field):
+            fail(
+                f"{example['id']}: no field {task.rationale_field!r}, which the teacher is to write; add it to the line"
+            )
         label, own = example[task.answer_field] if task.labels else None, example_key(task, example)
         others = Pools([shot for shot, key in zip(seeds, keys, strict=True) if key != own])
         number, how = i * len(task.names) + task.names.index(label), {"seed": seed, "num_fewshot": NUM_FEWSHOT}

@@ -637,10 +637,12 @@ def test_the_context_that_is_taken_holds_the_longest_values(varied, pools, token
     words = " ".join(["very"] * 60)
     given = {"size": ["two", f"{words} long"], "where": {"Warm": ["here"], "not warm": ["there", f"{words} far"]}}
     task = varied.model_copy(update={"prompt": varied.prompt.model_copy(update={"attributes": given})})
-    how = HOW | {"max_tokens": 9, "verify": False, "max_model_len": None, "attributes": True}
+    how = HOW | {"max_tokens": 9, "verify": False, "max_model_len": None, "attributes": True, "num_passages": 2}
     drawn = [draw_attempt(task, 0, "train", a, pools, how) for a in range(400)]
     encoder = encoder_of(tokenizer)
-    prompts = [render_prompt(task, "train", a.shots, a.label, a.feedback, "", a.attributes) for a in drawn]
+    prompts = [
+        render_prompt(task, "train", a.shots, a.label, feedback=a.feedback, attributes=a.attributes) for a in drawn
+    ]
     longest = max(map(len, encoder.encode(prompts))) + 9
     needs = {on: longest_need(SimpleNamespace(task=task, options=how | {"attributes": on}, pools=pools, report=""), encoder)
              for on in (True, False)}  # fmt: skip

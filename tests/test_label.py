@@ -289,8 +289,12 @@ def test_the_teachers_answer_in_place_of_the_records(command, tmp_path):
     assert {(r["answer"], r["earlier_answer"]) for r in read_lines(path)} == {
         ("sun beach", flipped(n)["answer"]) for n in range(2)
     }
-    _, path, rejected = command("flip", *how, texts=["", "", ""], name="none")
-    assert [r["reason"] for r in read_lines(rejected)] == ["no_answer"] * 2 and not read_lines(path)
+    told = command("flip", *how, texts=["", "", ""], name="none", code=1)
+    assert "all 2 records are rejected: 2 no_answer; read " in told
+    partial = read_lines(tmp_path / "none.rejected.jsonl.partial")
+    assert [(r["reason"], r["earlier_answer"]) for r in partial] == [
+        ("no_answer", flipped(n)["answer"]) for n in range(2)
+    ]
     assert "one answer has no share" in " ".join(command("flip", *how[:2], "--min-share", 0.5, code=2).split())
 
 

@@ -122,8 +122,8 @@ SYSTEMS = {  # what runs in the second iteration, R = the run folder: the words 
         ("train_student.py", "--train-file R/iter-00/kept.jsonl --train-file R/iter-01/kept.jsonl"),
     ],
     "llmaaa": [
-        ("score_ood.py", f"--input-file {TEXTS} --unlabelled --model R/iter-00/student --train-file R/iter-00/annotated.jsonl "
-         "--score entropy --low 0 --high 1 --num-selected 90 --output-file R/iter-01/texts.jsonl "
+        ("score_ood.py", f"--input-file {TEXTS} --unlabelled --train-file R/iter-00/annotated.jsonl "
+         "--score entropy --low 0 --high 1 --model R/iter-00/student --num-selected 90 --output-file R/iter-01/texts.jsonl "
          "--feedback-file R/iter-01/chosen.jsonl"),
         ("label.py", "--input-file R/iter-01/chosen.jsonl --output-file R/iter-01/annotated.jsonl --relabel"),
         ("train_student.py", "--train-file R/iter-00/annotated.jsonl --train-file R/iter-01/annotated.jsonl "
@@ -336,8 +336,20 @@ REFUSED = [  # task file, variables, what is told
         "STRATEGY=rationales needs prompts/reviews_reasons.toml: prompts/reviews.toml with",
     ),
     (REVIEWS, {"STRATEGY": "s3"}, "STRATEGY=s3 needs HUMAN_FILE=/path/to/labelled.jsonl"),
-    (REVIEWS, {"ANNOTATE": "1", "TEXTS_FILE": "nowhere.jsonl"}, "no TEXTS_FILE nowhere.jsonl: ANNOTATE=1 needs"),
-    (REVIEWS, {"GENERATE": "0"}, "STRATEGY=gold with GENERATE=0 generates nothing"),
+    (REVIEWS, {"ANNOTATE": "1", "TEXTS_FILE": "nowhere.jsonl"}, "no TEXTS_FILE nowhere.jsonl; check the path"),
+    (REVIEWS, {"ANNOTATE": "1"}, "ANNOTATE=1 needs TEXTS_FILE=/path/to/texts.jsonl"),
+    (REVIEWS, {"GENERATE": "0"}, "GENERATE=0 without ANNOTATE=1 leaves nothing to train on"),
+    (
+        REVIEWS,
+        {"GENERATE": "0", "ANNOTATE": "1", "TEXTS_FILE": TEST},
+        "GENERATE=0 with STRATEGY=gold: feedback, RELABEL",
+    ),
+    (REVIEWS, {"STRATEGY": "supergen", "CRITIC": "org/critic"}, "a critic has no teacher_nll; leave one of them out"),
+    (
+        "prompts/word_problems.toml",
+        {"ANNOTATE": "1", "TEXTS_FILE": TEST},
+        "of which a student predicts no label: give CHOOSE",
+    ),
 ]
 
 

@@ -33,7 +33,7 @@ from data import word_problems_grammar as grammar
 from gold import split
 from gold.answers import read_written, written_answers
 from gold.equations import equations_agree
-from gold.examples import agrees, rationale_rows, read_examples
+from gold.examples import agrees, as_unanswered, rationale_rows, read_examples
 from gold.metrics import golds_of, is_correct
 from gold.parsing import parse_completion
 from gold.prompts import Prompt, render_label_prompt, render_prompt
@@ -185,6 +185,13 @@ def test_generated_records_have_the_reasons_behind_the_text(command, tasks, tmp_
             assert record["target"] == record["label"] and record["why"] not in record["source"]
     # Every example that a prompt shows has its reasons, the new ones in those of the validation split too
     assert len(shown) > 10 and all(user.count("Why: of") == user.count("First:") - 1 for user in shown)
+
+
+def test_reasons_of_another_answer_do_not_stay(tasks):
+    """An answer is replaced with the reasons for it: what stood there is told, and taught to nobody."""
+    task = tasks["joint"][1]
+    bare = as_unanswered(reasoned(0) | {"id": "a", "target": "x"}, task)
+    assert set(bare) == {"id", "text", "earlier_answer", "earlier_why"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -553,6 +553,15 @@ def test_any_right_answer_of_a_scored_example_confirms_it(home, tmp_path):
     assert record_of(output)["counts"]["not_selected"]["unconfirmed"] == 1
 
 
+def test_a_filter_keeps_what_there_is_of_a_label(home, tmp_path):
+    """With --rejected-file: a label's only example, and of three the lower two: ceil(.6 * 3)."""
+    rows = [pair(0) | r for r in scored([3.0]) + scored([3.0, 1.0, 2.0], "not warm", "y")]
+    files = ("--feedback-file", tmp_path / "kept", "--rejected-file", tmp_path / "dropped", "--low", 0, "--high", 0.6)
+    assert select(home, write_lines(tmp_path / "in.jsonl", rows), *files).returncode == 0
+    assert [r["id"] for r in read_lines(tmp_path / "kept")] == ["x00", "y02", "y01"]
+    assert [r["id"] for r in read_lines(tmp_path / "dropped")] == ["y00"]
+
+
 def test_what_is_not_selected_is_kept_with_its_reason(home, tmp_path):
     """As a filter of training examples: the lower four fifths of each label stay, the rest has a reason each."""
     rows = [pair(0) | r for r in scored([float(i) for i in range(10)]) + scored([1.0] * 10, "not warm", "y")]
@@ -577,7 +586,7 @@ def test_texts_without_labels_get_the_students(name, home, trained, pairs, tmp_p
         for name in ("train", "validation")
     )
     bare = [{k: r[k] for k in ("id", "first", "second")} for r in [*new[:12], *known[:5]]]
-    bare += [new[12] | {"label": "no label of the task"}, new[0] | {"id": "twin"}]
+    bare += [new[12] | {"label": "no label of the task", "labels": [3]}, new[0] | {"id": "twin"}]
     path = write_lines(tmp_path / "pool.jsonl", bare)
     files = (
         "--output-file",
@@ -611,14 +620,15 @@ def test_texts_without_labels_get_the_students(name, home, trained, pairs, tmp_p
     for r, of_label in zip(records, scores_of(trained[name], pairs, examples), strict=True):
         assert r["prediction"] == r["label"].lower() and r["correct"] is True
         assert r["energy"] == pytest.approx(of_label["energy"], abs=1e-4)
-    assert records[12]["earlier_label"] == "no label of the task"
+    assert records[12]["earlier_label"] == "no label of the task" and records[12]["earlier_labels"] == [3]
+    assert not {"labels"} & set(records[12])
     counts = record_of(tmp_path / "out")["counts"]
     assert counts == {"known_texts": 6, "without_label": 0, "scored": 13, "selected": 4, "not_selected": {"surplus": 9}}
     top = {label: max(r["k_center"] for r in records if r["label"] == label) for label in {r["label"] for r in records}}
     assert {r["label"]: r["k_center"] for r in reversed(found)} == top
 
 
-def test_texts_without_labels_at_first_by_chance(home, tmp_path):
+def test_texts_without_labels_at_first_by_chance(home, models, tmp_path):
     """Without a student there are no labels at all; options that need one are refused."""
     bare = [{k: r[k] for k in ("first", "second")} for r in read_lines(home / "validation.jsonl")]
     path = write_lines(tmp_path / "pool.jsonl", bare)
@@ -631,18 +641,9 @@ def test_texts_without_labels_at_first_by_chance(home, tmp_path):
     assert "give the --model too" in told_by(select(home, path, "--unlabelled", "--feedback-file", tmp_path / "x"), 2)
     told = told_by(select(home, path, *by_chance, *files[:2], "--feedback-file", tmp_path / "x", "--confirmed"), 2)
     assert "nobody has labelled them yet" in told
-    flip = (
-        "--task-file",
-        home / "flip.toml",
-        "--input-file",
-        path,
-        "--model",
-        home,
-        "--unlabelled",
-        "--output-file",
-        tmp_path / "y",
-    )
-    assert "needs a task with labels" in told_by(call("score_ood.py", *flip), 2)
+    how = ("--task-file", home / "flip.toml", "--input-file", path, "--output-file", tmp_path / "y")
+    told = told_by(call("score_ood.py", *how, "--model", models["t5"], "--unlabelled"), 2)
+    assert "needs a task with labels" in told
 
 
 @pytest.mark.parametrize("errors", [0, 3])

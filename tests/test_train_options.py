@@ -26,6 +26,10 @@ def test_what_the_teacher_is_surer_of_counts_more(pairs):
         other = next(name for name in pairs.labels if name != r["label"])
         r["label_probs"] = {other: 1 - share, r["label"]: share}
     assert [e["weight"] for e in weighted(rows, pairs)] == pytest.approx([1.5, 0.5, 1.0])
+    # One that no teacher labelled weighs as one that it is sure of: shares .9 and 1
+    mixed = weighted([rows[0], pair(5) | {"id": "y"}], pairs)
+    assert [e["weight"] for e in mixed] == pytest.approx([0.9 / 0.95, 1 / 0.95])
+    assert "no example has label_probs; run label.py" in refusal(weighted, [pair(5) | {"id": "y"}], pairs)
     assert refusal(weighted, [rows[0] | {"label_probs": {}}], pairs).startswith(
         "error: --confidence-weights: x0: label_probs must hold a share of its answer"
     )
@@ -103,7 +107,7 @@ def test_records_that_the_teacher_could_not_answer_are_left_out(models, home, tm
     rows[2] |= {"answer": None, "teacher_label": "sun beach"}
     done = train_soft(home, models["t5"], rows, tmp_path, "--num-train-epochs", 1, task="flip.toml")
     assert done.returncode == 0, done.stderr
-    assert "5 of 35 records have no answer of the teacher: left out" in done.stderr
+    assert "5 of 35 records have no shares of the teacher's answers: left out" in done.stderr
     counts = record_of(tmp_path / "s")["counts"]
     assert counts["without_answer"] == 5 and counts["train_examples"] + counts["held_out_examples"] == 30
     assert counts["soft_targets"] == counts["train_examples"]
