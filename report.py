@@ -86,8 +86,9 @@ def rows_of(run: Path) -> list[dict]:
         counts = [record["counts"] for record in records]
         attempted, computed = (sum(c.get(name, 0) for c in counts) for name in ("attempted", "computed_tokens"))
         attempted += read_json(folder / "annotated.jsonl.run.json").get("counts", {}).get("records", 0)
-        pool = (read_json(beside(path, ".run.json")) for path in shards(folder, "validation.jsonl"))
-        accepted = len(texts[folder]) + sum(record.get("counts", {}).get("accepted", 0) for record in pool)
+        accepted = sum(c.get("accepted", 0) for c in counts)
+        if any(not path.name.startswith("train") for path in training_files(folder)):  # labelled, filtered, annotated
+            accepted += len(texts[folder]) - accepted_at(folder, "train.jsonl")
         scored = read_json(folder / "scored.jsonl.run.json")
         score = scored.get("options", {}).get("score")
         rows.append({
@@ -108,6 +109,11 @@ def rows_of(run: Path) -> list[dict]:
             seconds = seconds_of(folder, read_json(folder / "labelled.jsonl.run.json").get("seconds", 0))
             rows.append({"iteration": str(folder.relative_to(run)), **found, "seconds": seconds})
     return rows
+
+
+def accepted_at(folder: Path, name: str) -> int:
+    records = [read_json(beside(path, ".run.json")) for path in shards(folder, name)]
+    return sum(record.get("counts", {}).get("accepted", 0) for record in records)
 
 
 def training_texts(folder: Path) -> list[str]:

@@ -137,11 +137,12 @@ def test_shards_attributes_and_label_probs_load(home, tmp_path):
     (home / "null.toml").write_text(text)
     task = load_task(home / "null.toml")
     options = {"verify": True, "attributes": True, "shard": "0/2", "num_validation": 0, "model": "a: b #\n---"}
-    write_data_card(tmp_path, task, options | {"corpus_file": "c.jsonl"})
+    write_data_card(tmp_path, task, options | {"corpus_file": "c.jsonl", "unlabelled": False, "teacher_nll": True})
     rest = {
         "source": "s", "target": "t", "task": "pairs", "iteration": 1, "split": "train", "feedback": True, "shots": ["a"],
         "passages": ["b"], "attributes": {"size": "two words", "where": "on a hill"},
         "sampling_seed": 2**31, "finish_reason": "stop", "completion": "c", "teacher_label": "null",
+        "teacher_nll": 2.5,
     }  # fmt: skip
     rows = [{"id": f"{n}", "first": "007" * n, "second": "x", "label": "null", **rest,
              "label_probs": {"null": 0.1, "not warm": 1e-9}} for n in (1, 2)]  # fmt: skip
