@@ -168,9 +168,11 @@ def data_table(paths: list[Path]) -> str:
     """Each file, its lines, and from the run records of generate.py and score_ood.py the teacher and what steered it."""
     rows = []
     for path in paths:
-        made = read_json(beside(path, ".run.json")).get("options", {})
-        steered = []
-        for feedback in made.get("feedback_file") or []:
+        record = read_json(beside(path, ".run.json"))
+        if path.name in ("labelled.jsonl", "kept.jsonl"):  # of what was generated
+            record = read_json(path.with_name("train.jsonl.run.json")) or record
+        made, steered = record.get("options", {}), []
+        for feedback in made.get("feedback_file") or [] if record.get("stage") == "generate.py" else []:
             by = read_json(Path(feedback).with_name("scored.jsonl.run.json")).get("options", {})
             steered.append(f"{feedback}, by {by.get('score', 'a score not known')}")
         teacher, number = made.get("model", "not known"), sum(1 for _ in read_records(path))

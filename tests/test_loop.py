@@ -184,7 +184,7 @@ def warm(tmp_path_factory):
 
 
 REAL = {  # strategy: (variables, what is trained on)
-    "self-consistency": ({"RELABEL": "--relabel --min-share 0.5"}, "labelled"),
+    "self-consistency": ({"RELABEL": "--relabel --min-share 0.8"}, "labelled"),
     "supergen": ({}, "kept"),
     "llmaaa": ({"TEXTS_FILE": TEXTS}, "annotated"),
 }
@@ -195,6 +195,7 @@ REAL = {  # strategy: (variables, what is trained on)
 def test_a_strategy_runs_for_real(name, warm, embedded, tmp_path):
     variables, file = REAL[name]
     how = {"ITERATIONS": "2", "NUM_EXAMPLES": "40", "LABEL_ARGS": "--limit 10", "EVALUATE_ARGS": "--limit 20"}
+    how |= {"GENERATE_ARGS": "--min-p 0 --max-tokens 64", "TRAIN_ARGS": "--num-train-epochs 15 --learning-rate 5e-3"}
     done = loop(tmp_path / "run", embedded, **how, **warm, STRATEGY=name, **variables)
     assert done.returncode == 0, done.stdout
     used = [read_lines(tmp_path / f"run/iter-0{i}/{file}.jsonl") for i in (0, 1)]
