@@ -193,15 +193,3 @@ def test_ctrl_c_ends_a_stage_with_one_line(name, moment, stage):
     ran.assert_all_gone()
     assert "status 130" in ran.printed and ran.printed.count(SAID) == 1, ran.printed[-3000:]
     assert "Traceback" not in ran.printed and "Aborted" not in ran.printed
-
-
-@pytest.mark.engine
-def test_sigterm_ends_sampling_after_the_chunk(stage, tmp_path):
-    ran = stage("generate.py", "at work")
-    os.kill(ran.shell(), signal.SIGTERM)
-    ran.until(lambda: "status 75" in ran.printed)
-    ran.assert_all_gone()
-    assert ran.printed.count("SIGTERM: ends after this chunk") == 1 and "Traceback" not in ran.printed
-    assert "stopped by SIGTERM, what is done is saved" in ran.printed
-    lines = [(tmp_path / f"train{rest}.jsonl.partial").read_text().splitlines() for rest in ("", ".rejected")]
-    assert sum(map(len, lines)) in range(512, 4000, 512)  # whole chunks

@@ -171,47 +171,44 @@ def test_two_systems_combine_by_their_variables(tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    """The variables by which loop.sh runs its stages in one process, with one engine: bench/warm.py."""
-    place = tmp_path_factory.mktemp("warm") / "socket"
-    process = subprocess.Popen([sys.executable, "-m", "bench.warm", str(place)], cwd=ROOT)
-    while not place.exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    yield {"PYTHON": "bench/warm_python", "WARM_SOCKET": str(place)}
-    process.kill()
-
-
-REAL = {  # strategy: (variables, what is trained on)
-    "self-consistency": ({"RELABEL": "--relabel --min-share 0.8"}, "labelled"),
-    "supergen": ({}, "kept"),
-    "llmaaa": ({"TEXTS_FILE": TEXTS}, "annotated"),
+REAL = {  # strategy: (variables, what is trained on, where the rest stands with its reasons)
+    "self-consistency": ({}, "labelled", "labelled.rejected"),
+    "supergen": ({}, "kept", "dropped"),
+    "llmaaa": ({"TEXTS_FILE": TEXTS}, "annotated", None),
 }
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", REAL)
-def test_a_strategy_runs_for_real(name, warm, embedded, tmp_path):
-    variables, file = REAL[name]
-    how = {"ITERATIONS": "2", "NUM_EXAMPLES": "40", "LABEL_ARGS": "--limit 10", "EVALUATE_ARGS": "--limit 20"}
+def test_three_strategies_run_for_real(embedded, tmp_path):
+    """loop.sh itself; its stages run in one process, with one engine (bench/warm.py)."""
+    place = tmp_path / "socket"
+    how = {"PYTHON": "bench/warm_python", "WARM_SOCKET": str(place), "ITERATIONS": "2", "NUM_EXAMPLES": "40"}
     how |= {"GENERATE_ARGS": "--min-p 0 --max-tokens 64", "TRAIN_ARGS": "--num-train-epochs 15 --learning-rate 5e-3"}
-    done = loop(tmp_path / "run", embedded, **how, **warm, STRATEGY=name, **variables)
-    assert done.returncode == 0, done.stdout
-    used = [read_lines(tmp_path / f"run/iter-0{i}/{file}.jsonl") for i in (0, 1)]
-    counts = [json.loads((tmp_path / f"run/iter-0{i}/student.run.json").read_text())["counts"] for i in (0, 1)]
-    trained = [c["train_examples"] + c["held_out_examples"] for c in counts]
-    assert trained == [len(used[0]), len(used[0]) + len(used[1])] and 10 < trained[0] <= 40
-    assert all(r["label"] in ("positive", "negative") for rows in used for r in rows)
-    rows = read_lines(tmp_path / "run/metrics.jsonl")
-    assert [r["accepted"] for r in rows[:2]] == [len(rows) for rows in used] and rows[1]["tokens"] > 0
-    if name == "llmaaa":
-        texts = [r["review"] for rows in used for r in rows]
-        assert len(set(texts)) == len(texts) == 80 and set(texts) <= {r["review"] for r in read_lines(ROOT / TEXTS)}
-    else:  # what is not trained on has its reason
-        left = {"self-consistency": "labelled.rejected", "supergen": "dropped"}[name]
-        reasons = {r["reason"] for r in read_lines(tmp_path / f"run/iter-00/{left}.jsonl")}
-        assert reasons == {{"self-consistency": "unsure", "supergen": "outside_band"}[name]}
+    how |= {"LABEL_ARGS": "--limit 10", "EVALUATE_ARGS": "--limit 20"}
+    with subprocess.Popen([sys.executable, "-m", "bench.warm", str(place)], cwd=ROOT) as process:
+        try:
+            while not place.exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            for name, (variables, *_) in REAL.items():
+                done = loop(tmp_path / name, embedded, **how, STRATEGY=name, **variables)
+                assert done.returncode == 0, done.stdout
+        finally:
+            process.kill()
+    for name, (_, file, left) in REAL.items():
+        run = tmp_path / name
+        used = [read_lines(run / f"iter-0{i}/{file}.jsonl") for i in (0, 1)]
+        counts = [json.loads((run / f"iter-0{i}/student.run.json").read_text())["counts"] for i in (0, 1)]
+        trained = [c["train_examples"] + c["held_out_examples"] for c in counts]
+        assert trained == [len(used[0]), len(used[0]) + len(used[1])] and 0 < trained[0] <= 40
+        assert {r["label"] for rows in used for r in rows} <= {"positive", "negative"}
+        rows = read_lines(run / "metrics.jsonl")
+        assert [r["accepted"] for r in rows[:2]] == [len(rows) for rows in used] and rows[1]["tokens"] > 0
+        if left:  # what is not trained on has its reason
+            rest = read_lines(run / f"iter-00/{left}.jsonl")
+            assert len(rest) + trained[0] == 40 and {r["reason"] for r in rest} <= {"unsure", "outside_band"}
+    texts = [r["review"] for rows in used for r in rows]
+    assert len(set(texts)) == len(texts) == 80 and set(texts) <= {r["review"] for r in read_lines(ROOT / TEXTS)}
 
 
 def test_every_strategy_has_a_row_in_the_readme_and_here():

@@ -203,7 +203,8 @@ def test_the_yield_of_each_value_of_an_attribute(tmp_path, monkeypatch):
     assert rows == [["size: two &lt;b&gt;", "0 of 0", "3 of 4"], ["size: three", "0 of 0", "0 of 2"]]
     assert "--share: 0.7500" in table
     monkeypatch.setattr(sections, "MAX_VALUES", 1)
-    assert "1 more values are not shown." in paged(run) and "size: three" not in paged(run)
+    page = paged(run)
+    assert "1 more values are not shown." in page and "size: three" not in page
 
 
 def test_runs_side_by_side(tmp_path):
