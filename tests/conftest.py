@@ -279,6 +279,16 @@ def pytest_collection_modifyitems(items: list) -> None:
 # Tasks and data
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else vllm's libraries tell at the end what they find alive
+
+
+@pytest.fixture(autouse=True)
+def quick_collections():
+    """What is there when a test begins, torch and all, is looked through by no collection: one would take half a second."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """pairs.toml and flip.toml with their seed examples; train, validation and test files of both."""

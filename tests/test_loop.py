@@ -172,7 +172,7 @@ def test_two_systems_combine_by_their_variables(tmp_path):
 
 
 REAL = {  # strategy: (variables, what is trained on, where the rest stands with its reasons)
-    "self-consistency": ({}, "labelled", "labelled.rejected"),
+    "self-consistency": ({"RELABEL": "--relabel --min-share 0.505"}, "labelled", "labelled.rejected"),
     "supergen": ({}, "kept", "dropped"),
     "llmaaa": ({"TEXTS_FILE": TEXTS}, "annotated", None),
 }
