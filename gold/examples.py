@@ -27,6 +27,7 @@ Paths = Path | Iterable[Path]
 STAGE_FIELDS = {
     *"source target prediction correct f1 rouge_l score rank teacher_label label_probs".split(), *SCORES, *STORED
 }  # fmt: skip
+OF_ANSWER = ("correct", "error", "hard_negative", "nll", "f1", "rouge_l")  # of a prediction beside the answer
 
 
 def read_examples(
@@ -188,9 +189,10 @@ def has_answer(example: dict, task: Task) -> bool:
 
 
 def as_unanswered(example: dict, task: Task) -> dict:
-    """The example without its answers and their reasons, which stay as `earlier_<field>`."""
+    """The example without its answers and their reasons, which stay as `earlier_<field>`, and without what was measured by
+    them."""
     names = (task.answer_field, f"{task.answer_field}s", task.rationale_field)
-    rest = {k: v for k, v in example.items() if k not in (*names, "target")}
+    rest = {k: v for k, v in example.items() if k not in (*names, "target", *OF_ANSWER)}
     return rest | {f"earlier_{name}": example[name] for name in names if example.get(name) is not None}
 
 

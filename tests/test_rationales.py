@@ -190,7 +190,7 @@ def test_generated_records_have_the_reasons_behind_the_text(command, tasks, tmp_
 def test_reasons_of_another_answer_do_not_stay(tasks):
     """An answer is replaced with the reasons for it: what stood there is told, and taught to nobody."""
     task = tasks["joint"][1]
-    bare = as_unanswered(reasoned(0) | {"id": "a", "target": "x"}, task)
+    bare = as_unanswered(reasoned(0) | {"id": "a", "target": "x", "correct": True, "nll": 0.1}, task)
     assert set(bare) == {"id", "text", "earlier_answer", "earlier_why"}
 
 
