@@ -282,8 +282,8 @@ def fit(
 
 
 def with_rationales(student: Student, rows: list[dict], features: list[dict]) -> list[dict]:
-    """The features, and those of the second rows: label loss + lambda * rationale loss (Hsieh et al. 2023, arXiv 2305.02301,
-    equation 3) with lambda = 1 and means over tokens: a row of reasons weighs as its answer does, however long it is.
+    """The features, and those of the second rows: label loss + lambda * rationale loss (Hsieh et al. 2023, arXiv 2305.02301)
+    with lambda = 1 and means over tokens: a row of reasons weighs as its answer does, however long it is.
     """
     second = rationale_rows(rows, student.task)
     if not second:

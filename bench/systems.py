@@ -1,4 +1,4 @@
-"""All strategies beside each other on human texts with a real LLM: at equal accepted examples, and at equal teacher tokens.
+"""Strategies beside each other on human texts with a real LLM: at equal accepted examples, and at equal teacher tokens.
 
     python -m data.real_models; python -m data.prepare ag_news
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m bench.systems ag_news --seeds 0,2
@@ -10,7 +10,8 @@ examples each, a pool of 100 where the strategy has one. The last student is tra
 held-out set, for a number of steps that follows from their number, and measured on 1,200 human texts (the dev part).
 Human texts that a strategy asks for come from the human part: 2,000 without labels, 150 labelled for s3, 300 labelled for the
 critic. Equal tokens: `zerogen` is also run alone with CURVE examples in all; an arm is compared with the value of that curve at
-its own number of computed tokens, on a logarithmic scale.
+its own number of computed tokens, on a logarithmic scale. Not among them: `rationales` (another kind of task) and
+`released-code` (its own numbers of examples). `tuned-teacher` alone starts its engines anew, so its seconds do not compare.
 
 A run is a line of bench/results/systems.jsonl; finished runs are skipped. Files are kept in runs/systems.
 """
@@ -78,7 +79,7 @@ def variables(strategy: str, given: dict[str, str]) -> dict[str, str]:
 
 
 def environment(strategy: str, run: dict, task: Task, files: dict[str, str], warm: Path) -> dict[str, str]:
-    """The variables of one loop. Only what the strategy asks for: TEXTS_FILE and CRITIC would combine with any other."""
+    """The variables of one loop. CRITIC only where it is asked for: it would filter what any other strategy makes."""
     asked = {k: v for k, v in files.items() if k != "CRITIC" or strategy == "critic"} | {"TASK_FILE": str(task.path)}
     found = variables(strategy, asked)
     pool = f" --num-validation {POOL}" if found["POOL"] == "validation" else ""
