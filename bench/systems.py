@@ -44,7 +44,7 @@ from gold.text import distinct_2
 
 RESULTS, WORK = Path("bench/results/systems.jsonl"), Path("runs/systems")
 DEV, POOL, TEXTS = 1200, 100, 2000
-CURVE = (100, 200, 400, 800, 1200)  # examples of zerogen in one iteration
+CURVE = (100, 200, 400, 800)  # examples of zerogen in one iteration
 NEW = "generation-distillation llmaaa critic supergen self-consistency genco retrieval tuned-teacher attrprompt"
 STRATEGIES = f"zerogen gold {NEW} random random-train tfidf uncertain active pgkd s3".split()
 
@@ -146,9 +146,9 @@ def result_of(
     home = root / "students" / f"seed{run['seed']}-{run['size']}-{run['strategy']}-{len(used)}"
     home.mkdir(parents=True, exist_ok=True)
     write_file(home / "train.jsonl", used)
-    with alone(root / "lock-train"):
-        train(task.path, STUDENT, [home / "train.jsonl"], home / "student", steps_for(len(used)), run["seed"], loss,
-              learning_rate=RATE)  # fmt: skip
+    train(task.path, STUDENT, [home / "train.jsonl"], home / "student", steps_for(len(used)), run["seed"], loss,
+          learning_rate=RATE)  # fmt: skip
+    with alone(root / "lock"):
         judge = classifier(task, data, CLASSIFIERS / task.name / "classifier")
     keys = {example_key(task, e) for e in [*data.dev, *data.report]}
     return {
@@ -225,7 +225,7 @@ def main(
         ["curve", *STRATEGIES]
     ),
     seeds: Annotated[str, typer.Option(help="Seeds.")] = "0,1,2",
-    size: Annotated[int, typer.Option(help="Accepted training examples of both iterations.")] = 400,
+    size: Annotated[int, typer.Option(help="Accepted training examples of both iterations.")] = 200,
     table: Annotated[bool, typer.Option(help="Only print what is there.")] = False,
 ) -> None:
     """Run what has no line yet."""
