@@ -159,12 +159,9 @@ def check_options(given: dict) -> bool:
     stored = not model and not (score in ("random", "tfidf") and output_file)
     alone = f"without --model, {score} must stand in --input-file, and --feedback-file is all that is written"
     needed = NEEDS.get(score)
+    scoring_alone = "is for scoring: give the --model too"
     problems = [
-        (
-            given[name] and not (model or given["unlabelled"] or needed == name),
-            name,
-            "is for scoring: give the --model too",
-        )
+        (given[name] and not (model or given["unlabelled"] or needed == name), name, scoring_alone)
         for name in ("base_model", "train_file", "ood_file")
     ] + [
         (not stored and needed and not given[needed], "score", f"{score} needs {needed and option_name(needed)}"),
@@ -172,24 +169,12 @@ def check_options(given: dict) -> bool:
         (stored and output_file, "output_file", alone),
         (model and score in STORED, "model", f"{score} stands in --input-file: leave it out"),
         (stored and not given["feedback_file"], "feedback_file", alone),
-        (
-            given["rejected_file"] and not given["feedback_file"],
-            "rejected_file",
-            "is for what --feedback-file leaves: give both",
-        ),
-        (given["unlabelled"] and stored, "unlabelled", "is for scoring: give the --model too, or --score random"),
-        (
-            given["unlabelled"] and given["confirmed"],
-            "unlabelled",
-            "nobody has labelled them yet: leave --confirmed out",
-        ),
-        (
-            given["unlabelled"] and score in ERRORS,
-            "score",
-            f"{score}: a prediction is no error of itself: choose another",
-        ),
+        (given["rejected_file"] and not given["feedback_file"], "rejected_file", "is what --feedback-file leaves: give both"),
+        (given["unlabelled"] and stored, "unlabelled", f"{scoring_alone}, or --score random"),
+        (given["unlabelled"] and given["confirmed"], "unlabelled", "nobody has labelled them yet: leave --confirmed out"),
+        (given["unlabelled"] and score in ERRORS, "score", f"{score}: a prediction is no error of itself: choose another"),
         (given["low"] >= given["high"], "low", f"{given['low']} is not below --high {given['high']}"),
-    ]
+    ]  # fmt: skip
     for wrong, name, problem in problems:
         if wrong:
             raise typer.BadParameter(problem, param_hint=option_name(name))

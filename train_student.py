@@ -238,7 +238,7 @@ def fit(
 
     set_seed(options["seed"])
     dtype = training_dtype(student, options["dtype"])
-    features = rows if options.get("as_teacher") else student.encode(rows)
+    features = rows if options["as_teacher"] else student.encode(rows)
     if options["loss"] == "kl":
         features = [feature | {"soft": row["soft"]} for feature, row in zip(features, rows, strict=True)]
     if options["confidence_weights"]:

@@ -31,6 +31,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.stages import TRAIN_OPTIONS
 from gold.command import fail, say
 from gold.examples import example_key
 from gold.metrics import mean_interval
@@ -62,11 +63,9 @@ TASKS = {  # name: (fields, labels; None = those of the data, sorted)
     "tweet_sentiment": (["text"], ["negative", "neutral", "positive"]),
 }
 BATCH = 64  # examples of 128 tokens in a forward pass
-BASE = {
-    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "processes": 1, "report_to": "none", "confidence_weights": False,
-    "learning_rate": 1e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32,
-    "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-    "max_source_length": 128, "max_target_length": 8, "dtype": "float32", "limit": None,
+BASE = TRAIN_OPTIONS | {
+    "num_train_epochs": 3, "per_device_train_batch_size": 32, "max_source_length": 128, "max_target_length": 8,
+    "dtype": "float32",
 }  # fmt: skip
 # name: (training file, test file or None = a quarter of the training file, training rows, test rows, seeds, settings).
 # The sizes are such that two free cores need about an hour for the first seed of everything.

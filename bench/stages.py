@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import inspect
 import io
 import json
 import math
@@ -23,6 +24,8 @@ from gold.task import load_task
 
 BATCH = 32
 LEARNING_RATE = 5e-4  # random weights need more than pretrained ones
+PARAMETERS = inspect.signature(train_student.main).parameters
+TRAIN_OPTIONS = {name: p.default for name, p in PARAMETERS.items() if p.default is not p.empty} | {"processes": 1}
 
 
 def quietly(function: Any, *args: Any, **kwargs: Any) -> None:
@@ -69,12 +72,9 @@ def train(
     held_out = [e for e in examples if best_epoch and train_student.is_held_out(e["id"])]
     examples = [e for e in examples if e not in held_out]
     a_pass = math.ceil(len(examples) / BATCH)
-    options = {
-        "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": learning_rate, "per_device_train_batch_size": BATCH,
-        "num_train_epochs": (steps - 0.5) / a_pass,  # Trainer rounds up
-        "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "seed": seed, "dtype": "auto", "processes": 1, "report_to": "none", "confidence_weights": False,
-    } | loss  # fmt: skip
+    # Trainer rounds the number of steps up
+    options = TRAIN_OPTIONS | {"learning_rate": learning_rate, "per_device_train_batch_size": BATCH, "seed": seed}
+    options |= {"num_train_epochs": (steps - 0.5) / a_pass} | loss
     draft, checkpoints = beside(folder, ".partial"), beside(folder, ".checkpoints")
     with contextlib.redirect_stderr(io.StringIO()):
         student = load_student(str(base), task, seed)

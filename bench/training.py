@@ -37,6 +37,7 @@ import typer
 import train_student
 from bench.machine import machine
 from bench.shapes import SHAPES, TASK_FILE, build, reviews
+from bench.stages import TRAIN_OPTIONS
 from gold import student as students
 from gold.command import fail, say
 from gold.examples import read_examples
@@ -45,12 +46,7 @@ from gold.student import Student
 from gold.task import Task, load_task
 
 SOURCE, TARGET, BATCH = 128, 32, 8  # of the authors' code
-OPTIONS = {  # of ours: the defaults of train_student.py, and the learning rate for random weights
-    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 5e-4, "num_train_epochs": 1,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01,
-    "seed": 0, "dtype": "auto", "processes": 1, "report_to": "none", "confidence_weights": False,
-}  # fmt: skip
+OPTIONS = TRAIN_OPTIONS | {"learning_rate": 5e-4, "num_train_epochs": 1}  # the rate is for random weights
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 

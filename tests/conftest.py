@@ -24,6 +24,7 @@ from unittest import mock
 import pytest
 
 from bench.kill import environment
+from bench.stages import TRAIN_OPTIONS
 from gold import engine, runs
 from gold.command import run_command
 from gold.task import load_task
@@ -212,11 +213,9 @@ def refusal(function, *args, **options) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Students in this process
 
-OPTIONS = {
-    "loss": "ce", "sce_alpha": 1.0, "sce_beta": 0.1, "learning_rate": 1e-2, "num_train_epochs": 1,
-    "per_device_train_batch_size": 20, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant",
-    "warmup_ratio": 0.0, "weight_decay": 0.0, "seed": 0, "dtype": "float32", "processes": 1,
-    "report_to": "none", "confidence_weights": False,
+OPTIONS = TRAIN_OPTIONS | {
+    "learning_rate": 1e-2, "num_train_epochs": 1, "per_device_train_batch_size": 20, "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0, "weight_decay": 0.0, "dtype": "float32",
 }  # fmt: skip
 
 

@@ -575,7 +575,7 @@ def test_what_is_not_selected_is_kept_with_its_reason(home, tmp_path):
     told = told_by(
         select(home, path, "--rejected-file", tmp_path / "other", "--output-file", "x", "--score", "random"), 2
     )
-    assert "is for what --feedback-file leaves" in told
+    assert "is what --feedback-file leaves" in told
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "qwen2"])
