@@ -10,8 +10,9 @@ examples each, a pool of 100 where the strategy has one. The last student is tra
 held-out set, for a number of steps that follows from their number, and measured on 1,200 human texts (the dev part).
 Human texts that a strategy asks for come from the human part: 2,000 without labels, 150 labelled for s3, 300 labelled for the
 critic. Equal tokens: `zerogen` is also run alone with CURVE examples in all; an arm is compared with the value of that curve at
-its own number of computed tokens, on a logarithmic scale. Not among them: `rationales` (another kind of task) and
-`released-code` (its own numbers of examples). `tuned-teacher` alone starts its engines anew, so its seconds do not compare.
+its own number of computed tokens, on a logarithmic scale. `human` is a student of the critic's 300 labelled texts. Not among
+them: `rationales` (another kind of task) and `released-code` (its own numbers of examples). `tuned-teacher` alone starts its
+engines anew, so its seconds do not compare.
 
 A run is a line of bench/results/systems.jsonl; finished runs are skipped. Files are kept in runs/systems.
 """
@@ -46,7 +47,7 @@ RESULTS, WORK = Path("bench/results/systems.jsonl"), Path("runs/systems")
 DEV, POOL, TEXTS = 1200, 100, 2000
 CURVE = (100, 200, 400, 800)  # examples of zerogen in one iteration
 NEW = "generation-distillation llmaaa critic supergen self-consistency genco retrieval tuned-teacher attrprompt"
-STRATEGIES = f"zerogen gold {NEW} random random-train tfidf uncertain active pgkd s3".split()
+STRATEGIES = f"human zerogen gold {NEW} random random-train tfidf uncertain active pgkd s3".split()
 
 
 def human_files(task: Task, data: Human, root: Path) -> dict[str, str]:
@@ -158,6 +159,13 @@ def result_of(
     }  # fmt: skip
 
 
+def run_human(run: dict, task: Task, data: Human, root: Path) -> dict[str, Any]:
+    """The row beside `critic`: a student of the 300 labelled human texts that its critic is trained on."""
+    human_files(task, data, root)
+    nothing = dict.fromkeys(("tokens", "teacher_seconds", "student_seconds"), 0)
+    return result_of(run, task, data, root, [root / "critic.jsonl"], {}) | nothing
+
+
 def run_curve(run: dict, task: Task, data: Human, root: Path, warm: Path) -> list[dict[str, Any]]:
     """zerogen in one iteration: a line for each number of examples of CURVE."""
     folder = root / f"seed{run['seed']}" / "curve" / "iter-00"
@@ -174,9 +182,9 @@ def run_curve(run: dict, task: Task, data: Human, root: Path, warm: Path) -> lis
 
 
 def on_curve(lines: list[dict], tokens: float) -> float | None:
-    """Accuracy of zerogen at this number of tokens; None outside the measured range."""
+    """Accuracy of zerogen at this number of tokens, beyond the measured ones that of the last; None below, or unmeasured."""
     points = sorted((math.log(line["tokens"]), line["dev"]) for line in lines)
-    x = math.log(max(tokens, 1))
+    x = min(math.log(max(tokens, 1)), points[-1][0]) if points else 0
     for (a, low), (b, high) in pairwise(points):
         if a <= x <= b:
             return low + (high - low) * (x - a) / (b - a)
@@ -245,7 +253,12 @@ def main(
                     continue
                 began = time.perf_counter()
                 try:
-                    found = [run_curve, lambda *a: [run_strategy(*a)]][name != "curve"](run, loaded, data, root, warm)
+                    if name == "curve":
+                        found = run_curve(run, loaded, data, root, warm)
+                    elif name == "human":
+                        found = [run_human(run, loaded, data, root)]
+                    else:
+                        found = [run_strategy(run, loaded, data, root, warm)]
                 except RuntimeError as error:
                     print(f"{task} seed {seed} {name}: {error}", flush=True)
                     continue
