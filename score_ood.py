@@ -30,7 +30,7 @@ import typer
 
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, option_name, run_command, say
 from gold.disk import beside
-from gold.examples import as_unanswered, example_key, has_answer, read_examples, tell_without_reasons
+from gold.examples import OF_ANSWER, as_unanswered, example_key, has_answer, read_examples, tell_without_reasons
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
 from gold.predict import PerDeviceEvalBatchSize, predict, rounded, score_examples
@@ -276,12 +276,12 @@ def all_scores(
 
 def scores_without_answer(student: Student, examples: list[dict], how: dict) -> list[dict]:
     """As score_examples, for examples that may have no label of the task: what needs it is left out."""
-    task, of_answer = student.task, ("nll", "correct", "error", "hard_negative")
+    task = student.task
     first = {task.answer_field: next(iter(task.labels)), "target": task.targets[0]} if task.labels else {}
     known = [has_answer(e, task) for e in examples]
     scores, _ = score_examples(student, [e if k else e | first for e, k in zip(examples, known, strict=True)], **how)
     rows = zip(scores, known, strict=True)
-    return [{name: row[name] for name in row if k or name not in of_answer} for row, k in rows]
+    return [{name: row[name] for name in row if k or name not in OF_ANSWER} for row, k in rows]
 
 
 def ordered(example: dict, scores: dict, task: Task) -> dict:
