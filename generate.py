@@ -101,6 +101,7 @@ def main(
     max_model_len: teacher.MaxModelLen = None,
     gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
     tensor_parallel_size: teacher.TensorParallelSize = 1,
+    data_parallel_size: teacher.DataParallelSize = 1,
     server_url: teacher.ServerUrl = None,
     num_concurrent: teacher.NumConcurrent = 64,
     limit: Limit = None,
@@ -212,7 +213,8 @@ def show_training_examples(split: Split, train: Split) -> None:
         say(f"warning: {train.output} has changed since {split.output} was started: the rest is made from the new one")
     split.run.notes["train_file"] = shown
     split.pools.train = read_examples(train.output, task, keep=task.shown_fields)
-    split.seen |= {example_key(task, example) for example in split.pools.train}
+    for example in split.pools.train:
+        split.see(example_key(task, example))
 
 
 def show_prompts(split: Split, encoder: Encoder) -> None:
@@ -284,7 +286,7 @@ def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any)
 
 def verify(split: Split, records: list[dict], encoder: Encoder, engine: Engine) -> None:
     """Ask the teacher for its own answer to each record that is not rejected so far."""
-    asked = [r for r in records if not r["reason"] and example_key(split.task, r) not in split.seen]
+    asked = [r for r in records if not r["reason"] and not split.repeats(example_key(split.task, r))]
     options, task = split.options, split.task
     shots = draw_label_shots(task, split.pools.seed, None, options["seed"])
     answers = label_records(engine, encoder, task, asked, shots, max_tokens=options["max_tokens"])

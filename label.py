@@ -67,6 +67,7 @@ def main(
     max_model_len: teacher.MaxModelLen = None,
     gpu_memory_utilization: teacher.GpuMemoryUtilization = 0.9,
     tensor_parallel_size: teacher.TensorParallelSize = 1,
+    data_parallel_size: teacher.DataParallelSize = 1,
     server_url: teacher.ServerUrl = None,
     num_concurrent: teacher.NumConcurrent = 64,
     limit: Limit = None,
@@ -165,8 +166,7 @@ def chunk_size(engine: Engine) -> int:
     """How many records are labelled at once: their prompts stay in the prefix cache until all nodes are asked for."""
     if math.isinf(engine.max_model_len):  # a server's cache is its own affair
         return CHUNK
-    cache = engine.llm.llm_engine.vllm_config.cache_config
-    held = (cache.num_gpu_blocks or 0) * cache.block_size  # tokens
+    held = engine.held_tokens()
     return max(1, min(CHUNK, held // (2 * engine.max_model_len))) if held else 64
 
 

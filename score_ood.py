@@ -33,18 +33,10 @@ from gold.disk import beside
 from gold.examples import OF_ANSWER, as_unanswered, example_key, has_answer, read_examples, tell_without_reasons
 from gold.jsonl import expand, write_file
 from gold.model_folder import check_model_folder
+from gold.nearest import embedding_distances, k_center_distances, tfidf_distances
 from gold.predict import PerDeviceEvalBatchSize, predict, rounded, score_examples
 from gold.runs import finish_run, start_run
-from gold.scores import (
-    REDUCTIONS,
-    SCORES,
-    STORED,
-    detection,
-    k_center_distances,
-    nearest_distances,
-    random_score,
-    tfidf_distances,
-)
+from gold.scores import REDUCTIONS, SCORES, STORED, detection, random_score
 from gold.selection import ERRORS, MIN_EXAMPLES, select_feedback
 from gold.student import MaxSourceLength, MaxTargetLength, Student, family_of, lengths_of, load_student, load_trained
 from gold.task import Task, load_task
@@ -268,7 +260,7 @@ def all_scores(
         more["tfidf"] = tfidf_distances(examples, train_examples)
     if train_examples and student:
         _, known = score_examples(student, train_examples, embed=True, decode=False, **how)
-        more["embedding"] = nearest_distances(points.numpy(), known.numpy(), examples, train_examples)
+        more["embedding"] = embedding_distances(points.numpy(), known.numpy(), examples, train_examples)
         if farthest:
             more["k_center"] = k_center_distances(points.numpy(), more["embedding"], farthest)
     return [s | {name: rounded(values[i]) for name, values in more.items()} for i, s in enumerate(results)]

@@ -42,9 +42,9 @@ from bench.truth import coverage, followed, noise_of, scores_against_truth, topi
 from gold.command import say
 from gold.examples import read_examples
 from gold.jsonl import read_records, write_file
+from gold.nearest import tfidf_distances
 from gold.predict import score_examples
 from gold.runs import git_state, versions
-from gold.scores import tfidf_distances
 from gold.selection import select_feedback
 from gold.stopping import STOPPED
 from gold.student import lengths_of, load_trained

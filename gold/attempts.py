@@ -1,8 +1,9 @@
 """Attempts at an example: which are made, in which order, and what each one asks for.
 
-Attempt a asks for label a mod L. Its shots and its sampling seed are a function of (seed, iteration, split, a). Attempts
-are settled (accepted or rejected) in the order in which they were planned, and the plan follows from these outcomes
-alone, never from timing. So a killed stage plans the same attempts again and makes those that stand in neither file.
+Attempt a asks for label a mod L. Its sampling seed and what it shows are a function of (seed, iteration, split, a);
+SAME_PROMPT attempts in a row at a label show the same, so that the teacher computes their prompt once (prefix cache).
+Attempts are settled (accepted or rejected) in the order in which they were planned, and the plan follows from these
+outcomes alone, never from timing. So a killed stage plans the same attempts again and makes those in neither file.
 """
 
 import functools
@@ -15,6 +16,7 @@ from gold.task import Task
 
 WINDOW = 8192  # attempts under way at most: the engine has work while a chunk waits for its longest text
 PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
+SAME_PROMPT = 4
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
 
 
@@ -30,6 +32,7 @@ class Attempt:
     sampling_seed: int
     attributes: dict[str, str] = field(default_factory=dict)  # with --attributes: name: value
     passages: list[dict] | None = None  # texts of a corpus (gold/retrieval.py); None = there is no corpus
+    stream: str = ""  # names the random numbers by which its examples are drawn
 
     @property
     def shown(self) -> list[dict]:
@@ -67,7 +70,7 @@ class Plan:
     """The attempts of one split. A label is asked for until its share is accepted; later examples of it are surplus.
 
     shares: examples wanted, by label. max_attempts: of all labels together. shard: (i, n); of the attempts at one
-    label, shard i owns every n-th from the i-th on, so that each shard asks for all labels.
+    label, shard i owns every n-th block of SAME_PROMPT from the i-th on, so that each shard asks for all labels.
     """
 
     def __init__(self, shares: list[int], max_attempts: int, shard: tuple[int, int] = (0, 1)):
@@ -78,8 +81,9 @@ class Plan:
         return self.accepted[slot] >= self.shares[slot]
 
     def numbers(self, slot: int, turns: range) -> list[int]:
-        """Of this shard's attempts at a label those of these turns."""
-        return [slot + len(self.shares) * (self.shard[0] + self.shard[1] * turn) for turn in turns]
+        """Of this shard's attempts at a label those of these turns. What shows the same examples is in one shard."""
+        blocks = ((self.shard[0] + self.shard[1] * (turn // SAME_PROMPT), turn % SAME_PROMPT) for turn in turns)
+        return [slot + len(self.shares) * (SAME_PROMPT * block + turn) for block, turn in blocks]
 
     def settle(self, slot: int, accepted: bool) -> None:
         self.settled[slot] += 1
@@ -109,9 +113,12 @@ def first_seed(text: str) -> int:
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
     """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
-    rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
+    turn, slot = divmod(number, len(task.names))
+    same = 1 if options.get("rewrite") else SAME_PROMPT  # of one feedback text one rewritten one
+    stream = f"{options['seed']}/{iteration}/{split}/{slot}/{turn // same}"
+    rng = random.Random(stream)
     sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
-    wanted, feedback = task.names[number % len(task.names)], []
+    wanted, feedback = task.names[slot], []
     answer, seeds, train = task.answer_field, pools.seed, pools.train
     if task.is_list:
         seeds, train = ([e for e in pool if e[answer] == wanted] for pool in (seeds, train))
@@ -135,4 +142,4 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
     if options.get("attributes"):  # from a stream of their own: the rest is what it is without them
         rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}/attributes")
         attributes = {name: rng.choice(values) for name, values in task.prompt.values_for(wanted).items()}
-    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes)
+    return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes, stream=stream)

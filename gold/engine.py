@@ -8,7 +8,6 @@ import contextlib
 import gc
 import json
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gold.causes import cause_of
-from gold.command import fail, say
+from gold.command import fail
 from gold.stopping import StopSignals
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by `import torch`: vLLM's NUMA binding warns at each start
@@ -26,6 +25,12 @@ class Request(NamedTuple):
     id: str
     prompt: Any  # token ids; for a server a Prompt
     params: dict  # of vllm.SamplingParams; regex: a form that the completion is forced into
+    place: int | None = None  # requests of one place share a prefix: of several engines one gets them all
+
+
+class Output(NamedTuple):
+    outputs: list[Any]  # vLLM's: .text, .finish_reason, .logprobs
+    tokens: dict[str, int]
 
 
 class Engine:
@@ -42,10 +47,9 @@ class Engine:
         self, model: str, max_model_len: int, signals: StopSignals, dtype: str = "auto", lora: Path | None = None,
         **engine_options: Any,
     ):  # fmt: skip
-        started = time.perf_counter()
         self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
-        self.done: dict[str, Any] = {}
+        self.done: dict[str, Output] = {}
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
             self.how: dict[str, Any] = {}
             if lora:
@@ -57,7 +61,6 @@ class Engine:
                 rank = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two alone
                 engine_options |= {"enable_lora": True, "max_lora_rank": rank}
             self.llm = start_llm(model, max_model_len, dtype, **engine_options)
-        say(f"engine up in {time.perf_counter() - started:.1f} s, context {max_model_len:,} tokens")
 
     @contextlib.contextmanager
     def errors(self, what: str) -> Iterator[None]:
@@ -70,43 +73,63 @@ class Engine:
 
     def send(self, requests: Sequence[Request]) -> None:
         with self.errors("takes a request not"):
-            for identifier, ids, params in requests:
+            for identifier, ids, params, _ in requests:
                 prompt, params = {"prompt_token_ids": ids}, sampling_params(params)
                 self.llm.llm_engine.add_request(identifier, prompt, params, **self.how)
                 self.sent.add(identifier)
 
-    def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
-        """vLLM's outputs of these requests, in this order; those of others stay until they are asked for."""
-        missing = {identifier for identifier in ids if identifier not in self.done}
+    def step(self) -> list[str]:
+        """Go on by one step; the ids of the requests that are finished by it."""
+        finished = []
         with self.errors("stopped"):
-            while missing:
-                for output in self.llm.llm_engine.step():
-                    if any(one.finish_reason == "abort" for one in output.outputs):  # half a text
-                        raise RuntimeError("the engine has given up its requests")
-                    self.done[output.request_id] = output
-                    missing.discard(output.request_id)
-                    if bar is not None:
-                        bar.update()
-        outputs = [self.done.pop(identifier) for identifier in ids]
-        self.sent -= set(ids)
+            for output in self.llm.llm_engine.step():
+                if any(one.finish_reason == "abort" for one in output.outputs):  # half a text
+                    raise RuntimeError("the engine has given up its requests")
+                self.done[output.request_id] = Output(output.outputs, tokens_of(output))
+                finished.append(output.request_id)
+        return finished
+
+    def take(self, identifier: str) -> Output:
+        self.sent.discard(identifier)
+        return self.done.pop(identifier)
+
+    def wait(self, ids: Sequence[str], bar: Any = None) -> list[Output]:
+        """The outputs of these requests, in this order; those of others stay until they are asked for."""
+        missing = {identifier for identifier in ids if identifier not in self.done}
+        while missing:
+            finished = self.step()
+            missing.difference_update(finished)
+            if bar is not None:
+                bar.update(len(finished))
+        outputs = [self.take(identifier) for identifier in ids]
         for output in outputs:
-            self.tokens["prompt_tokens"] += len(output.prompt_token_ids)
-            self.tokens["cached_tokens"] += output.num_cached_tokens or 0
-            self.tokens["completion_tokens"] += sum(len(one.token_ids) for one in output.outputs)
+            self.tokens.update(output.tokens)
         return outputs
 
-    def complete(self, requests: Sequence[Request]) -> list[Any]:
+    def complete(self, requests: Sequence[Request]) -> list[Output]:
         self.send(requests)
         return self.wait([request.id for request in requests])
 
     def begin_split(self) -> None:
         self.llm.reset_prefix_cache()
 
+    def held_tokens(self) -> int:
+        """Tokens that the prefix cache can hold; 0: unknown."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size
+
     def taken_tokens(self) -> dict[str, int]:
         """Tokens since the last call; computed: those of prompts that the prefix cache did not hold, and new ones."""
         tokens, self.tokens = self.tokens, Counter()
         computed = tokens["prompt_tokens"] - tokens["cached_tokens"] + tokens["completion_tokens"]
         return {**tokens, "computed_tokens": computed}
+
+
+def tokens_of(output: Any) -> dict[str, int]:
+    return {
+        "prompt_tokens": len(output.prompt_token_ids), "cached_tokens": output.num_cached_tokens or 0,
+        "completion_tokens": sum(len(one.token_ids) for one in output.outputs),
+    }  # fmt: skip
 
 
 def sampling_params(params: dict) -> Any:

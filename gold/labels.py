@@ -182,7 +182,7 @@ def log_probs(engine: Engine, rows: list[Row]) -> list[list[float]]:
         ]  # fmt: skip
         one = {"max_tokens": 1, "temperature": 0, "detokenize": False}
         requests = [
-            Request(f"label-{n}", [*rows[i].root, *path], one | {"logprob_token_ids": children})
+            Request(f"label-{n}", [*rows[i].root, *path], one | {"logprob_token_ids": children}, i)
             for n, ((i, *path), children) in enumerate(asked)
         ]
         for (node, children), output in zip(asked, engine.complete(requests), strict=True):

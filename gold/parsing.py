@@ -16,7 +16,7 @@ from gold.text import holds_span, text_key, words
 
 REASONS = (  # why an attempt was rejected: a closed list, in the order of the checks
     "prompt_too_long", "truncated", "engine_error", "reasoning", "no_match", "empty_field", "debris", "echo", "too_short",
-    "too_long", "check_failed", "copied_shot", "duplicate", "label_disagrees", "surplus", "removed",
+    "too_long", "check_failed", "copied_shot", "duplicate", "near_duplicate", "label_disagrees", "surplus", "removed",
 )  # fmt: skip
 ECHO = 5  # words in a row of the instruction that the prompt gives: no text of 17,000 human ones has any
 MIN_WORDS_COMPARED = 5  # of a field: overlaps of fewer words mean nothing

@@ -46,7 +46,7 @@ def with_passages(a: Attempt, task: Task, nearest: dict[str, list[dict]], option
 
     The stream is their own: label, shots and seeds are those of a run without passages.
     """
-    rng = random.Random(f"{options['seed']}/{a.id}/passages")
+    rng = random.Random(f"{a.stream}/passages")
     queries = [shot for shot in a.shown if shot[task.answer_field] == a.label] or a.shown
     near = nearest[rng.choice(queries)["source"]] if queries else []
     return replace(a, passages=rng.sample(near, min(options["num_passages"], len(near))))

@@ -10,7 +10,6 @@ import random
 from typing import Any
 
 from gold.command import fail
-from gold.text import words
 
 REDUCTIONS = ["energy_sum", "energy_first", "energy_padded"]  # of the energies at several positions, beside their mean
 SCORES = [
@@ -89,53 +88,3 @@ def detection(inside: list[dict], ood: list[dict]) -> dict[str, dict[str, float]
         numbers = roc_auc_score(truth, values), average_precision_score(truth, values), fpr[tpr >= 0.95].min()
         table[name] = {key: round(float(x), 4) for key, x in zip(("auroc", "aupr", "fpr95"), numbers, strict=True)}
     return table
-
-
-def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[float]:
-    """By the TF-IDF vectors of the sources' words; document frequencies are those of both sets together."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    texts, known = [e["source"] for e in examples], [e["source"] for e in train_examples]
-    vectorizer = TfidfVectorizer(analyzer=words).fit([*texts, *known])
-    return nearest_distances(vectorizer.transform(texts), vectorizer.transform(known), examples, train_examples)
-
-
-def nearest_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
-    """1 - the largest cosine with a training example, itself left out; 1 where there is no other.
-
-    points (n, d) of the examples, known (m, d) of the training examples, dense or sparse.
-    """
-    import numpy as np
-    from sklearn import config_context
-    from sklearn.metrics import pairwise_distances_chunked
-
-    places = {e["id"]: place for place, e in enumerate(train_examples)}
-
-    def nearest(distances: Any, first: int) -> Any:
-        for row, example in zip(distances, examples[first : first + len(distances)], strict=True):
-            if example["id"] in places:
-                row[places[example["id"]]] = np.inf
-        return distances.min(axis=1)
-
-    # In MiB; a broken student's NaN is refused where it is written
-    with config_context(working_memory=128, assume_finite=True):
-        chunks = list(pairwise_distances_chunked(points, known, metric="cosine", reduce_func=nearest))
-    distances = np.concatenate(chunks)
-    return np.where(np.isinf(distances), 1.0, distances).tolist()
-
-
-def k_center_distances(points: Any, distances: list[float], steps: int) -> list[float]:
-    """1 - the largest cosine with a training example or an example chosen before (k-center greedy, Sener & Savarese 2018,
-    arXiv 1708.00489): the farthest example is chosen `steps` times, so that the highest values are its choices in order.
-
-    points (n, d) of the examples; distances (n,): nearest_distances to the training examples.
-    """
-    import numpy as np
-
-    units = points / np.linalg.norm(points, axis=1, keepdims=True)
-    closest, found = np.array(distances), np.full(len(points), np.nan)
-    for _ in range(min(steps, len(points))):
-        chosen = int(np.where(np.isnan(found), closest, -np.inf).argmax())
-        found[chosen] = closest[chosen]
-        closest = np.minimum(closest, 1 - units @ units[chosen])
-    return np.where(np.isnan(found), closest, found).tolist()

@@ -11,8 +11,8 @@ from gold import figures
 from gold.command import say
 from gold.gather import Gathered
 from gold.metrics import mean_interval
+from gold.nearest import tfidf_distances
 from gold.parsing import REASONS
-from gold.scores import tfidf_distances
 from gold.text import words
 
 MAX_PANELS, MAX_ROWS, MAX_VALUES = 12, 12, 60  # of groups, labels and values of attributes

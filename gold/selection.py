@@ -5,7 +5,7 @@ from typing import Any
 
 from gold.command import fail, say
 from gold.examples import agrees, example_key
-from gold.parsing import overlap
+from gold.near_duplicates import NearDuplicates
 from gold.scores import STORED
 from gold.task import Task
 
@@ -53,13 +53,15 @@ def select_feedback(
     reasons |= dict.fromkeys({e["id"] for e in examples} - {e["id"] for e in selected}, "outside_band")
     selected.sort(key=lambda e: (e["rank"], e["id"]))
     if max_overlap < 1:
-        kept: dict[str, str] = {}  # id: text
+        near, kept = NearDuplicates(max_overlap), []
         for example in selected:
             text = example_key(task, example)
-            if all(overlap(text, other) <= max_overlap for other in kept.values()):
-                kept[example["id"]] = text
-        reasons |= {e["id"]: "near_duplicate" for e in selected if e["id"] not in kept}
-        selected = [e for e in selected if e["id"] in kept]
+            if near.find(text) is None:
+                near.add(text)
+                kept.append(example)
+            else:
+                reasons[example["id"]] = "near_duplicate"
+        selected = kept
     reasons |= {e["id"]: "surplus" for e in selected[most:]} if most else {}
     return selected[:most], reasons
 

@@ -92,8 +92,8 @@ class Server:
         return self.loop.run_until_complete(work)
 
     def send(self, requests: Sequence[Any]) -> None:
-        """Requests: (id, Prompt, params), the params those of vllm.SamplingParams."""
-        for identifier, prompt, params in requests:
+        """Requests as of an engine, but for the Prompt itself."""
+        for identifier, prompt, params, _ in requests:
             self.tasks[identifier] = self.loop.create_task(self.ask_all(prompt, params))
 
     def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:

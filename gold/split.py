@@ -12,14 +12,15 @@ from gold.examples import example_key
 from gold.feedback import first_half, with_rewrite
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
-from gold.parsing import copies_shot
+from gold.near_duplicates import NearDuplicates
+from gold.parsing import MIN_WORDS_COMPARED, copies_shot
 from gold.prompts import Prompt, render_prompt, structured_pattern
 from gold.retrieval import with_passages
 from gold.runs import Run, start_run
 from gold.task import Task
 from gold.teacher import ENGINE_OPTIONS, Encoder, teacher_files
 from gold.templates import render_known, variables
-from gold.text import text_key
+from gold.text import text_key, words
 
 OPTIONS_OF = {  # options of one split: the other one does not depend on them
     "train": ["num_examples", "temperature", "num_fewshot", "feedback_file", "report_file", "feedback_rate",
@@ -62,7 +63,11 @@ class Split:
         if not sum(shares):
             fail(f"--shard {shard}: {wanted} {name} examples leave it none; use fewer shards or more examples")
         self.plan = Plan(shares, options["max_attempts"] or 5 * sum(shares), parse_shard(shard))
-        self.seen = set(known)
+        self.seen: set[str] = set()
+        limit = task.parse.max_overlap
+        self.near = NearDuplicates(limit) if limit < 1 else None
+        for key in known:
+            self.see(key)
         self.outcomes: dict[int | None, str | None] = {}  # attempts in the files: key of the text, None = rejected
         self.under_way: dict[int, Attempt] = {}
         self.reasons: Counter[str] = Counter()
@@ -107,6 +112,19 @@ class Split:
             return True
         return copies_shot(self.task, fields, [*a.shown, *(a.passages or ())])
 
+    def see(self, key: str) -> None:
+        """From here on its like are duplicates, and with [parse] max_overlap near-duplicates."""
+        self.seen.add(key)
+        if self.near and len(words(key)) >= MIN_WORDS_COMPARED:
+            self.near.add(key)
+
+    def repeats(self, key: str) -> str | None:
+        """duplicate or near_duplicate, where a text says again what one that counts as seen says; else None."""
+        if key in self.seen:
+            return "duplicate"
+        compared = self.near and len(words(key)) >= MIN_WORDS_COMPARED
+        return "near_duplicate" if compared and self.near.find(key) is not None else None
+
     def read_outcomes(self) -> None:
         """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
 
@@ -131,7 +149,7 @@ class Split:
                     if number is None and label in names:
                         self.plan.accepted[names.index(label)] += 1
                     if number is None or number in finished:
-                        self.seen.add(key)
+                        self.see(key)
                 self.outcomes[number] = key
         self.outcomes.pop(None, None)
         gone = sorted(finished - self.outcomes.keys())
@@ -173,7 +191,7 @@ def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[di
             if record["reason"] in (None, "label_disagrees"):
                 key = example_key(task, record)
                 full = "surplus" if plan.is_full(slot) else None
-                record["reason"] = "duplicate" if key in split.seen else record["reason"] or full
+                record["reason"] = split.repeats(key) or record["reason"] or full
             if reason := record["reason"]:
                 key = None
                 split.reasons[reason] += 1
@@ -182,7 +200,8 @@ def settle(split: Split, chunk: list[int], records: list[dict]) -> tuple[list[di
                 del record["reason"]
                 accepted.append(record)
         plan.settle(slot, key is not None)
-        split.seen |= {key} - {None}
+        if key is not None and key not in split.seen:
+            split.see(key)
     return accepted, rejected
 
 

@@ -7,6 +7,7 @@ engine = open_engine(options, encoder, 1024, StopSignals())       see gold/engin
 import contextlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gold.command import Dtype, fail, files, option_name
+from gold.command import Dtype, fail, files, option_name, say
 from gold.control_tokens import broken_up
 from gold.engine import Engine
+from gold.engines import Engines
 from gold.model_folder import check_model_folder, refuse_model
 from gold.prompts import Prompt
 from gold.reasoning import reasoning_parser
@@ -33,10 +35,11 @@ MAX_CACHED = 8192  # encoded prompts: without feedback the same ones come again
 # Options of generate.py and label.py
 
 OF_ENGINE = {  # options that a server has its own values of, and their defaults
-    "max_model_len": None, "gpu_memory_utilization": 0.9, "tensor_parallel_size": 1, "dtype": "auto", "engine_args": "{}",
-    "lora": None, "trust_remote_code": False, "reasoning_parser": None,
+    "max_model_len": None, "gpu_memory_utilization": 0.9, "tensor_parallel_size": 1, "data_parallel_size": 1, "dtype": "auto",
+    "engine_args": "{}", "lora": None, "trust_remote_code": False, "reasoning_parser": None,
 }  # fmt: skip
-ENGINE_OPTIONS = ["max_model_len", "gpu_memory_utilization", "tensor_parallel_size", "server_url", "num_concurrent"]
+ENGINE_OPTIONS = ["max_model_len", "gpu_memory_utilization", "tensor_parallel_size", "data_parallel_size", "server_url"]
+ENGINE_OPTIONS += ["num_concurrent"]
 engine = partial(typer.Option, rich_help_panel="Engine (not compared on resume)")
 prompting = partial(typer.Option, rich_help_panel="Sampling")
 TrustRemoteCode = Annotated[bool, files(help="Run Python code that comes with the teacher: read it first.")]
@@ -53,6 +56,7 @@ EngineDtype = Annotated[Dtype, prompting(help="auto = float32 on a CPU, else the
 MaxModelLen = Annotated[int | None, engine(min=1, help="Context in tokens (the longest prompt and what it asks for).")]
 GpuMemoryUtilization = Annotated[float, engine(min=0.05, max=1, help="Share of the GPU's memory to take.")]
 TensorParallelSize = Annotated[int, engine(min=1, help="GPUs that hold one model together.")]
+DataParallelSize = Annotated[int, engine(min=1, help="Engines side by side, each with its own GPUs or cores.")]
 EngineArgs = Annotated[str, prompting(help="""More of vLLM's engine, as JSON: '{"quantization": "fp8"}'.""")]
 Lora = Annotated[Path | None, files(help="LoRA adapter of the teacher, a folder.")]
 ServerUrl = Annotated[str | None, engine(help="Ask --model there: http://host:port/v1; key in OPENAI_API_KEY.")]
@@ -228,7 +232,12 @@ def open_engine(options: dict, encoder: Encoder, need: int, signals: StopSignals
     if length and context and length > context:
         fail(f"--max-model-len {length:,}: the model's context holds {context:,} tokens; lower it")
     length = length or min(need, context or need)
-    return Engine(options["model"], length, signals, options["dtype"], options["lora"], **engine_options)
+    how, started = engine_options | {name: options[name] for name in ("dtype", "lora")}, time.perf_counter()
+    start = partial(Engines, count) if (count := options["data_parallel_size"]) > 1 else Engine
+    running = start(options["model"], length, signals, **how)
+    which = f"{count} engines" if count > 1 else "engine"
+    say(f"{which} up in {time.perf_counter() - started:.1f} s, context {length:,} tokens")
+    return running
 
 
 def fitting_form(task: Task, config: Any, tokenizer: Any, trust_remote_code: bool = False) -> str:

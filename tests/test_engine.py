@@ -16,6 +16,7 @@ from conftest import ROOT, Killed, call, read_lines, run
 import generate
 from gold import engine
 from gold.engine import Engine
+from gold.engines import shares_of_machine
 from gold.examples import example_key, read_examples
 from gold.parsing import REASONS
 from gold.prompts import render_prompt, structured_pattern
@@ -162,6 +163,55 @@ def test_an_engine_in_a_process_of_its_own_is_stopped_in_time(small_teacher, tmp
     records = read_lines(partial) + read_lines(tmp_path / "train.rejected.jsonl.partial")
     attempts = sorted(int(record["id"][-6:]) for record in records)
     assert len(attempts) % 16 == 0 and attempts == list(range(len(attempts)))  # whole chunks, each attempt once
+
+
+def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
+    sample, small_teacher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "CHUNK", 16)
+    some = ["--num-examples", 200, "--max-attempts", 2000]
+    accepted, rejected, record = sample(*some)
+    how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path / "two", *some]
+    how += ["--num-validation", 0, "--max-tokens", 64, "--data-parallel-size", 2]
+    words = "import generate; generate.CHUNK = 16; generate.run_command(generate.app)"
+    partial = tmp_path / "two" / "train.jsonl.partial"
+    command = [sys.executable, "-c", words, *map(str, how)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stage:
+        while stage.poll() is None and not (partial.exists() and partial.stat().st_size):
+            time.sleep(0.01)
+        engines = [pid for pid in children_of(stage.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(engines) == 2
+        os.kill(engines[1], signal.SIGKILL)
+        told = stage.communicate(timeout=300)[1]
+    assert stage.returncode == 1 and "Traceback" not in told, told[-3000:]
+    assert (
+        "error: --data-parallel-size: engine 1 has ended (exit code -9); what is saved stays: run again to resume"
+        in told
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in engines)  # the other one ends with the stage
+    saved = read_lines(partial)
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.returncode == 0 and "2 engines up in" in done.stderr, done.stderr[-3000:]
+    assert 0 < len(saved) < len(accepted) and saved == accepted[: len(saved)]
+    files = [tmp_path / "two" / name for name in ("train.jsonl", "train.rejected.jsonl")]
+    assert [read_lines(path) for path in files] == [accepted, rejected]
+    counts = json.loads((tmp_path / "two" / "train.jsonl.run.json").read_text())["counts"]
+    assert counts["completion_tokens"] == record["counts"]["completion_tokens"]
+
+
+def test_more_engines_than_gpus_are_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    assert shares_of_machine(2, 2) == [{"CUDA_VISIBLE_DEVICES": "3,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    assert shares_of_machine(3, 1)[2] == {"CUDA_VISIBLE_DEVICES": "6"}
+    with pytest.raises(SystemExit, match="error: --data-parallel-size 3: needs 6 GPUs, 4 are there; lower it"):
+        shares_of_machine(3, 2)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
 
 
 def test_an_adapter_of_the_teacher_is_used(small_teacher, tmp_path):

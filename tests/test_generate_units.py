@@ -84,7 +84,7 @@ def test_many_attempts(pairs, pools):
     drawn = [draw_attempt(pairs, 1, "train", a, pools, HOW) for a in range(2000)]
     assert [a.label for a in drawn[:4]] == ["Warm", "not warm", "Warm", "not warm"]
     fed = [a for a in drawn if a.feedback]
-    assert abs(len(fed) / 2000 - 0.5) < 5 * math.sqrt(0.25 / 2000)  # five standard errors
+    assert abs(len(fed) / 2000 - 0.5) < 5 * math.sqrt(0.25 / 500)  # five standard errors; four attempts show the same
     for a in drawn:
         seeds, feedback = ids(a)[:3], ids(a)[3:]
         assert seeds == sorted(set(seeds)) and all(i[0] == "s" for i in seeds)
@@ -92,6 +92,11 @@ def test_many_attempts(pairs, pools):
     shown = collections.Counter(i for a in drawn for i in ids(a))
     assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
     assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
+    blocks = [drawn[first + slot : first + 8 : 2] for first in range(0, 2000, 8) for slot in (0, 1)]
+    assert all(len({tuple(ids(a)) for a in block}) == 1 for block in blocks)
+    assert len({tuple(ids(block[0])) for block in blocks}) > 250  # of 20 choices of seeds, 42 of feedback or none
+    rewritten = [draw_attempt(pairs, 1, "train", a, pools, HOW | {"rewrite": True}) for a in range(0, 80, 2)]
+    assert len({tuple(ids(a)) for a in rewritten}) > 20
     few = Pools(pools.seed[:2], pools.feedback[:1])  # fewer than asked for
     assert ids(draw_attempt(pairs, 1, "train", 0, few, HOW | {"feedback_rate": 1.0})) == ["s0", "s1", "f20"]
     for a in range(20):  # more labels than shots
@@ -199,7 +204,7 @@ def test_the_prior_of_verify_is_that_of_the_first_chunk(pairs, monkeypatch):
     monkeypatch.setattr(generate, "save_notes", lambda run: saved.append(dict(run.notes)))
     options = {"seed": 0, "max_tokens": 9, "verify": True, "calibrate": True}
     run = SimpleNamespace(notes={})
-    split = SimpleNamespace(task=pairs, options=options, seen=set(), pools=Pools([]), run=run)
+    split = SimpleNamespace(task=pairs, options=options, repeats=lambda key: None, pools=Pools([]), run=run)
     rows = [pair(n) | {"label": name, "reason": None} for n, name in enumerate(["Warm", "not warm", "Warm"])]
     generate.verify(split, rows[:2], None, Engine)
     kept = run.notes["prior"]
@@ -273,6 +278,29 @@ def test_one_attempt_of_every_kind(generated, pairs, home, tmp_path):
         "shots": ids(drawn[0]), "sampling_seed": drawn[0].sampling_seed, "finish_reason": "stop", "completion": texts[0][0],
     }  # fmt: skip
     assert len(read_examples(tmp_path / "iter-00" / "train.jsonl", pairs)) == 8  # what was written can be read
+
+
+def test_near_duplicates_of_accepted_texts_are_rejected(generated, home, tmp_path):
+    """With [parse] max_overlap, against all that was excluded or accepted; short texts are not compared."""
+    (home / "near.toml").write_text(
+        PAIRS.replace("[parse]", "[parse]\nmax_overlap = 0.7").replace("second = 6", "second = 9")
+    )
+    write_lines(tmp_path / "old.jsonl", [{"first": "the sea", "second": "one two three four five six"}])
+    how = ("--task-file", home / "near.toml", "--exclude-file", tmp_path / "old.jsonl", "--max-attempts", 200)
+    words = "cloud rain snow wind hail frost".split()
+
+    def answer(seed):  # texts of eight words that differ in one, of two kinds, and short ones
+        if kind := {0: "one two three four five", 1: "six seven eight nine ten"}.get(seed % 4):
+            return f" the sea\nSecond: {kind} {words[seed % 6]}", "stop"
+        return (f" the {words[seed % 6]}\nSecond: {seed}", "stop")
+
+    counts, accepted, rejected = generated(*how, "--num-examples", 30, answer=answer)
+    near = [r for r in rejected if r["reason"] == "near_duplicate"]
+    assert counts["rejected"]["near_duplicate"] == len(near) > 3 and {r["second"][:3] for r in near} == {"one", "six"}
+    assert sorted(r["second"][:3] for r in accepted if not r["second"].isdigit()) == ["six"] and len(accepted) == 30
+    generated(*how, "--num-examples", 20, answer=answer, folder="b")
+    _, extended, _ = generated(*how, "--num-examples", 30, answer=answer, folder="b")
+    assert sorted(r["second"][:3] for r in extended if not r["second"].isdigit()) == ["six"] and len(extended) == 30
 
 
 def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(generated, command, tmp_path):

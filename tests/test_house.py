@@ -10,10 +10,10 @@ STAGES = ("generate", "label", "train_student", "score_ood", "evaluate", "report
 HEAVY = {"torch", "transformers", "vllm", "sklearn", "matplotlib", "jinja2", "markupsafe"}
 LAYERS = (  # of gold/, from below: a file imports only from the layers under its own
     "causes command control_tokens equations fingerprint programmes templates text",
-    "disk figures model_folder reasoning scores stopping task_checks",
+    "disk figures model_folder near_duplicates nearest reasoning scores stopping task_checks",
     "task",
     "attempts encoding engine jsonl metrics prompts runs soft_labels",
-    "examples gather parsing serve server student",
+    "engines examples gather parsing serve server student",
     "answers cards feedback predict retrieval sections selection teacher",
     "remote_labels",
     "labels",

@@ -124,7 +124,7 @@ class FakeEngine(Engine):
     def complete(self, requests):
         self.sent.append(requests)
         outputs = []
-        for _, ids, params in requests:
+        for _, ids, params, *_ in requests:
             self.tokens["prompt_tokens"] += len(ids)
             tokens = params.get("logprob_token_ids", [])
             logprobs = [{t: SimpleNamespace(logprob=-((sum(ids) + t) % 7 + 1)) for t in tokens}]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gold import predict
 from gold.examples import read_examples
-from gold.scores import detection, k_center_distances, position_scores, sequence_scores, tfidf_distances
+from gold.nearest import k_center_distances, tfidf_distances
+from gold.scores import detection, position_scores, sequence_scores
 from gold.selection import select_feedback
 from score_ood import all_scores
 

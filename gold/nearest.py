@@ -1,0 +1,118 @@
+"""How far an example is from the nearest training example, by cosine, without comparing every pair of many.
+
+tfidf_distances(examples, train_examples)                         by the words of the sources
+embedding_distances(points, known, examples, train_examples)      by the student's representations
+k_center_distances(points, distances, 100)                        the same, as examples are chosen
+
+Up to EXACT training examples every pair counts. Of more, candidates are found by a part of each vector and compared in
+full: the nearest is the true one for more than .99 of the texts that bench/selection.py measured.
+"""
+
+import math
+import os
+from typing import Any
+
+from gold.text import words
+
+EXACT = 20_000
+CANDIDATES = 30
+KEPT = 0.95, 0.85  # of the squared length of a vector, by its heaviest words: of an example, of a training example
+CHUNK = 2_000  # examples at a time
+
+
+def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """1 - the largest cosine with a training example, itself left out; 1 where no other shares a word. (n,)
+
+    The vectors are TF-IDF of the sources' words; document frequencies are those of both sets together.
+    """
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sparse_dot_topn import sp_matmul_topn
+
+    texts, known_texts = [e["source"] for e in examples], [e["source"] for e in train_examples]
+    vectorizer = TfidfVectorizer(analyzer=words).fit([*texts, *known_texts])
+    points, known = vectorizer.transform(texts), vectorizer.transform(known_texts)
+    own, few = own_places(examples, train_examples), len(known_texts) <= EXACT
+    index = (known if few else heaviest(known, KEPT[1])).T.tocsr()
+    distances = []
+    for first in range(0, len(texts), CHUNK):
+        rows = points[first : first + CHUNK]
+        found = sp_matmul_topn(
+            rows if few else heaviest(rows, KEPT[0]), index, 2 if few else CANDIDATES, n_threads=num_threads()
+        ).tocoo()
+        cosines = rows[found.row].multiply(known[found.col]).sum(axis=1).A1
+        cosines[own[first + found.row] == found.col] = 0
+        nearest = np.zeros(rows.shape[0])
+        np.maximum.at(nearest, found.row, cosines)
+        distances += (1 - nearest).tolist()
+    return distances
+
+
+def heaviest(matrix: Any, share: float) -> Any:
+    """Of each row of unit length the heaviest entries, until their squares add up to the share."""
+    import numpy as np
+
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((-matrix.data, rows))
+    squares = np.cumsum(matrix.data[order] ** 2)
+    before = squares - matrix.data[order] ** 2
+    begins = np.append(before, 0)[matrix.indptr[rows]]  # the sum at the beginning of the row
+    kept = matrix.copy()
+    kept.data[order[before - begins >= share]] = 0
+    kept.eliminate_zeros()
+    return kept
+
+
+def embedding_distances(points: Any, known: Any, examples: list[dict], train_examples: list[dict]) -> list[float]:
+    """1 - the largest cosine with a training example, itself left out; 1 where there is no other, nan from a broken student.
+
+    points (n, d) of the examples, known (m, d) of the training examples, float32.
+    """
+    import faiss
+    import numpy as np
+
+    if not (np.isfinite(points).all() and np.isfinite(known).all()):
+        return [math.nan] * len(points)
+    points, known = (np.ascontiguousarray(array, np.float32) for array in (points, known))
+    for array in (points, known):
+        faiss.normalize_L2(array)
+    faiss.omp_set_num_threads(num_threads())
+    lists = 0 if len(known) <= EXACT else 4 * math.isqrt(len(known))
+    index = faiss.index_factory(points.shape[1], f"IVF{lists},Flat" if lists else "Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(known)
+    index.add(known)
+    if lists:
+        index.nprobe = lists // 32
+    cosines, places = index.search(points, 2)
+    cosines[(places == own_places(examples, train_examples)[:, None]) | (places < 0)] = -np.inf
+    nearest = cosines.max(axis=1).astype(float)
+    return np.where(np.isinf(nearest), 1.0, 1 - nearest).tolist()
+
+
+def own_places(examples: list[dict], train_examples: list[dict]) -> Any:
+    """The place of each example among the training examples, -1 where it is none of them. (n,)"""
+    import numpy as np
+
+    places = {e["id"]: place for place, e in enumerate(train_examples)}
+    return np.array([places.get(e["id"], -1) for e in examples])
+
+
+def num_threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def k_center_distances(points: Any, distances: list[float], steps: int) -> list[float]:
+    """1 - the largest cosine with a training example or an example chosen before (k-center greedy, Sener & Savarese 2018,
+    arXiv 1708.00489): the farthest example is chosen `steps` times, so that the highest values are its choices in order.
+
+    points (n, d) of the examples; distances (n,): embedding_distances to the training examples.
+    """
+    import numpy as np
+
+    units = points / np.linalg.norm(points, axis=1, keepdims=True)
+    closest, found = np.array(distances), np.full(len(points), np.nan)
+    for _ in range(min(steps, len(points))):
+        chosen = int(np.where(np.isnan(found), closest, -np.inf).argmax())
+        found[chosen] = closest[chosen]
+        closest = np.minimum(closest, 1 - units @ units[chosen])
+    return np.where(np.isnan(found), closest, found).tolist()
