@@ -220,7 +220,10 @@ def show_training_examples(split: Split, train: Split) -> None:
 def show_prompts(split: Split, encoder: Encoder) -> None:
     """--dry-run: print the first prompts of each kind, as the teacher gets them."""
     split.pools.train = split.pools.seed  # they stand in for train.jsonl, which does not exist yet
-    attempts = [split.draw(n) for n in split.plan.next_attempts()[:50]]
+    numbers = [n for slot in range(len(split.plan.shares)) for n in split.plan.numbers(slot, range(32))]
+    drawn = [split.draw(n) for n in sorted(numbers, reverse=True)]
+    attempts = {(a.label, *(shot["id"] for shot in a.shown)): a for a in drawn}  # each prompt once
+    attempts = sorted(attempts.values(), key=lambda a: a.number)
     with_feedback = [a for a in attempts if a.feedback]
     for a in [a for a in attempts if not a.feedback][:2] + with_feedback[:2]:
         print(f"--- {a.id}: shots {', '.join(shot['id'] for shot in a.shown)}; {encoder.shown(split.prompt(a))}\n")

@@ -54,7 +54,7 @@ def test_an_attempt_draws_from_the_texts_near_a_shot_and_is_the_same_otherwise(p
                     for letter, numbers in {"s": range(6), "f": range(20, 27)}.items()))  # fmt: skip
     nearest = {e["id"]: [{"id": f"{e['id']}-{n}"} for n in range(10)] for e in [*pools.seed, *pools.feedback]}
     shown, labels = set(), {e["id"]: e["label"] for e in [*pools.seed, *pools.feedback]}
-    for number in range(200):
+    for number in range(800):
         plain = draw_attempt(pairs, 1, "train", number, pools, HOW)
         a = with_passages(plain, pairs, nearest, HOW)
         assert replace(a, passages=None) == plain and a == with_passages(plain, pairs, nearest, HOW)

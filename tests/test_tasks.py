@@ -107,7 +107,7 @@ def test_prompts_that_ask_for_a_text_without_its_answer(path, form):
     whole, examples = seeds(path)
     task = whole.without_answers().in_form(form)
     pools = Pools([example | {whole.answer_field: "ANSWER"} for example in examples])
-    drawn = [draw_attempt(task, 0, "train", number, pools, OPTIONS) for number in range(20)]
+    drawn = [draw_attempt(task, 0, "train", number, pools, OPTIONS) for number in range(80)]
     assert {shot["id"] for a in drawn for shot in a.shots} == {example["id"] for example in examples}
     start = start_of(task, None)
     for a in drawn:
