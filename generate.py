@@ -220,7 +220,7 @@ def show_training_examples(split: Split, train: Split) -> None:
 def show_prompts(split: Split, encoder: Encoder) -> None:
     """--dry-run: print the first prompts of each kind, as the teacher gets them."""
     split.pools.train = split.pools.seed  # they stand in for train.jsonl, which does not exist yet
-    numbers = [n for slot in range(len(split.plan.shares)) for n in split.plan.numbers(slot, range(32))]
+    numbers = [n for slot, share in enumerate(split.plan.shares) if share for n in split.plan.numbers(slot, range(32))]
     drawn = [split.draw(n) for n in sorted(numbers, reverse=True)]
     attempts = {(a.label, *(shot["id"] for shot in a.shown)): a for a in drawn}  # each prompt once
     attempts = sorted(attempts.values(), key=lambda a: a.number)
@@ -252,7 +252,8 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
     if encoder.parser:
         how["skip_special_tokens"] = False
     requests = [
-        Request(a.id, ids, how | {"seed": a.sampling_seed, "regex": split.patterns[a.label]}) for a, ids in fitting
+        Request(a.id, ids, how | {"seed": a.sampling_seed, "regex": split.patterns[a.label]}, a.stream)
+        for a, ids in fitting
     ]
     engine.send(requests)
     return len(requests)

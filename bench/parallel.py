@@ -11,7 +11,8 @@ shards     two processes, --shard 0/2 and 1/2, each with half of the cores
 server     python -m gold.serve --data-parallel-size 2, and --server-url
 
 Each repeat takes all ways in turn. Prompts a second: attempts over the seconds from the engines' start to the end of the
-file; of shards those of the slower one. `wall` has the start too. A line a way and repeat in bench/results/parallel.jsonl.
+file; of shards those of the slower one. `wall` has the start too, but for that of the server. A line a way and repeat in
+bench/results/parallel.jsonl.
 """
 
 import contextlib
@@ -69,6 +70,7 @@ def measure(way: str, command: list[str], model: str) -> dict[str, float]:
 @contextlib.contextmanager
 def serving(model: str, env: dict) -> Iterator[None]:
     command = [sys.executable, "-m", "gold.serve", model, "--port", str(PORT), "--data-parallel-size", "2"]
+    WORK.parent.mkdir(exist_ok=True)
     with (WORK.parent / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -80,7 +82,8 @@ def serving(model: str, env: dict) -> Iterator[None]:
                 time.sleep(0.2)
             yield
         finally:
-            os.killpg(server.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, 9)
 
 
 def show_table() -> None:

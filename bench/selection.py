@@ -18,7 +18,6 @@ A line a run in bench/results/selection.jsonl.
 import ast
 import gzip
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -97,8 +96,16 @@ def timed(function: Any, *args: Any) -> tuple[Any, float]:
     return function(*args), time.perf_counter() - began
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak(name: str = "VmHWM") -> float:
+    """MiB: the highest since `begin`, or with VmRSS what is held now."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) / 1024
+
+
+def begin() -> float:
+    """Forget the highest use so far; the use now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak("VmRSS")
 
 
 def every_pair(points: Any, known: Any, examples: list[dict]) -> tuple[list[float], float]:
@@ -112,12 +119,13 @@ def measure_words(size: int) -> dict[str, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     examples = draw_texts(size)
-    before = peak()
+    before = begin()
     found, seconds = timed(tfidf_distances, examples, examples)
     mib = peak() - before
     (points, known), first = timed(old_functions()["tfidf_vectors"], examples, examples)
     _, old = every_pair(points, known, examples)
-    vectors = TfidfVectorizer(analyzer=words).fit_transform([e["source"] for e in examples])  # today's words
+    texts = [e["source"] for e in examples]  # by today's words
+    vectors = TfidfVectorizer(analyzer=words).fit([*texts, *texts]).transform(texts)
     true, _ = every_pair(vectors, vectors.T, examples)
     return {"seconds": seconds, "old_seconds": first + old, "mib": mib, "recall": same(found, true)}
 
@@ -126,7 +134,7 @@ def measure_embedding(size: int) -> dict[str, Any]:
     pieces, pairs = np.load(WORK / "points.npy"), draw(size, EMBEDDED)
     points = (pieces[pairs[:, 0]] + pieces[pairs[:, 1]]) / 2
     examples = [{"id": n} for n in range(size)]
-    before = peak()
+    before = begin()
     found, seconds = timed(embedding_distances, points, points, examples, examples)
     mib = peak() - before
     units = points / np.linalg.norm(points, axis=1, keepdims=True)
@@ -139,7 +147,8 @@ def same(found: list[float], true: list[float]) -> float:
 
 
 def measure_near(size: int) -> dict[str, Any]:
-    texts, rng, before = [e["source"] for e in draw_texts(size)], random.Random(size), peak()
+    texts, rng = [e["source"] for e in draw_texts(size)], random.Random(size)
+    before = begin()
     near, hits, began = NearDuplicates(0.7), 0, time.perf_counter()
     for text in texts:
         hits += near.find(text) is not None

@@ -85,6 +85,9 @@ class Plan:
         blocks = ((self.shard[0] + self.shard[1] * (turn // SAME_PROMPT), turn % SAME_PROMPT) for turn in turns)
         return [slot + len(self.shares) * (SAME_PROMPT * block + turn) for block, turn in blocks]
 
+    def owns(self, number: int) -> bool:
+        return number // len(self.shares) // SAME_PROMPT % self.shard[1] == self.shard[0]
+
     def settle(self, slot: int, accepted: bool) -> None:
         self.settled[slot] += 1
         self.accepted[slot] += accepted
@@ -111,11 +114,16 @@ def first_seed(text: str) -> int:
     return random.Random(text).getrandbits(31)
 
 
+def always_likeliest(split: str, options: dict) -> bool:
+    name = "temperature" if split == "train" else "validation_temperature"
+    return options.get(name) == 0 or options.get("top_k") == 1
+
+
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
     """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
     turn, slot = divmod(number, len(task.names))
-    same = 1 if options.get("rewrite") else SAME_PROMPT  # of one feedback text one rewritten one
-    stream = f"{options['seed']}/{iteration}/{split}/{slot}/{turn // same}"
+    once = options.get("rewrite") or always_likeliest(split, options)  # else a text would come again
+    stream = f"{options['seed']}/{iteration}/{split}/{slot}/{turn // (1 if once else SAME_PROMPT)}"
     rng = random.Random(stream)
     sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
     wanted, feedback = task.names[slot], []

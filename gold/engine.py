@@ -25,7 +25,7 @@ class Request(NamedTuple):
     id: str
     prompt: Any  # token ids; for a server a Prompt
     params: dict  # of vllm.SamplingParams; regex: a form that the completion is forced into
-    place: int | None = None  # requests of one place share a prefix: of several engines one gets them all
+    place: Any = None  # requests of one place share a prefix: of several engines one gets them all
 
 
 class Output(NamedTuple):

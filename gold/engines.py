@@ -4,21 +4,26 @@ engines = Engines(4, model, 1024, StopSignals(), tensor_parallel_size=1)        
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection, wait
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from gold.command import fail
-from gold.engine import Engine, Request
+from gold.engine import Engine, Output, Request
 from gold.stopping import StopSignals
 
 UNDER_WAY = 1024  # requests that one engine has at a time; the others wait here for the engine that is free first
+MAX_PLACES = 100_000  # that are remembered
 
 
 class Worker(NamedTuple):
@@ -28,13 +33,14 @@ class Worker(NamedTuple):
 
 
 class Engines(Engine):
-    """As Engine. A request goes to the engine that has least to do, or always to the same one by its `place`."""
+    """As Engine. A request goes to the engine that has least to do; what has the `place` of an earlier one, to that one's."""
 
     def __init__(self, count: int, model: str, max_model_len: int, signals: StopSignals, **how: Any):
         self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()
-        self.done: dict[str, Any] = {}
+        self.done: dict[str, Output] = {}
         self.waiting: deque[Request] = deque()
+        self.places: dict[Any, int] = {}  # place: engine
         self.workers: list[Worker] = []
         atexit.register(self.close)  # before multiprocessing waits for its processes
         spawn = multiprocessing.get_context("spawn")
@@ -45,11 +51,15 @@ class Engines(Engine):
                 process.start()
                 theirs.close()
                 self.workers.append(Worker(process, ours, set()))
-        self.held = min(self.receive(worker) for worker in self.workers)
+        self.cache_tokens = min(self.receive(worker) for worker in self.workers)
 
     def close(self) -> None:
         for worker in self.workers:
             worker.connection.close()
+        deadline = time.monotonic() + 5
+        for worker in self.workers:
+            worker.process.join(max(0, deadline - time.monotonic()))
+            worker.process.kill()  # one that is still starting
 
     def receive(self, worker: Worker) -> Any:
         """Its next message. Ends the stage (exit 1) where there will be none."""
@@ -75,13 +85,18 @@ class Engines(Engine):
         """Give the engines what waits, until each has UNDER_WAY."""
         given: list[list[Request]] = [[] for _ in self.workers]
         while self.waiting:
-            place = self.waiting[0].place
-            free = min(range(len(self.workers)), key=lambda rank: len(self.workers[rank].held))
-            rank = free if place is None else place % len(self.workers)
-            if place is None and len(self.workers[rank].held) >= UNDER_WAY:
-                break
+            request = self.waiting[0]
+            rank = self.places.get(request.place)
+            if rank is None:
+                rank = min(range(len(self.workers)), key=lambda rank: len(self.workers[rank].held))
+                if len(self.workers[rank].held) >= UNDER_WAY:
+                    break
+            if request.place is not None:
+                if len(self.places) >= MAX_PLACES:
+                    self.places.clear()
+                self.places[request.place] = rank
+            self.workers[rank].held.add(request.id)
             given[rank].append(self.waiting.popleft())
-            self.workers[rank].held.add(given[rank][-1].id)
         for worker, requests in zip(self.workers, given, strict=True):
             if requests:
                 self.tell(worker, requests)
@@ -108,7 +123,7 @@ class Engines(Engine):
             self.tell(worker, "begin_split")
 
     def held_tokens(self) -> int:
-        return self.held
+        return self.cache_tokens
 
 
 class Deaf(StopSignals):
@@ -131,7 +146,8 @@ def shares_of_machine(count: int, gpus: int) -> list[dict | list[int]]:
             fail(f"--data-parallel-size {count}: needs {count * gpus} GPUs, {len(visible)} are there; lower it")
         return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * gpus : (i + 1) * gpus])} for i in range(count)]
     cores = sorted(os.sched_getaffinity(0))
-    return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)]
+    first = [len(cores) * i // count for i in range(count + 1)]  # neighbours share a cache, and a socket
+    return [cores[a:b] or [cores[a]] for a, b in pairwise(first)]
 
 
 def work(connection: Connection, share: dict | list[int], model: str, max_model_len: int, how: dict) -> None:
@@ -141,16 +157,17 @@ def work(connection: Connection, share: dict | list[int], model: str, max_model_
         os.environ.update(share)
     else:
         os.sched_setaffinity(0, share)
-        os.environ["OMP_NUM_THREADS"] = str(len(share))
+        os.environ["OMP_NUM_THREADS"] = str(min(len(share), int(os.environ.get("OMP_NUM_THREADS") or len(share))))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # this is the engine's own process
     try:
         engine = Engine(model, max_model_len, signals, **how)
         connection.send(("fine", engine.held_tokens()))
         serve(engine, connection)
-    except SystemExit as error:
-        connection.send(("failed", error.code))
-    except (EOFError, OSError):
+    except OSError:  # the stage is gone
         pass
+    except SystemExit as error:
+        with contextlib.suppress(OSError):
+            connection.send(("failed", error.code))
 
 
 def serve(engine: Engine, connection: Connection) -> None:
@@ -166,7 +183,7 @@ def serve(engine: Engine, connection: Connection) -> None:
             else:
                 engine.send(message)
         if finished := engine.step():
-            connection.send(("fine", {one: engine.take(one) for one in finished}))
+            connection.send(("fine", {one: plain(engine.take(one)) for one in finished}))
 
 
 def read_all(connection: Connection, inbox: queue.Queue) -> None:
@@ -174,4 +191,16 @@ def read_all(connection: Connection, inbox: queue.Queue) -> None:
         while True:
             inbox.put(connection.recv())
     except (EOFError, OSError):
+        pass
+    finally:
         inbox.put(None)
+
+
+def plain(output: Output) -> Output:
+    """Without vLLM's own classes: the stage, which has no engine, would import vLLM for them."""
+    ones = [
+        SimpleNamespace(text=one.text, finish_reason=one.finish_reason, logprobs=one.logprobs and [
+            {token: SimpleNamespace(logprob=found.logprob) for token, found in position.items()} for position in one.logprobs
+        ]) for one in output.outputs
+    ]  # fmt: skip
+    return Output(ones, output.tokens)

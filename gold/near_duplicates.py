@@ -44,12 +44,14 @@ class NearDuplicates:
 
         mine, t = self.word_numbers(text), self.limit
         n = len(mine)
+        if not n:
+            return next((number for number, other in enumerate(self.texts) if not other), None)
         shortest = above(t * n / (2 - t))  # words in common are at most those of the shorter text
-        common = above(t * (n + shortest) / 2)
+        common = max(1, above(t * (n + shortest) / 2))
         shared = min(SHARED, common)
         lists = sorted((self.postings.get(token, array("I")) for token in tokens_of(mine)), key=len)
         named = np.sort(np.concatenate([np.frombuffer(one, np.uint32) for one in lists[: n - common + shared]] or [[]]))
-        often = np.unique(named[shared - 1 :][named[shared - 1 :] == named[: len(named) - shared + 1]])
+        often = np.unique(named[shared - 1 :][named[shared - 1 :] == named[: max(0, len(named) - shared + 1)]])
         for number in often.astype(int).tolist():
             if Indel.normalized_similarity(mine, self.texts[number]) > t:
                 return number

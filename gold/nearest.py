@@ -44,7 +44,7 @@ def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[fl
         cosines[own[first + found.row] == found.col] = 0
         nearest = np.zeros(rows.shape[0])
         np.maximum.at(nearest, found.row, cosines)
-        distances += (1 - nearest).tolist()
+        distances += np.maximum(0, 1 - nearest).tolist()  # of a copy it may be -4e-16
     return distances
 
 
@@ -73,20 +73,21 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
 
     if not (np.isfinite(points).all() and np.isfinite(known).all()):
         return [math.nan] * len(points)
-    points, known = (np.ascontiguousarray(array, np.float32) for array in (points, known))
+    points, known = (np.array(array, np.float32, order="C") for array in (points, known))
     for array in (points, known):
         faiss.normalize_L2(array)
     faiss.omp_set_num_threads(num_threads())
-    lists = 0 if len(known) <= EXACT else 4 * math.isqrt(len(known))
+    # faiss wants 39 points a list to find its middle
+    lists = 0 if len(known) <= EXACT else min(4 * math.isqrt(len(known)), len(known) // 39)
     index = faiss.index_factory(points.shape[1], f"IVF{lists},Flat" if lists else "Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(known)
     index.add(known)
     if lists:
-        index.nprobe = lists // 32
+        index.nprobe = max(1, lists // 32)
     cosines, places = index.search(points, 2)
     cosines[(places == own_places(examples, train_examples)[:, None]) | (places < 0)] = -np.inf
     nearest = cosines.max(axis=1).astype(float)
-    return np.where(np.isinf(nearest), 1.0, 1 - nearest).tolist()
+    return np.where(np.isinf(nearest), 1.0, np.maximum(0, 1 - nearest)).tolist()
 
 
 def own_places(examples: list[dict], train_examples: list[dict]) -> Any:
@@ -98,7 +99,7 @@ def own_places(examples: list[dict], train_examples: list[dict]) -> Any:
 
 
 def num_threads() -> int:
-    return len(os.sched_getaffinity(0))
+    return min(len(os.sched_getaffinity(0)), int(os.environ.get("OMP_NUM_THREADS") or 2**10))
 
 
 def k_center_distances(points: Any, distances: list[float], steps: int) -> list[float]:

@@ -139,6 +139,10 @@ class Split:
             for line, record in read_records(path):
                 match, key = own.fullmatch(str(record.get("id"))), None
                 number = int(match[1]) if match else None  # None: a line of the user's
+                if number is not None and not self.plan.owns(number):
+                    fail(
+                        f"{path}:{line}: {record['id']} is of another shard, or of an earlier version; use --overwrite"
+                    )
                 if path == self.rejected:
                     self.reasons[record.get("reason")] += 1
                 elif any(not isinstance(record.get(name), str) for name in self.task.fields):

@@ -169,11 +169,11 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     sample, small_teacher, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(generate, "CHUNK", 16)
-    some = ["--num-examples", 200, "--max-attempts", 2000]
+    some = ["--num-examples", 200, "--max-attempts", 2000, "--verify"]
     accepted, rejected, record = sample(*some)
     how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path / "two", *some]
     how += ["--num-validation", 0, "--max-tokens", 64, "--data-parallel-size", 2]
-    words = "import generate; generate.CHUNK = 16; generate.run_command(generate.app)"
+    words = "import generate, gold.engines; generate.CHUNK = 16; gold.engines.UNDER_WAY = 8; generate.run_command(generate.app)"
     partial = tmp_path / "two" / "train.jsonl.partial"
     command = [sys.executable, "-c", words, *map(str, how)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stage:

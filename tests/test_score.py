@@ -12,9 +12,9 @@ from conftest import call, flipped, loaded, pair, read_lines, record_of, refusal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gold import predict
+from gold import nearest, predict
 from gold.examples import read_examples
-from gold.nearest import k_center_distances, tfidf_distances
+from gold.nearest import embedding_distances, k_center_distances, tfidf_distances
 from gold.scores import detection, position_scores, sequence_scores
 from gold.selection import select_feedback
 from score_ood import all_scores
@@ -253,6 +253,34 @@ def test_tfidf_in_any_script():
     assert far[:2] == [1, 1] and all(0 < distance < 1 for distance in far[2:])
     twins = [{"id": f"twin {n}", "source": text} for n, text in enumerate(texts)]
     assert tfidf_distances(examples, twins) == pytest.approx([0] * 6, abs=1e-9)
+
+
+def test_of_many_the_nearest_are_found_by_a_part_of_each_vector(monkeypatch):
+    """As of few, where every pair is compared: all distances but one in a hundred or so, and none smaller."""
+    import numpy as np
+
+    rng = random.Random(0)
+    vocabulary = [f"w{n}" for n in range(3000)]
+    drawn = [rng.choices(vocabulary, weights=[1 / (n + 1) for n in range(3000)], k=20) for _ in range(800)]
+    examples = [{"id": n, "source": " ".join(found)} for n, found in enumerate(drawn)]
+    places = np.random.default_rng(0)
+    points = (places.normal(size=(40, 1, 16)) + places.normal(size=(40, 20, 16)) / 4).reshape(800, 16).astype("float32")
+    few = tfidf_distances(examples, examples), embedding_distances(points, points, examples, examples)
+    by_hand = 1 - np.max(cosines(points) - 2 * np.eye(800), axis=1)
+    assert few[1] == pytest.approx(by_hand.tolist(), abs=1e-5)
+    monkeypatch.setattr(nearest, "EXACT", 50)
+    many = tfidf_distances(examples, examples), embedding_distances(points, points, examples, examples)
+    for exact, found, share in zip(few, many, (0.97, 0.9), strict=True):
+        difference = np.array(found) - exact
+        assert difference.min() > -1e-5 and np.mean(difference < 1e-5) > share
+    assert all(map(math.isnan, embedding_distances(points * np.nan, points, examples, examples)))
+
+
+def cosines(points):
+    import numpy as np
+
+    units = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return units @ units.T
 
 
 def test_k_center_by_hand():
