@@ -191,8 +191,8 @@ def on_curve(lines: list[dict], tokens: float) -> float | None:
     return None
 
 
-def show_table(task: str, size: int) -> None:
-    lines = [line for line in lines_of(RESULTS) if line["task"] == task]
+def show_table(task: str, size: int, results: Path) -> None:
+    lines = [line for line in lines_of(results) if line["task"] == task]
     curves: dict[int, list[dict]] = {}
     for line in lines:
         if line["strategy"] == "curve":
@@ -234,11 +234,12 @@ def main(
     ),
     seeds: Annotated[str, typer.Option(help="Seeds.")] = "0,1,2",
     size: Annotated[int, typer.Option(help="Accepted training examples of both iterations.")] = 200,
+    results: Annotated[Path, typer.Option(help="File of the lines.")] = RESULTS,
     table: Annotated[bool, typer.Option(help="Only print what is there.")] = False,
 ) -> None:
     """Run what has no line yet."""
     if table:
-        return show_table(task, size)
+        return show_table(task, size, results)
     loaded, root = load_task(Path(f"prompts/{task}.toml")), WORK / task
     data, code, warm = load_human(loaded), git_state(), Path(f"/tmp/gold-warm-{os.getpid()}")
     root.mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,7 @@ def main(
         for seed in map(int, seeds.split(",")):
             for name in strategies.split(","):
                 run = {"task": task, "strategy": name, "seed": seed, "size": max(CURVE) if name == "curve" else size}
-                if any(all(line.get(k) == v for k, v in run.items()) for line in lines_of(RESULTS)):
+                if any(all(line.get(k) == v for k, v in run.items()) for line in lines_of(results)):
                     continue
                 began = time.perf_counter()
                 try:
@@ -263,7 +264,7 @@ def main(
                     print(f"{task} seed {seed} {name}: {error}", flush=True)
                     continue
                 for line in found:
-                    note(RESULTS, run | line | code)
+                    note(results, run | line | code)
                 print(f"{task} seed {seed} {name}: {found[-1]['dev']}, {time.perf_counter() - began:.0f} s", flush=True)
     finally:
         server.kill()

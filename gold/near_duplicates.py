@@ -1,7 +1,7 @@
 """Near-duplicates among many texts: exact, and without comparing every pair.
 
 near = NearDuplicates(0.7)
-near.add("the cat sat on a mat"); near.find("the cat sat on the mat")     0, the number of the text that was added
+near.add("the cat sat on a mat"); near.overlaps("the cat sat on the mat")         True
 """
 
 import math
@@ -11,10 +11,11 @@ from collections import Counter
 from gold.text import words
 
 SHARED = 3  # rare words that two texts must have in common: with more, longer lists are read, and fewer texts compared
+RATIO = 1.2  # texts are kept apart by length, each group's longest so much longer than its shortest
 
 
 class NearDuplicates:
-    """Texts, and which of them a new one overlaps (ROUGE-L F1 of the words, as gold/parsing.py has it) beyond a limit.
+    """Texts, and whether a new one overlaps with any (ROUGE-L F1 of the words, gold/parsing.py) beyond a limit.
 
     Two texts of n and m words overlap more than the limit t only with more than t (n + m) / 2 words in common. So of
     the n words of one all but a few may be left out, the frequent ones, and the other still has SHARED of the rest
@@ -26,36 +27,49 @@ class NearDuplicates:
         self.limit = limit
         self.texts: list[array] = []  # numbers of the words, 4 bytes each
         self.numbers: dict[str, int] = {}  # of words
-        self.postings: dict[tuple[int, int], array] = {}  # (word, how often before in the text): texts
+        self.postings: dict[tuple[int, int, int], array] = {}  # (group, word, how often before in the text): texts
 
     def word_numbers(self, text: str) -> array:
         return array("I", [self.numbers.setdefault(word, len(self.numbers)) for word in words(text)])
 
     def add(self, text: str) -> None:
-        number, found = len(self.texts), self.word_numbers(text)
-        self.texts.append(found)
+        found = self.word_numbers(text)
         for token in tokens_of(found):
-            self.postings.setdefault(token, array("I")).append(number)
+            self.postings.setdefault((group_of(len(found)), *token), array("I")).append(len(self.texts))
+        self.texts.append(found)
 
-    def find(self, text: str) -> int | None:
-        """The first text added that overlaps with this one beyond the limit, or None."""
-        import numpy as np
+    def overlaps(self, text: str) -> bool:
         from rapidfuzz.distance import Indel
 
         mine, t = self.word_numbers(text), self.limit
-        n = len(mine)
-        if not n:
-            return next((number for number, other in enumerate(self.texts) if not other), None)
+        if not mine:
+            return not all(self.texts)  # another one without words
+        n, tokens = len(mine), tokens_of(mine)
         shortest = above(t * n / (2 - t))  # words in common are at most those of the shorter text
-        common = max(1, above(t * (n + shortest) / 2))
-        shared = min(SHARED, common)
-        lists = sorted((self.postings.get(token, array("I")) for token in tokens_of(mine)), key=len)
-        named = np.sort(np.concatenate([np.frombuffer(one, np.uint32) for one in lists[: n - common + shared]] or [[]]))
-        often = np.unique(named[shared - 1 :][named[shared - 1 :] == named[: max(0, len(named) - shared + 1)]])
-        for number in often.astype(int).tolist():
-            if Indel.normalized_similarity(mine, self.texts[number]) > t:
-                return number
-        return None
+        for group in range(group_of(shortest), group_of(int(n * (2 - t) / max(t, 0.01)) + 1) + 1):
+            common = max(1, above(t * (n + max(shortest, math.ceil(RATIO**group))) / 2))
+            lists = [found for token in tokens if (found := self.postings.get((group, *token)))]
+            empty = n - len(lists)  # of these words the group has none: they are the rarest
+            shared = min(SHARED, common)
+            lists = sorted(lists, key=len)[: max(0, n - common + shared - empty)]
+            if any(Indel.normalized_similarity(mine, self.texts[k]) > t for k in named_often(lists, shared)):
+                return True
+        return False
+
+
+def named_often(lists: list[array], times: int) -> list[int]:
+    """The numbers that stand in so many of the lists, each of which has a number once."""
+    import numpy as np
+
+    if len(lists) < times:
+        return []
+    named = np.sort(np.concatenate([np.frombuffer(one, np.uint32) for one in lists]))
+    rest = named[times - 1 :]
+    return np.unique(rest[rest == named[: len(rest)]]).tolist()
+
+
+def group_of(length: int) -> int:
+    return int(math.log(max(length, 1), RATIO) + 1e-9)
 
 
 def above(x: float) -> int:

@@ -56,11 +56,11 @@ def select_feedback(
         near, kept = NearDuplicates(max_overlap), []
         for example in selected:
             text = example_key(task, example)
-            if near.find(text) is None:
+            if near.overlaps(text):
+                reasons[example["id"]] = "near_duplicate"
+            else:
                 near.add(text)
                 kept.append(example)
-            else:
-                reasons[example["id"]] = "near_duplicate"
         selected = kept
     reasons |= {e["id"]: "surplus" for e in selected[most:]} if most else {}
     return selected[:most], reasons

@@ -123,7 +123,7 @@ class Split:
         if key in self.seen:
             return "duplicate"
         compared = self.near and len(words(key)) >= MIN_WORDS_COMPARED
-        return "near_duplicate" if compared and self.near.find(key) is not None else None
+        return "near_duplicate" if compared and self.near.overlaps(key) else None
 
     def read_outcomes(self) -> None:
         """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
