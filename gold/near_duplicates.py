@@ -10,7 +10,7 @@ from collections import Counter
 
 from gold.text import words
 
-SHARED = 3  # rare words that two texts must have in common: with more, longer lists are read, and fewer texts compared
+SHARED = 5  # rare words that two texts must have in common: with more, longer lists are read, and fewer texts compared
 RATIO = 1.2  # texts are kept apart by length, each group's longest so much longer than its shortest
 
 
