@@ -140,8 +140,8 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
             last = rng.choice(same)
             order = [*[i for i in order if i != last][: count - 1], last]
         shots = [seeds[i] for i in order]
-        fed = random.Random(f"{options['seed']}/{iteration}/{split}/{number}").random() < options["feedback_rate"]
-        if pools.feedback and fed:  # it stands last in a prompt: what is before it is that of the others
+        own = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
+        if pools.feedback and own.random() < options["feedback_rate"]:  # last in a prompt: before it all are the same
             feedback, which = pools.feedback, "same" if task.is_list else options["feedback_label"]
             if which != "any":
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]

@@ -190,13 +190,10 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     )
     assert not any(Path(f"/proc/{pid}").exists() for pid in engines)  # the other one ends with the stage
     saved = read_lines(partial)
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
-    assert done.returncode == 0 and "2 engines up in" in done.stderr, done.stderr[-3000:]
-    assert 0 < len(saved) < len(accepted) and saved == accepted[: len(saved)]
-    files = [tmp_path / "two" / name for name in ("train.jsonl", "train.rejected.jsonl")]
-    assert [read_lines(path) for path in files] == [accepted, rejected]
-    counts = json.loads((tmp_path / "two" / "train.jsonl.run.json").read_text())["counts"]
-    assert counts["completion_tokens"] == record["counts"]["completion_tokens"]
+    again, rejects, counted = sample(*some, name="two")  # by one engine
+    assert "2 engines up in" in told and 0 < len(saved) < len(accepted) and saved == accepted[: len(saved)]
+    assert [again, rejects] == [accepted, rejected]
+    assert counted["counts"]["completion_tokens"] == record["counts"]["completion_tokens"]
 
 
 def test_more_engines_than_gpus_are_refused(monkeypatch):
