@@ -169,7 +169,7 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     sample, small_teacher, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(generate, "CHUNK", 16)
-    some = ["--num-examples", 200, "--max-attempts", 2000, "--verify"]
+    some = ["--num-examples", 200, "--max-attempts", 2000]
     accepted, rejected, record = sample(*some)
     how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path / "two", *some]
     how += ["--num-validation", 0, "--max-tokens", 64, "--data-parallel-size", 2]
