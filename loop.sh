@@ -86,10 +86,12 @@ fi
 trained_on=() feedback=() base=$STUDENT
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
-  if [[ $POOL == validation ]]; then pool=(); else pool=(--num-validation 0); fi
+  fed=1 # nothing would read the pool and the scores of the last iteration
+  if [[ $POOL == none ]] || ((i == ITERATIONS - 1 && ! ${TRAIN_ON_VALIDATION:-0})); then fed=0; fi
+  if [[ $POOL == validation ]] && ((fed)); then pool=(); else pool=(--num-validation 0); fi
   if ((GENERATE)); then
-    run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" "${pool[@]}" $FEEDBACK_ARGS \
-      "${feedback[@]}" ${CORPUS_FILE:+--corpus-file "$CORPUS_FILE"} "${made[@]}" $GENERATE_ARGS
+    run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" $FEEDBACK_ARGS \
+      "${feedback[@]}" ${CORPUS_FILE:+--corpus-file "$CORPUS_FILE"} "${made[@]}" $GENERATE_ARGS "${pool[@]}"
     file=$dir/train.jsonl made+=(--exclude-file "$dir/train.jsonl")
     if [[ -n $RELABEL ]]; then
       run label.py "${task[@]}" --model "$TEACHER" --input-file "$file" --output-file "$dir/labelled.jsonl" $RELABEL $RELABEL_ARGS
@@ -116,7 +118,7 @@ for ((i = 0; i < ITERATIONS; i++)); do
   run train_student.py "${task[@]}" --model "$base" --output-dir "$student" "${trained_on[@]}" $LOSS_ARGS $TRAIN_ARGS
   if ((${CONTINUE_STUDENT:-0})); then base=$student; fi
   measure "$dir" --model "$student" "${tests[@]:0:2}"
-  if [[ $POOL == none ]]; then continue; fi
+  if ! ((fed)); then continue; fi
   case $POOL in
     validation) pool=(--input-file "$dir/validation.jsonl") ;;
     train) pool=("${trained_on[@]/#--train-file/--input-file}") ;;

@@ -40,7 +40,8 @@ OUTPUT = {  # stage -> what it writes in its folder
 }  # fmt: skip
 PLACES = [  # (stage, folder) in the order of the loop
     ("evaluate", "untrained"), ("label", "teacher"),
-    *((s, f"iter-{i:02d}") for i in range(int(TINY["ITERATIONS"])) for s in (*list(OUTPUT)[:3], "evaluate", "score")),
+    *((stage, "iter-00") for stage in (*list(OUTPUT)[:3], "evaluate", "score")),
+    *((stage, "iter-01") for stage in ("generate train", "train", "evaluate")),
     ("train", "final"), ("evaluate", "final"), ("report", ""),
 ]  # fmt: skip
 # At most so many seconds into the stage

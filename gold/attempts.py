@@ -16,7 +16,7 @@ from gold.task import Task
 
 WINDOW = 8192  # attempts under way at most: the engine has work while a chunk waits for its longest text
 PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
-SAME_PROMPT = 4
+SAME_PROMPT = 8
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
 
 
@@ -119,11 +119,18 @@ def always_likeliest(split: str, options: dict) -> bool:
     return options.get(name) == 0 or options.get("top_k") == 1
 
 
+def is_fed(block: int, rate: float, stream: str) -> bool:
+    """Whether a block of attempts shows feedback: of any n in a row n * rate do, but for one (systematic sampling)."""
+    first = random.Random(stream).random()
+    return math.floor(block * rate + first) < math.floor((block + 1) * rate + first)
+
+
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:
     """Label, shots, feedback and sampling seed of an attempt: a function of (seed, iteration, split, number) and pools."""
     turn, slot = divmod(number, len(task.names))
     once = options.get("rewrite") or always_likeliest(split, options)  # else a text would come again
-    stream = f"{options['seed']}/{iteration}/{split}/{slot}/{turn // (1 if once else SAME_PROMPT)}"
+    block = turn // (1 if once else SAME_PROMPT)
+    stream = f"{options['seed']}/{iteration}/{split}/{slot}/{block}"
     rng = random.Random(stream)
     sampling_seed = first_seed(f"{options['seed']}/{iteration}/{split}") ^ number
     wanted, feedback = task.names[slot], []
@@ -140,8 +147,7 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
             last = rng.choice(same)
             order = [*[i for i in order if i != last][: count - 1], last]
         shots = [seeds[i] for i in order]
-        own = random.Random(f"{options['seed']}/{iteration}/{split}/{number}")
-        if pools.feedback and own.random() < options["feedback_rate"]:  # last in a prompt: before it all are the same
+        if pools.feedback and is_fed(block, options["feedback_rate"], f"{options['seed']}/{iteration}/{split}/{slot}"):
             feedback, which = pools.feedback, "same" if task.is_list else options["feedback_label"]
             if which != "any":
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]

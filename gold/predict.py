@@ -13,6 +13,7 @@ from gold.metrics import is_correct
 from gold.scores import REDUCTIONS, mean_over, position_scores, random_score, sequence_scores
 from gold.student import Student
 
+CPU_TOKENS = 1024  # in a batch of an encoder on a CPU: of larger ones what is between two layers leaves its caches
 EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32 logits; the scores take a few times as much
 
@@ -86,9 +87,11 @@ def batches_of(student: Student, features: list[dict], batch_size: int, padded: 
     fixed = 0 if student.family == "encoder" else student.lengths["max_target_length"] if padded else None
     sizes = [len(f["input_ids"]) + (len(f["labels"]) if fixed is None else fixed) for f in features]
     order = sorted(range(len(features)), key=lambda i: -sizes[i])
-    begin = 0
+    begin, tokens = 0, batch_size * EXAMPLE_TOKENS
+    if student.family == "encoder" and student.network.device.type == "cpu":  # what decodes has few calls in large ones
+        tokens = min(tokens, CPU_TOKENS)
     while begin < len(order):
-        count = max(1, batch_size * EXAMPLE_TOKENS // max(1, sizes[order[begin]]))
+        count = max(1, tokens // max(1, sizes[order[begin]]))
         yield order[begin : begin + count]
         begin += count
 

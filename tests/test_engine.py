@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, Killed, call, read_lines, run
 
 import generate
+import label
 from gold import engine
 from gold.engine import Engine
 from gold.engines import shares_of_machine
@@ -194,6 +195,44 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     assert "2 engines up in" in told and 0 < len(saved) < len(accepted) and saved == accepted[: len(saved)]
     assert [again, rejects] == [accepted, rejected]
     assert counted["counts"]["completion_tokens"] == record["counts"]["completion_tokens"]
+
+
+def test_labels_of_two_engines_are_those_of_one_and_a_signal_ends_all(
+    sample, llm, small_teacher, tmp_path, monkeypatch
+):
+    sample()
+    monkeypatch.setattr(label, "CHUNK", 16)
+    how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--input-file", tmp_path / "a/train.jsonl"]
+    assert call("label.py", *how, "--output-file", tmp_path / "one.jsonl").returncode == 0
+    output = tmp_path / "two.jsonl"
+    words = "import label; label.CHUNK = 16; label.run_command(label.app)"
+    command = [sys.executable, "-c", words, *map(str, [*how, "--output-file", output])]
+    with subprocess.Popen(
+        [*command, "--data-parallel-size", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as stage:
+        while stage.poll() is None and not (found := Path(f"{output}.partial")).exists():
+            time.sleep(0.01)
+        engines = children_of(stage.pid)
+        for pid in [stage.pid, *engines]:  # as a batch system sends it to the whole job
+            os.kill(pid, signal.SIGTERM)
+        told = stage.communicate(timeout=300)[1]
+    assert stage.returncode == STOPPED and "Traceback" not in told, told[-3000:]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
+    saved = read_lines(found)
+    assert "2 engines up in" in told and len(saved) < 60
+    assert call("label.py", *how, "--output-file", output).returncode == 0  # by one engine
+    whole = read_lines(tmp_path / "one.jsonl")
+    assert len(whole) == 60 and read_lines(output) == whole
+
+
+def test_two_engines_that_cannot_start_end_in_one_line(small_teacher, tmp_path):
+    done = run(
+        "generate.py", "--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path,
+        "--num-examples", 4, "--num-validation", 0, "--data-parallel-size", 2, "--engine-args", '{"kv_cache_dtype": "int9"}',
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "vLLM cannot start" in line and "kv_cache_dtype" in line
 
 
 def test_more_engines_than_gpus_are_refused(monkeypatch):

@@ -310,7 +310,7 @@ def test_a_prompt_that_does_not_fit_is_rejected_and_the_others_go_on(generated, 
     (tmp_path / "pairs.toml").write_text(PAIRS)
     seeds = [*(pair(n) | {"id": f"s{n}"} for n in range(6)), pair(7) | {"id": "long", "second": "sun " * 300}]
     write_lines(tmp_path / "seed.jsonl", seeds)
-    how = ("--task-file", tmp_path / "pairs.toml", "--num-examples", 40, "--max-tokens", 32, "--num-fewshot", 2)
+    how = ("--task-file", tmp_path / "pairs.toml", "--num-examples", 90, "--max-tokens", 32, "--num-fewshot", 2)
     counts, _, rejected = generated(*how, "--max-model-len", 300)
     too_long = [r for r in rejected if r["reason"] == "prompt_too_long"]
     assert counts["rejected"]["prompt_too_long"] == len(too_long) > 0

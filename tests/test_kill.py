@@ -194,9 +194,10 @@ def test_a_hand_edit_is_kept_and_the_printed_commands_lead_on(finished, embedded
 
 
 CHANGED = {  # output: {option: another value}
+    "iter-00/train.jsonl": {"--num-validation": 59, "--validation-temperature": 1.1},
     "iter-01/train.jsonl": {
-        "--num-examples": 79, "--num-validation": 59, "--num-fewshot": 2, "--feedback-rate": 0.4, "--num-feedback-shots": 1,
-        "--temperature": 0.9, "--validation-temperature": 1.1, "--top-p": 0.9, "--top-k": 5, "--min-p": 0.1, "--max-tokens": 99,
+        "--num-examples": 79, "--num-fewshot": 2, "--feedback-rate": 0.4, "--num-feedback-shots": 1,
+        "--temperature": 0.9, "--top-p": 0.9, "--top-k": 5, "--min-p": 0.1, "--max-tokens": 99,
         "--chat-template-kwargs": '{"a": 1}', "--seed": 1, "--feedback-label": "same", "--structured": None,
         "--dtype": "float32",
     },
@@ -206,7 +207,7 @@ CHANGED = {  # output: {option: another value}
         "--warmup-ratio": 0.2, "--weight-decay": 0.0,
         "--max-source-length": 99, "--max-target-length": 9, "--seed": 1, "--dtype": "float32", "--limit": 99,
     },
-    "iter-01/scored.jsonl": {
+    "iter-00/scored.jsonl": {
         "--score": "nll", "--low": 0.4, "--high": 0.9, "--energy-temperature": 2.0, "--max-source-length": 99,
         "--max-target-length": 9, "--seed": 1, "--dtype": "bfloat16", "--limit": 59,
     },
@@ -216,9 +217,10 @@ CHANGED = {  # output: {option: another value}
     },
 }  # fmt: skip
 FREE = {  # options that change no result: never compared
+    "iter-00/train.jsonl": [],
     "iter-01/train.jsonl": ["--max-attempts", 999, "--max-model-len", 400],
     "iter-01/student": [],
-    "iter-01/scored.jsonl": ["--per-device-eval-batch-size", 3],
+    "iter-00/scored.jsonl": ["--per-device-eval-batch-size", 3],
     "iter-01/predictions.jsonl": ["--per-device-eval-batch-size", 3],
 }
 
@@ -227,7 +229,7 @@ FREE = {  # options that change no result: never compared
 def test_any_other_option_is_refused_by_name(output, finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     script, words = command_of(finished, folder, output)
-    before = {p: p.read_bytes() for p in (folder / "iter-01").rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in folder.glob("iter-*/**/*") if p.is_file()}
     done = call(script, *words, *FREE[output])
     assert done.returncode == 0 and "up to date" in done.stderr, done.stderr
     for option, value in CHANGED[output].items():
@@ -235,4 +237,4 @@ def test_any_other_option_is_refused_by_name(output, finished, tmp_path):
         assert done.returncode == 1, f"{option} {value}: {done.stderr}"
         one_error(done.stderr, "was made with", option, ", now ")
         assert done.stderr.rstrip().endswith("--overwrite")
-    assert {p: p.read_bytes() for p in (folder / "iter-01").rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in folder.glob("iter-*/**/*") if p.is_file()} == before
