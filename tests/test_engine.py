@@ -180,7 +180,7 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stage:
         while stage.poll() is None and not (partial.exists() and partial.stat().st_size):
             time.sleep(0.01)
-        engines = [pid for pid in children_of(stage.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        engines = engines_of(stage.pid)
         assert len(engines) == 2
         os.kill(engines[1], signal.SIGKILL)
         told = stage.communicate(timeout=300)[1]
@@ -212,7 +212,7 @@ def test_labels_of_two_engines_are_those_of_one_and_a_signal_ends_all(
     ) as stage:
         while stage.poll() is None and not (found := Path(f"{output}.partial")).exists():
             time.sleep(0.01)
-        engines = children_of(stage.pid)
+        engines = engines_of(stage.pid)
         for pid in [stage.pid, *engines]:  # as a batch system sends it to the whole job
             os.kill(pid, signal.SIGTERM)
         told = stage.communicate(timeout=300)[1]
@@ -246,8 +246,10 @@ def test_more_engines_than_gpus_are_refused(monkeypatch):
         shares_of_machine(3, 2)
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+def engines_of(pid: int) -> list[int]:
+    """Its child processes, without multiprocessing's own."""
+    children = [word for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return [int(word) for word in children if b"spawn_main" in Path(f"/proc/{word}/cmdline").read_bytes()]
 
 
 def test_an_adapter_of_the_teacher_is_used(small_teacher, tmp_path):
