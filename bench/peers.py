@@ -16,7 +16,8 @@ authors       one prompt a call through a transformers pipeline, --authors-promp
 All get the prompts that generate.py renders, temperature 1 and no other cut-off. An example is accepted where
 gold.parsing.parse_completion takes it and its example_key is new: of generate.py too, whose own rules (copies, texts that are
 cut off) reject more: `kept`. Seconds: from the start of the process to the parsed examples on the disk; of a client of a
-server with the server's start. `work` leaves out the start of the engine, and of a client what comes before its prompts.
+server with the server's start. `work` leaves out the start and the end of the process, and what a client does before it has
+its prompts.
 Memory: the sum of the resident sizes of all processes, every 0.2 s; pages that two of them share count twice.
 
 --restart: SIGKILL for the process group (not for the server) when half of the completions are finished, then the same command.
@@ -215,17 +216,12 @@ class Bench:
         assert code == 0 or (way in OURS and re.search(r"attempts gave", told)), f"{way}: {code}\n{told[-3000:]}"
 
 
-def up_after(began: float) -> float:
-    """Seconds until the driver said that it is up."""
-    return float((WORK / "run/up").read_text()) - began
-
-
 def speed(bench: Bench, way: str, sample: int) -> dict[str, Any]:
     """One run from the start of its process to its accepted examples."""
     prompts = min(sample, bench.num_prompts) if way == "authors" else bench.num_prompts
     command = bench.prepare(way, False, prompts)
     with bench.serving(way) as (server, server_start):
-        began, process = time.time(), bench.start(command, f"{way}.log")
+        process = bench.start(command, f"{way}.log")
         seconds, peak, _ = watch(process, server, lambda: 0)
     bench.check(way, process.returncode, f"{way}.log")
     parsing = time.perf_counter()
@@ -236,13 +232,14 @@ def speed(bench: Bench, way: str, sample: int) -> dict[str, Any]:
             p for p in (WORK / "run/iter-00").glob("train.jsonl.*json") if p.name.endswith(("partial.json", "run.json"))
         )
         notes = json.loads(state.read_text())
-        start = seconds - (notes.get("generate_seconds") or notes["notes"]["generate_seconds"])
+        work = notes.get("generate_seconds") or notes["notes"]["generate_seconds"]
     else:
-        start, seconds = up_after(began), seconds + parsing
-    times = {"wall": server_start + seconds, "work": seconds - start, "server_start": server_start}
+        up, written = map(float, (WORK / "run/up").read_text().split())
+        work, seconds = written - up + parsing, seconds + parsing
+    times = {"wall": server_start + seconds, "work": work, "server_start": server_start}
     if way == "authors":
         share = bench.num_prompts / prompts
-        times |= {"wall": start + (seconds - start) * share, "work": (seconds - start) * share}
+        times |= {"wall": seconds - work + work * share, "work": work * share}
         found = {name: round(count * share) for name, count in found.items()} | {"extrapolated_from": prompts}
     return found | {name: round(value, 2) for name, value in times.items()} | {"peak_mib": peak >> 20}
 

@@ -20,9 +20,10 @@ def mark_up(job: dict) -> None:
 
 
 def write_texts(job: dict, rows: Iterable[tuple[str, str | None]]) -> None:
-    """(id, completion) of all prompts, at the end."""
+    """(id, completion) of all prompts, at the end; after it comes what a process does to end."""
     lines = [json.dumps({"id": identifier, "text": text}) + "\n" for identifier, text in rows]
     Path(job["out"]).write_text("".join(lines))
+    Path(job["up"]).write_text(f"{Path(job['up']).read_text()} {time.time()}")
 
 
 def count_finished(job: dict, llm: Any) -> None:

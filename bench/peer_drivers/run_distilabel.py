@@ -16,21 +16,26 @@ from distilabel.steps.tasks import TextGeneration  # noqa: E402
 
 
 class NewerVLLM(vLLM):
-    """distilabel's own, with two changes that vLLM 0.32 needs.
+    """distilabel's own, with three changes that vLLM 0.32 needs.
 
-    SamplingParams has no logits_processors any more, and the engine no model_executor that could be deleted at the end.
+    SamplingParams has no logits_processors any more, the engine no model_executor that could be deleted at the end, and the
+    chat template that is set on the engine's tokenizer is not used.
     """
 
     def load(self) -> None:
         import vllm
 
-        sampling = vllm.SamplingParams
+        vllm.LLM.__name__, sampling = vllm.LLM.__name__, vllm.SamplingParams  # its own modules are read with the class
 
         def without_processors(*args: Any, logits_processors: Any = None, **kwargs: Any) -> Any:
             return sampling(*args, **kwargs)
 
         vllm.SamplingParams = without_processors
         super().load()
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(job["model"])
+        self._tokenizer.chat_template = job["chat_template"]
         count_finished(job, self._model)
         mark_up(job)
 
@@ -48,7 +53,7 @@ def main() -> None:
         load = LoadDataFromDicts(data=rows, batch_size=job["batch"])
         llm = NewerVLLM(
             model=job["model"], dtype=job["engine"].get("dtype", "auto"), seed=0, extra_kwargs=engine, generation_kwargs=how,
-            chat_template=job["chat_template"],
+            chat_template=job["chat_template"], disable_cuda_device_placement="CUDA_VISIBLE_DEVICES" not in os.environ,
         )  # fmt: skip
         write = TextGeneration(llm=llm, input_batch_size=job["batch"], output_mappings={"generation": "text"})
         load >> write
