@@ -29,6 +29,7 @@ A line a way and repeat in bench/results/peers.jsonl. Environments: runs/peers/v
 import contextlib
 import inspect
 import json
+import math
 import os
 import re
 import shutil
@@ -260,9 +261,14 @@ def restart(bench: Bench, way: str) -> dict[str, Any]:
         time.sleep(5)  # the server gives up what nobody waits for
         finished = counter(port, file)
         process = bench.start(command, f"{way}-again.log")
-        again, peak_again, counts = watch(process, server, finished)
-        bench.check(way, process.returncode, f"{way}-again.log")
+        again, peak_again, counts = watch(process, server, finished, limit=max(90, 3 * seconds))
+        hung = process.returncode == -signal.SIGKILL
+        if not hung:
+            bench.check(way, process.returncode, f"{way}-again.log")
         asked = finished()
+    if hung:  # it stands still, and what it has finished is in no file of ours
+        found = {"total": total, "at_kill": at_kill, "asked_again": asked, "lost": at_kill, "hung": True}
+        return found | {"whole": round(seconds, 2), "back": math.inf, "peak_mib": max(peak, peak_again) >> 20}
     lost = max(0, asked - (total - at_kill))
     back = next((at for at, count in counts if count >= max(lost, 1)), again)
     times = {"whole": seconds, "kill_after": kill_after, "again": again, "back": back}

@@ -1,6 +1,7 @@
 """A process under watch: memory of its whole tree, completions that are finished, and its end after so many of them."""
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -26,15 +27,19 @@ def memory(pids: list[int]) -> int:
 
 
 def watch(
-    process: subprocess.Popen, server: subprocess.Popen | None, finished: Callable[[], int], kill_at: int | None = None
+    process: subprocess.Popen,
+    server: subprocess.Popen | None,
+    finished: Callable[[], int],
+    kill_at: int | None = None,
+    limit: float = math.inf,
 ) -> tuple[float, int, list[tuple[float, int]]]:
-    """Seconds until it ends or is killed, peak memory, and how many completions were finished when."""
+    """Seconds until it ends or is killed (after `limit` at the latest), peak memory, and how many completions were finished when."""
     began, peak, counts = time.perf_counter(), 0, []
     pids = [process.pid, *([server.pid] if server else [])]
     while process.poll() is None:
         peak = max(peak, memory(pids))
         counts.append((time.perf_counter() - began, finished()))
-        if kill_at is not None and counts[-1][1] >= kill_at:
+        if (kill_at is not None and counts[-1][1] >= kill_at) or counts[-1][0] > limit:
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
