@@ -33,7 +33,7 @@ def watch(
     kill_at: int | None = None,
     limit: float = math.inf,
 ) -> tuple[float, int, list[tuple[float, int]]]:
-    """Seconds until it ends or is killed (after `limit` at the latest), peak memory, and how many completions were finished when."""
+    """Seconds until it ends or is killed (after `limit` at the latest), peak memory, completions counted at each look."""
     began, peak, counts = time.perf_counter(), 0, []
     pids = [process.pid, *([server.pid] if server else [])]
     while process.poll() is None:
