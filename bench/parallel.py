@@ -7,6 +7,7 @@
     python -m bench.parallel --table
 
 one        generate.py, as many threads as there are cores        two, eight  --data-parallel-size 2, 8
+single     the same with one thread
 shards     two processes, --shard 0/2 and 1/2, each with half of the cores
 server     python -m gold.serve --data-parallel-size 2, and --server-url
 
@@ -49,7 +50,7 @@ def measure(way: str, command: list[str], model: str) -> dict[str, float]:
             ]
             codes = [stage.wait() for stage in stages]
     else:
-        shards, threads = (2, len(cores) // 2) if way == "shards" else (1, len(cores))
+        shards, threads = (2, len(cores) // 2) if way == "shards" else (1, 1 if way == "single" else len(cores))
         stages = []
         for i in range(shards):
             more = ["--shard", f"{i}/{shards}"] if way == "shards" else []
