@@ -30,7 +30,7 @@ import typer
 
 from gold import teacher
 from gold.answers import mean_nll
-from gold.attempts import Pools
+from gold.attempts import SAME_PROMPT, Pools
 from gold.calibration import calibrates, divided, prior_of_batch
 from gold.cards import write_data_card
 from gold.command import DryRun, Limit, Overwrite, TaskFile, fail, files, new_app, run_command, say
@@ -220,7 +220,12 @@ def show_training_examples(split: Split, train: Split) -> None:
 def show_prompts(split: Split, encoder: Encoder) -> None:
     """--dry-run: print the first prompts of each kind, as the teacher gets them."""
     split.pools.train = split.pools.seed  # they stand in for train.jsonl, which does not exist yet
-    numbers = [n for slot, share in enumerate(split.plan.shares) if share for n in split.plan.numbers(slot, range(32))]
+    numbers = [
+        n
+        for slot, share in enumerate(split.plan.shares)
+        if share
+        for n in split.plan.numbers(slot, range(32 * SAME_PROMPT))
+    ]
     drawn = [split.draw(n) for n in sorted(numbers, reverse=True)]
     attempts = {(a.label, *(shot["id"] for shot in a.shown)): a for a in drawn}  # each prompt once
     attempts = sorted(attempts.values(), key=lambda a: a.number)

@@ -86,9 +86,10 @@ fi
 trained_on=() feedback=() base=$STUDENT
 for ((i = 0; i < ITERATIONS; i++)); do
   dir=$(printf '%s/iter-%02d' "$RUN" "$i")
-  fed=1 # nothing would read the pool and the scores of the last iteration
-  if [[ $POOL == none ]] || ((i == ITERATIONS - 1 && ! ${TRAIN_ON_VALIDATION:-0})); then fed=0; fi
-  if [[ $POOL == validation ]] && ((fed)); then pool=(); else pool=(--num-validation 0); fi
+  feeds=$((i + 1 < ITERATIONS)) # nothing reads the scores of the last iteration, and its pool only where that is trained on
+  if [[ $POOL == none ]]; then feeds=0; fi
+  pool=(--num-validation 0) # stands behind GENERATE_ARGS, which may ask for a pool where there is one
+  if [[ $POOL == validation ]] && ((feeds || ${TRAIN_ON_VALIDATION:-0})); then pool=(); fi
   if ((GENERATE)); then
     run generate.py "${task[@]}" --model "$TEACHER" --output-dir "$dir" --num-examples "$NUM_EXAMPLES" $FEEDBACK_ARGS \
       "${feedback[@]}" ${CORPUS_FILE:+--corpus-file "$CORPUS_FILE"} "${made[@]}" $GENERATE_ARGS "${pool[@]}"
@@ -118,7 +119,8 @@ for ((i = 0; i < ITERATIONS; i++)); do
   run train_student.py "${task[@]}" --model "$base" --output-dir "$student" "${trained_on[@]}" $LOSS_ARGS $TRAIN_ARGS
   if ((${CONTINUE_STUDENT:-0})); then base=$student; fi
   measure "$dir" --model "$student" "${tests[@]:0:2}"
-  if ! ((fed)); then continue; fi
+  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl") made+=(--exclude-file "$dir/validation.jsonl"); fi
+  if ! ((feeds)); then continue; fi
   case $POOL in
     validation) pool=(--input-file "$dir/validation.jsonl") ;;
     train) pool=("${trained_on[@]/#--train-file/--input-file}") ;;
@@ -133,7 +135,6 @@ for ((i = 0; i < ITERATIONS; i++)); do
     run evaluate.py "${task[@]}" --prediction-field prediction --test-file "$dir/scored.jsonl" --output-dir "$dir/report"
     feedback+=(--report-file "$dir/report/metrics.json")
   fi
-  if ((${TRAIN_ON_VALIDATION:-0})); then trained_on+=(--train-file "$dir/validation.jsonl") made+=(--exclude-file "$dir/validation.jsonl"); fi
 done
 
 # The final student: everything, robust loss

@@ -7,7 +7,7 @@
     python -m bench.parallel --table
 
 one        generate.py, as many threads as there are cores        two, eight  --data-parallel-size 2, 8
-single     the same with one thread
+single     generate.py, one thread
 shards     two processes, --shard 0/2 and 1/2, each with half of the cores
 server     python -m gold.serve --data-parallel-size 2, and --server-url
 
@@ -112,7 +112,9 @@ def main(
     model: Annotated[str | None, typer.Argument(help="The teacher.")] = None,
     task_file: Annotated[str, typer.Option(help="Its task.")] = "prompts/reviews.toml",
     num_examples: Annotated[int, typer.Option(help="Accepted ones.")] = 10_000,
-    ways: Annotated[str, typer.Option(help="Which, with commas; one of them is `one`.")] = "one,two,shards,server",
+    ways: Annotated[
+        str, typer.Option(help="Which, with commas; one of them is `one`.")
+    ] = "one,single,two,shards,server",
     repeats: Annotated[int, typer.Option()] = 3,
     table: Annotated[bool, typer.Option(help="Print what is there.")] = False,
 ) -> None:

@@ -29,7 +29,6 @@ A line a way and repeat in bench/results/peers.jsonl. Environments: runs/peers/v
 import contextlib
 import inspect
 import json
-import math
 import os
 import re
 import shutil
@@ -256,7 +255,9 @@ def restart(bench: Bench, way: str) -> dict[str, Any]:
         bench.check(way, process.returncode, f"{way}-whole.log")
         total, command = whole(), bench.prepare(way, True)
         finished = counter(port, file)
-        kill_after, _, counts = watch(bench.start(command, f"{way}-killed.log"), server, finished, total // 2)
+        process = bench.start(command, f"{way}-killed.log")
+        kill_after, _, counts = watch(process, server, finished, total // 2)
+        assert process.returncode == -signal.SIGKILL, f"{way}: ended before it was killed; give more prompts"
         at_kill = counts[-1][1]
         time.sleep(5)  # the server gives up what nobody waits for
         finished = counter(port, file)
@@ -268,7 +269,7 @@ def restart(bench: Bench, way: str) -> dict[str, Any]:
         asked = finished()
     if hung:  # it stands still, and what it has finished is in no file of ours
         found = {"total": total, "at_kill": at_kill, "asked_again": asked, "lost": at_kill, "hung": True}
-        return found | {"whole": round(seconds, 2), "back": math.inf, "peak_mib": max(peak, peak_again) >> 20}
+        return found | {"whole": round(seconds, 2), "back": None, "peak_mib": max(peak, peak_again) >> 20}
     lost = max(0, asked - (total - at_kill))
     back = next((at for at, count in counts if count >= max(lost, 1)), again)
     times = {"whole": seconds, "kill_after": kill_after, "again": again, "back": back}
@@ -297,7 +298,8 @@ def show_table() -> None:
                 cells += [told([line["wall"] for line in some])]
             else:
                 cells = [told([line[name] for line in some], ",.0f") for name in ("at_kill", "lost")]
-                cells += [told([line[name] for line in some]) for name in ("back", "whole")]
+                back = [line["back"] for line in some if line["back"] is not None]
+                cells += [told(back) if back else "stands still", told([line["whole"] for line in some])]
             cells += [told([line["peak_mib"] for line in some], ",.0f")]
             way = key[2] + " (extrapolated)" * any("extrapolated_from" in line for line in some)
             print(f"| {Path(key[0]).name} | {key[1]:,} | {way} | {' | '.join(cells)} |")

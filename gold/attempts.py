@@ -17,6 +17,7 @@ from gold.task import Task
 WINDOW = 8192  # attempts under way at most: the engine has work while a chunk waits for its longest text
 PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
 SAME_PROMPT = 8
+FED_TOGETHER = 10
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
 
 
@@ -120,9 +121,11 @@ def always_likeliest(split: str, options: dict) -> bool:
 
 
 def is_fed(block: int, rate: float, stream: str) -> bool:
-    """Whether a block of attempts shows feedback: of any n in a row n * rate do, but for one (systematic sampling)."""
-    first = random.Random(stream).random()
-    return math.floor(block * rate + first) < math.floor((block + 1) * rate + first)
+    """Whether a block of attempts shows feedback: of each FED_TOGETHER blocks that share, give or take one, in any order."""
+    part, place = divmod(block, FED_TOGETHER)
+    rng = random.Random(f"{stream}/{part}")
+    rank, first = rng.sample(range(FED_TOGETHER), FED_TOGETHER)[place], rng.random()
+    return math.floor(rank * rate + first) < math.floor((rank + 1) * rate + first)
 
 
 def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Pools, options: dict) -> Attempt:

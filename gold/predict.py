@@ -17,10 +17,8 @@ CPU_TOKENS = 1024  # in a batch of an encoder on a CPU: of larger ones what is b
 EXAMPLE_TOKENS = 128  # an example of --per-device-eval-batch-size: so many tokens, padding and target included
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32 logits; the scores take a few times as much
 
-PerDeviceEvalBatchSize = Annotated[
-    int,
-    typer.Option(min=1, help=f"Examples of {EXAMPLE_TOKENS} tokens in a batch, more of shorter ones. Out of memory: halve it."),
-]  # fmt: skip
+OF_BATCH = f"Examples of {EXAMPLE_TOKENS} tokens in a batch (an encoder on a CPU: 8 at most). Out of memory: halve it."
+PerDeviceEvalBatchSize = Annotated[int, typer.Option(min=1, help=OF_BATCH)]
 
 
 def predict(student: Student, examples: list[dict], batch_size: int) -> list[str]:

@@ -30,7 +30,7 @@ from conftest import (
 import generate
 from gold import attempts, runs, teacher
 from gold.answers import mean_nll
-from gold.attempts import Pools, draw_attempt
+from gold.attempts import Pools, draw_attempt, is_fed
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
 from gold.metrics import report_text
@@ -84,7 +84,12 @@ def test_many_attempts(pairs, pools):
     assert [a.label for a in drawn[:4]] == ["Warm", "not warm", "Warm", "not warm"]
     fed = [a for a in drawn if a.feedback]
     blocks = [len([a for a in fed if a.label == label]) / 8 for label in ("Warm", "not warm")]
-    assert all(62 <= count <= 63 for count in blocks)  # half of 125
+    assert all(60 <= count <= 65 for count in blocks)  # half of 125
+    for rate in (0.5, 0.3, 1.0, 0.0):  # the same share in every shard, whatever their number
+        for shards in (1, 2, 4, 8):
+            of_shard = [sum(is_fed(block, rate, "x") for block in range(i, 8000, shards)) for i in range(shards)]
+            assert all(abs(count / (8000 / shards) - rate) < 0.06 for count in of_shard)
+            assert sum(of_shard) == pytest.approx(8000 * rate, rel=0.01)
     for a in drawn:
         seeds, feedback = ids(a)[:3], ids(a)[3:]
         assert seeds == sorted(set(seeds)) and all(i[0] == "s" for i in seeds)

@@ -24,8 +24,9 @@ class NewerVLLM(vLLM):
 
     def load(self) -> None:
         import vllm
+        import vllm.entrypoints.llm  # it reads the class, so before that is replaced
 
-        vllm.LLM.__name__, sampling = vllm.LLM.__name__, vllm.SamplingParams  # its own modules are read with the class
+        sampling = vllm.SamplingParams
 
         def without_processors(*args: Any, logits_processors: Any = None, **kwargs: Any) -> Any:
             return sampling(*args, **kwargs)
