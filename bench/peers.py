@@ -285,16 +285,21 @@ def told(values: list[float], form: str = ",.1f") -> str:
 def show_table() -> None:
     lines = lines_of(RESULTS)
     for part in ("speed", "restart"):
-        heads = "accepted | accepted/s | without start | wall, s | peak MiB"
+        heads = "accepted | accepted/s | without start | ours / it | ours / it without start | wall, s | peak MiB"
         if part == "restart":
             heads = "finished at the kill | lost | back after, s | whole run, s | peak MiB"
-        print(f"| teacher | prompts | way | {heads} |\n|{'---|' * 8}")
+        print(f"| teacher | prompts | way | {heads} |\n|{'---|' * (4 + heads.count('|'))}")
         mine = [line for line in lines if line["part"] == part]
+        ours = {(line["run"], line["repeat"]): line for line in mine if line["way"] == "ours"}
         for key in dict.fromkeys((line["model"], line["num_prompts"], line["way"]) for line in mine):
             some = [line for line in mine if (line["model"], line["num_prompts"], line["way"]) == key]
             if part == "speed":
                 cells = [told([line["accepted"] for line in some], ",.0f")]
                 cells += [told([line["accepted"] / line[name] for line in some]) for name in ("wall", "work")]
+                pairs = [(ours[at], line) for line in some if (at := (line["run"], line["repeat"])) in ours]
+                for name in ("wall", "work"):
+                    gains = [a["accepted"] / a[name] * b[name] / b["accepted"] for a, b in pairs]
+                    cells.append(told(gains, ".2f") if gains else "-")
                 cells += [told([line["wall"] for line in some])]
             else:
                 cells = [told([line[name] for line in some], ",.0f") for name in ("at_kill", "lost")]

@@ -16,7 +16,7 @@ from gold.task import Task
 
 WINDOW = 8192  # attempts under way at most: the engine has work while a chunk waits for its longest text
 PRIOR = 64  # attempts' worth of trust in a yield of 1, before the first outcomes are known
-SAME_PROMPT = 8
+SAME_PROMPT = 4
 FED_TOGETHER = 10
 VALIDATION_SHOTS = 2  # GOLD shows two of the new training examples and asks for something different (arXiv 2403.19754)
 

@@ -83,8 +83,8 @@ def test_many_attempts(pairs, pools):
     drawn = [draw_attempt(pairs, 1, "train", a, pools, HOW) for a in range(2000)]
     assert [a.label for a in drawn[:4]] == ["Warm", "not warm", "Warm", "not warm"]
     fed = [a for a in drawn if a.feedback]
-    blocks = [len([a for a in fed if a.label == label]) / 8 for label in ("Warm", "not warm")]
-    assert all(60 <= count <= 65 for count in blocks)  # half of 125
+    blocks = [len([a for a in fed if a.label == label]) / 4 for label in ("Warm", "not warm")]
+    assert all(122 <= count <= 128 for count in blocks)  # half of 250
     for rate in (0.5, 0.3, 1.0, 0.0):  # the same share in every shard, whatever their number
         for shards in (1, 2, 4, 8):
             of_shard = [sum(is_fed(block, rate, "x") for block in range(i, 8000, shards)) for i in range(shards)]
@@ -97,8 +97,8 @@ def test_many_attempts(pairs, pools):
     shown = collections.Counter(i for a in drawn for i in ids(a))
     assert len(shown) == 6 + 7 and max(shown.values()) < 2 * shown["s0"]  # nobody is left out
     assert len({tuple(ids(a)[3:]) for a in fed}) > 30  # of 7 * 6 = 42 ordered pairs
-    for first in range(0, 2000, 16):  # eight attempts in a row at a label show the same
-        assert all(len({tuple(ids(a)) for a in drawn[first + slot : first + 16 : 2]}) == 1 for slot in (0, 1))
+    for first in range(0, 2000, 8):  # four attempts in a row at a label show the same
+        assert all(len({tuple(ids(a)) for a in drawn[first + slot : first + 8 : 2]}) == 1 for slot in (0, 1))
     assert len({tuple(ids(a)[:3]) for a in drawn}) == 20
     rewritten = [draw_attempt(pairs, 1, "train", a, pools, HOW | {"rewrite": True}) for a in range(0, 80, 2)]
     assert len({tuple(ids(a)) for a in rewritten}) > 20
