@@ -208,7 +208,7 @@ def show_table(task: str, size: int, results: Path) -> None:
         same = [line["dev"] - runs["zerogen", s]["dev"] for s, line in own.items() if ("zerogen", s) in runs]
         at = {s: on_curve(curves.get(s, []), line["tokens"]) for s, line in own.items()}
         equal = [line["dev"] - at[s] for s, line in own.items() if at[s] is not None]
-        mean = {k: statistics.mean(line[k] for line in own.values()) for k in (
+        mean = {k: statistics.mean(math.nan if line[k] is None else line[k] for line in own.values()) for k in (
             "dev", "noise", "distinct_2", "tokens", "teacher_seconds", "student_seconds")}  # fmt: skip
         print(
             f"| {name} | {len(own)} | {mean['dev']:.3f} | {'' if name == 'zerogen' else shown(same)} | {shown(equal)} "
