@@ -232,7 +232,7 @@ def test_two_engines_that_cannot_start_end_in_one_line(small_teacher, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "vLLM cannot start" in line and "kv_cache_dtype" in line
+    assert "vLLM cannot start" in line and "cache_dtype" in line
 
 
 def test_more_engines_than_gpus_are_refused(monkeypatch):
