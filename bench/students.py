@@ -224,7 +224,7 @@ def table_of(lines: list[dict], number: int, reference: str) -> None:
         cells += [told([b["loop_seconds"] / a["loop_seconds"] for a, b in pairs]) if pairs else "-"]
         cells += [told([line["wall"] for line in mine], ",.1f")]
         cells += [told([b["wall"] / a["wall"] for a, b in pairs]) if pairs else "-"]
-        cells += [told([line["accuracy"] for line in mine], ".3f")] * ("accuracy" in mine[0])
+        cells += [told([line["accuracy"] for line in mine], ".3f")] if "accuracy" in mine[0] else []
         print(f"| {' | '.join(cells)} |")
 
 
