@@ -200,8 +200,8 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_
 def test_a_task_that_is_stopped_is_queued_again_and_loses_nothing(slurm, small_teacher, tmp_path):
     out = tmp_path / "iter-00"
     variables = {
-        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 300,
-        "NUM_VALIDATION": 100, "GENERATE_ARGS": "--validation-temperature 1", "OUTPUT_DIR": out,
+        "MODEL": small_teacher, "TASK_FILE": "prompts/reviews.toml", "NUM_SHARDS": 2, "NUM_EXAMPLES": 1200,
+        "NUM_VALIDATION": 400, "GENERATE_ARGS": "--validation-temperature 1", "OUTPUT_DIR": out,
     }  # fmt: skip
     task = slurm.submit("generate", options=("--array=1",), **variables) + "_1"
     train = out / "train-00001-of-00002.jsonl"
@@ -214,7 +214,7 @@ def test_a_task_that_is_stopped_is_queued_again_and_loses_nothing(slurm, small_t
     assert "going on after" in log or "up to date" in log, log
     # All of it is there, once
     assert not list(out.glob("*.partial*"))
-    for split, number in (("train", 150), ("validation", 50)):
+    for split, number in (("train", 600), ("validation", 200)):
         path = out / f"{split}-00001-of-00002.jsonl"
         accepted, rejected = read_lines(path), read_lines(path.with_suffix(".rejected.jsonl"))
         assert len(accepted) == number
