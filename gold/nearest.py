@@ -87,13 +87,13 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
     index.train(known[:: -(-len(known) // TRAINED)])
     faiss.omp_set_num_threads(num_threads())
     index.add(known)
-    nearest = np.empty(len(points))
-    for first in range(0, len(points), CHUNK):
-        rows = points[first : first + CHUNK]
+    nearest, at_once = np.empty(len(points)), max(1, 2**20 // points.shape[1])  # 126 MB of candidates, of any width
+    for first in range(0, len(points), at_once):
+        rows = points[first : first + at_once]
         places = index.search(rows, k)[1]
         cosines = np.einsum("nkd,nd->nk", known[places], rows)
-        cosines[(places == own[first : first + CHUNK, None]) | (places < 0)] = -np.inf
-        nearest[first : first + CHUNK] = cosines.max(axis=1)
+        cosines[(places == own[first : first + at_once, None]) | (places < 0)] = -np.inf
+        nearest[first : first + at_once] = cosines.max(axis=1)
     return np.where(np.isinf(nearest), 1.0, np.maximum(0, 1 - nearest)).tolist()
 
 
