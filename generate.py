@@ -16,8 +16,8 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20       # the embedded teacher, on a laptop
 
-Killed? Run the same command again (without --overwrite): it resumes after the last whole chunk of 512 attempts. SIGUSR1
-and SIGTERM, which batch systems send before a time limit, let it finish its chunk and end with exit code 75.
+Killed? Run the same command again (without --overwrite): what was finished is not asked for again. SIGUSR1 and SIGTERM,
+which batch systems send before a time limit, let it finish its chunk of 512 attempts and end with exit code 75.
 """
 
 import re
@@ -29,7 +29,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gold import teacher
-from gold.answers import mean_nll
 from gold.attempts import SAME_PROMPT, Pools
 from gold.calibration import calibrates, divided, prior_of_batch
 from gold.cards import write_data_card
@@ -163,16 +162,16 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     split.read_outcomes()
     if split.outcomes:
         say(f"{run.output}: going on after {len(split.outcomes):,} attempts")
-    engine.begin_split()
-    earlier = notes.get("generate_seconds", 0.0) - run.seconds
+    earlier, journal = notes.get("generate_seconds", 0.0) - run.seconds, split.journal
     queue: deque[int] = deque()  # attempts in the order in which they are settled; all of them are under way
     with tqdm(desc=f"{run.output.parent.name} {split.name}", unit=" prompts", total=0, delay=0.2) as bar:
+        engine.begin_split(lambda outputs: bar.update(journal.keep(outputs)))
         while (due := plan.next_attempts()) or queue:
             signals.stop_if_any()
             queue += due
             bar.total += send(split, [n for n in due if n not in split.outcomes], encoder, engine)
             chunk = [queue.popleft() for _ in range(min(CHUNK, len(queue)))]
-            records = [parse(split, n, encoder, engine, bar) for n in chunk if n not in split.outcomes]
+            records = [parse(split, n, encoder, engine) for n in chunk if n not in split.outcomes]
             if split.options["verify"]:
                 verify(split, records, encoder, engine)
             accepted, rejected = settle(split, chunk, records)
@@ -182,8 +181,10 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
             notes["not_taken"] = sorted({*notes.get("not_taken", []), *engine.not_taken})
             notes["generate_seconds"] = round(earlier + run.seconds, 2)
             save_notes(run)
+            journal.save()
             rate = notes.get("completion_tokens", 0) / max(notes["generate_seconds"], 0.01)
             bar.set_postfix_str(f"{sum(plan.accepted):,} of {sum(plan.shares):,} accepted, {rate:,.0f} tokens/s")
+    journal.path.unlink()
     finish(split, encoder)
 
 
@@ -241,7 +242,7 @@ def show_prompts(split: Split, encoder: Encoder) -> None:
 
 
 def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> int:
-    """Render the prompts of these attempts and send those that fit the context to the engine; how many these are."""
+    """Render the prompts of these attempts; send to the engine what fits the context and is not kept; how many these are."""
     options, attempts = split.options, [split.draw(n) for n in numbers]
     split.under_way |= dict(zip(numbers, attempts, strict=True))
     prompts, room = encoder.encode([split.prompt(a) for a in attempts]), engine.max_model_len - options["max_tokens"]
@@ -260,18 +261,19 @@ def send(split: Split, numbers: list[int], encoder: Encoder, engine: Engine) -> 
         Request(a.id, ids, how | {"seed": a.sampling_seed, "regex": split.patterns[a.label]}, a.stream)
         for a, ids in fitting
     ]
+    requests = split.journal.missing(requests)
     engine.send(requests)
     return len(requests)
 
 
-def parse(split: Split, number: int, encoder: Encoder, engine: Engine, bar: Any) -> dict:
+def parse(split: Split, number: int, encoder: Encoder, engine: Engine) -> dict:
     """Wait for the completion of an attempt: its record. reason: why it is rejected by itself, None = it is not."""
     a, task, fields, reason, text, ending = split.under_way.pop(number), split.task, {}, "prompt_too_long", None, None
     nll: dict[str, float | None] = {}
-    if a.id in engine.sent:
-        output, pattern = engine.wait([a.id], bar)[0].outputs[0], split.patterns[a.label]
-        text, ending, begun = output.text, output.finish_reason, split.beginning(a)
-        nll = {"teacher_nll": mean_nll(output)} if split.options["teacher_nll"] else {}
+    if a.id in split.journal.asked:
+        found, pattern, begun = split.journal.take(a.id, engine), split.patterns[a.label], split.beginning(a)
+        text, ending = found["text"], found["finish_reason"]
+        nll = {name: found[name] for name in found if name == "teacher_nll"}
         final, reason = final_of(encoder.parser, text) if encoder.parser else (text, None)
         fields, reason = ({}, reason) if reason else parse_completion(task, begun + final, a.label)
         if pattern and not re.fullmatch(pattern, text):  # the grammar's dialect is not Python's

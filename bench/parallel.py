@@ -12,8 +12,10 @@ shards     two processes, --shard 0/2 and 1/2, each with half of the cores
 server     python -m gold.serve --data-parallel-size 2, and --server-url
 
 Each repeat takes all ways in turn. Prompts a second: attempts over the seconds from the engines' start to the end of the
-file; of shards those of the slower one. `wall` has the start too, but for that of the server. A line a way and repeat in
-bench/results/parallel.jsonl.
+file; of shards those of the slower one. `wall` has the start too, but for that of the server. While several engines of one
+stage are at work, writer_share is the processor time of the stage's own process over the seconds, and of that of the
+whole job; idle_share is how many of all (engine, quarter of a second) saw an engine do nothing. A line a way and repeat
+in bench/results/parallel.jsonl.
 """
 
 import contextlib
@@ -26,9 +28,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
 
 from bench.stages import lines_of, note
@@ -38,10 +42,11 @@ RESULTS, WORK, PORT = Path("bench/results/parallel.jsonl"), Path("runs/parallel"
 SIDE_BY_SIDE = {"two": 2, "eight": 8}
 
 
-def measure(way: str, command: list[str], model: str) -> dict[str, float]:
+def measure(way: str, command: list[str], model: str) -> dict[str, Any]:
     shutil.rmtree(WORK, ignore_errors=True)
     cores, began = sorted(os.sched_getaffinity(0)), time.perf_counter()
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": "PASSIVE"}
+    looks: list[dict[int, float]] = []
     if way == "server":
         with serving(model, env):
             began = time.perf_counter()
@@ -59,13 +64,38 @@ def measure(way: str, command: list[str], model: str) -> dict[str, float]:
             stages.append(
                 subprocess.Popen([*bound, *command, *more], env=env | {"OMP_NUM_THREADS": str(max(1, threads))})
             )
+        looks = watch(stages[0]) if way in SIDE_BY_SIDE else []
         codes = [stage.wait() for stage in stages]
     wall = time.perf_counter() - began
     assert not any(codes), codes
     records = [json.loads(p.read_text()) for p in sorted(WORK.glob("train*.jsonl.run.json"))]
     prompts, computed = (sum(r["counts"][name] for r in records) for name in ("attempted", "computed_tokens"))
     seconds = max(r["generate_seconds"] for r in records)
-    return {"prompts": prompts, "seconds": seconds, "wall": round(wall, 2), "computed_tokens": computed}
+    return {"prompts": prompts, "seconds": seconds, "wall": round(wall, 2), "computed_tokens": computed} | shares(looks)
+
+
+def watch(stage: subprocess.Popen) -> list[dict[int, float]]:
+    """Every quarter of a second, while completions come: processor seconds so far of the stage (first) and of its engines."""
+    looks, first, at_work = [], psutil.Process(stage.pid), WORK / "train.jsonl.journal"
+    while stage.poll() is None:
+        with contextlib.suppress(psutil.Error, OSError):
+            if at_work.stat().st_size:
+                engines = [p for p in first.children() if "spawn_main" in " ".join(p.cmdline())]
+                looks.append({p.pid: sum(p.cpu_times()[:2]) for p in [first, *engines]})
+        time.sleep(0.25)
+    return looks
+
+
+def shares(looks: list[dict[int, float]]) -> dict[str, Any]:
+    if len(looks) < 2:
+        return {}
+    spent = {pid: end - looks[0][pid] for pid, end in looks[-1].items()}
+    writer, *engines = spent
+    idle = [after[pid] == before[pid] for before, after in pairwise(looks) for pid in engines]
+    seconds = 0.25 * (len(looks) - 1)
+    found = {"writer_share": spent[writer] / seconds, "writer_of_all": spent[writer] / sum(spent.values())}
+    found["idle_share"] = sum(idle) / len(idle)
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 @contextlib.contextmanager
@@ -89,7 +119,10 @@ def serving(model: str, env: dict) -> Iterator[None]:
 
 def show_table() -> None:
     lines = lines_of(RESULTS)
-    print("| teacher | examples | way | prompts/s | over one | wall of one / wall |\n|---|---|---|---|---|---|")
+    print(
+        "| teacher | examples | way | prompts/s | over one | wall of one / wall | writer, of the seconds; of all; idle |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for model, number in dict.fromkeys((line["model"], line["num_examples"]) for line in lines):
         mine = [line for line in lines if (line["model"], line["num_examples"]) == (model, number)]
         one = {(line["run"], line["repeat"]): line for line in mine if line["way"] == "one"}
@@ -99,8 +132,11 @@ def show_table() -> None:
             rates = [line["prompts"] / line["seconds"] for line in some]
             gains = [r * f["seconds"] / f["prompts"] for r, f in zip(rates, first, strict=True)]
             walls = [f["wall"] / line["wall"] for line, f in zip(some, first, strict=True)]
+            names = [n for n in ("writer_share", "writer_of_all", "idle_share") if n in some[-1]]
+            watched = "; ".join(f"{statistics.median(r[n] for r in some if n in r):.3f}" for n in names)
             print(
-                f"| {Path(model).name} | {number:,} | {way} | {statistics.median(rates):,.1f} | {told(gains)} | {told(walls)} |"
+                f"| {Path(model).name} | {number:,} | {way} | {statistics.median(rates):,.1f} | {told(gains)} | {told(walls)} "
+                f"| {watched} |"
             )
 
 

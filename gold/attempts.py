@@ -106,6 +106,10 @@ class Plan:
         return due
 
 
+def attempt_id(task: Task, iteration: int, split: str, number: int) -> str:
+    return f"{task.name}-{iteration:02d}-{split}-{number:06d}"
+
+
 @functools.cache
 def first_seed(text: str) -> int:
     """The number that, XORed with an attempt's number, is its sampling seed: so no two attempts of a split share one.
@@ -155,9 +159,9 @@ def draw_attempt(task: Task, iteration: int, split: str, number: int, pools: Poo
             if which != "any":
                 feedback = [f for f in feedback if (f[answer] == wanted) == (which == "same")]
             feedback = rng.sample(feedback, min(options["num_feedback_shots"], len(feedback)))
-    identifier = f"{task.name}-{iteration:02d}-{split}-{number:06d}"
     attributes = {}
     if options.get("attributes"):  # from a stream of their own: the rest is what it is without them
         rng = random.Random(f"{options['seed']}/{iteration}/{split}/{number}/attributes")
         attributes = {name: rng.choice(values) for name, values in task.prompt.values_for(wanted).items()}
+    identifier = attempt_id(task, iteration, split, number)
     return Attempt(identifier, number, wanted, shots, feedback, sampling_seed, attributes, stream=stream)

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +33,14 @@ class Output(NamedTuple):
     tokens: dict[str, int]
 
 
+Seen = Callable[[dict[str, Output]], Any] | None
+
+
 class Engine:
     """vLLM's offline engine with requests under way, each with an id of ours; it counts the tokens that it computes.
 
-    log_probs: whether it gives them; not_taken: parameters that it refuses (a server may). lora: the folder of an
-    adapter, which all requests then have.
+    log_probs: whether it gives them; not_taken: parameters that it refuses (a server may). seen: told of every output
+    when it is finished, while others are waited for. lora: the folder of an adapter, which all requests then have.
     signals: an error that vLLM raises after a signal to the whole job is not reported as one.
     """
 
@@ -50,6 +53,7 @@ class Engine:
         self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()  # ids of the requests whose outputs nobody has taken yet
         self.done: dict[str, Output] = {}
+        self.seen: Seen = None
         with signals.blocked(), self.errors("cannot start"):  # its own processes must outlive a signal to the whole job
             self.how: dict[str, Any] = {}
             if lora:
@@ -93,14 +97,14 @@ class Engine:
         self.sent.discard(identifier)
         return self.done.pop(identifier)
 
-    def wait(self, ids: Sequence[str], bar: Any = None) -> list[Output]:
+    def wait(self, ids: Sequence[str]) -> list[Output]:
         """The outputs of these requests, in this order; those of others stay until they are asked for."""
         missing = {identifier for identifier in ids if identifier not in self.done}
         while missing:
             finished = self.step()
             missing.difference_update(finished)
-            if bar is not None:
-                bar.update(len(finished))
+            if self.seen:
+                self.seen({identifier: self.done[identifier] for identifier in finished})
         outputs = [self.take(identifier) for identifier in ids]
         for output in outputs:
             self.tokens.update(output.tokens)
@@ -110,7 +114,8 @@ class Engine:
         self.send(requests)
         return self.wait([request.id for request in requests])
 
-    def begin_split(self) -> None:
+    def begin_split(self, seen: Seen = None) -> None:
+        self.seen = seen
         self.llm.reset_prefix_cache()
 
     def held_tokens(self) -> int:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from gold.command import fail
-from gold.engine import Engine, Output, Request
+from gold.engine import Engine, Output, Request, Seen
 from gold.stopping import StopSignals
 
 UNDER_WAY = 1024  # requests that one engine has at a time; the others wait here for the engine that is free first
@@ -39,6 +39,7 @@ class Engines(Engine):
         self.model, self.signals, self.max_model_len, self.tokens = model, signals, max_model_len, Counter()
         self.sent: set[str] = set()
         self.done: dict[str, Output] = {}
+        self.seen: Seen = None
         self.waiting: deque[Request] = deque()
         self.places: dict[Any, int] = {}  # place: engine
         self.workers: list[Worker] = []
@@ -118,7 +119,8 @@ class Engines(Engine):
         self.share_out()
         return finished
 
-    def begin_split(self) -> None:
+    def begin_split(self, seen: Seen = None) -> None:
+        self.seen = seen
         for worker in self.workers:
             self.tell(worker, "begin_split")
 

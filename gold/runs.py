@@ -221,7 +221,7 @@ def say_up_to_date(files: Sequence[Path], record: dict) -> None:
 
 def reopen(files: Sequence[Path]) -> None:
     """Finished files become partial again; those that a kill cut off here are that already."""
-    for path, partial in zip(files, partials(files), strict=True):
+    for path, partial in zip(files, partials(files), strict=False):
         if path.exists() and not partial.exists():
             path.replace(partial)
 
@@ -236,7 +236,7 @@ def finish_run(run: Run, counts: dict[str, Any], **more: Any) -> dict:
 
     All that needs room on the disk is done before the first file gets its name.
     """
-    for partial in partials([*run.also, run.output]):
+    for partial in [beside(path, ".partial") for path in (*run.also, run.output)]:
         sync(*(p for p in partial.rglob("*") if p.is_file()), partial)
     record = {
         "stage": run.state["stage"],
@@ -272,7 +272,7 @@ def complete(output: Path, also: Sequence[Path]) -> None:
 
 
 def partials(files: Sequence[Path]) -> list[Path]:
-    return [beside(path, ".partial") for path in files]
+    return [*(beside(path, ".partial") for path in files), beside(files[0], ".journal")]
 
 
 def release(output: Path, lock: IO[bytes]) -> None:

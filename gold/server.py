@@ -16,6 +16,7 @@ from typing import Any
 
 from gold.causes import cause_of
 from gold.command import fail, say
+from gold.engine import Output, Seen
 from gold.prompts import Prompt
 from gold.stopping import STOPPED
 
@@ -63,7 +64,8 @@ class Server:
         self.not_taken: set[str] = set()
         self.tried: set[frozenset] = set()
         self.renamed: dict[str, str] = {}
-        self.merged, self.failed, self.said, self.bar, self.log_probs = False, 0, False, None, True
+        self.merged, self.failed, self.said, self.log_probs = False, 0, False, True
+        self.seen: Seen = None
         self.trying = asyncio.Lock()
         self.check_model()
 
@@ -94,31 +96,35 @@ class Server:
     def send(self, requests: Sequence[Any]) -> None:
         """Requests as of an engine, but for the Prompt itself."""
         for identifier, prompt, params, _ in requests:
-            self.tasks[identifier] = self.loop.create_task(self.ask_all(prompt, params))
+            self.tasks[identifier] = self.loop.create_task(self.ask_all(identifier, prompt, params))
 
-    def wait(self, ids: Sequence[str], bar: Any = None) -> list[Any]:
+    def wait(self, ids: Sequence[str]) -> list[Output]:
         """Outputs in the order of the ids, in the shape of vLLM's: .outputs[k].text, .finish_reason, .logprobs."""
         import openai
 
-        self.bar, waiting = bar, [self.tasks.pop(identifier) for identifier in ids]
+        waiting = [self.tasks.pop(identifier) for identifier in ids]
         try:
-            return self.run(asyncio.gather(*waiting)) if waiting else []
+            outputs = self.run(asyncio.gather(*waiting)) if waiting else []
         except (openai.OpenAIError, *NO_ANSWER) as error:
             self.give_up(error)
+        for output in outputs:
+            self.tokens.update(output.tokens)
+        return outputs
 
     def complete(self, requests: Sequence[Any]) -> list[Any]:
         self.send(requests)
         return self.wait([request[0] for request in requests])
 
-    async def ask_all(self, prompt: Prompt, params: dict) -> Any:
+    async def ask_all(self, identifier: str, prompt: Prompt, params: dict) -> Output:
         """The answers to one request; n > 1 as requests of their own, with the seeds that vLLM gives the n samples."""
         several = [params]
         if (n := params.get("n", 1)) > 1:
             several = [params | {"n": None, "seed": params["seed"] + k} for k in range(n)]
-        outputs = await asyncio.gather(*(self.ask(prompt, one) for one in several))
-        if self.bar is not None:
-            self.bar.update()
-        return SimpleNamespace(outputs=outputs)
+        answers = await asyncio.gather(*(self.ask(prompt, one) for one in several))
+        output = Output(answers, sum((one.tokens for one in answers), Counter()))
+        if self.seen:
+            self.seen({identifier: output})
+        return output
 
     async def ask(self, prompt: Prompt, params: dict) -> Any:
         """The server's answer, with the finish_reason "error" where it refuses the request or fails at it."""
@@ -147,18 +153,20 @@ class Server:
         if not self.said:
             say(f"{self.url}: a request failed, and is rejected (engine_error); said once: {problem}")
             self.said = True
-        return SimpleNamespace(text="", finish_reason="error", logprobs=None)
+        return SimpleNamespace(text="", finish_reason="error", logprobs=None, tokens=Counter())
 
     def read(self, answer: Any) -> Any:
         choice, usage = answer.choices[0], answer.usage
         text = choice.message.content if self.form == "chat" else choice.text
         if text is None and choice.finish_reason is None:
             raise ValueError("no text and no finish_reason")
+        tokens: Counter[str] = Counter()
         if usage:
-            self.tokens["prompt_tokens"] += usage.prompt_tokens or 0
-            self.tokens["completion_tokens"] += usage.completion_tokens or 0
-            self.tokens["cached_tokens"] += getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-        return SimpleNamespace(text=text or "", finish_reason=choice.finish_reason, logprobs=choice.logprobs)
+            tokens["prompt_tokens"] = usage.prompt_tokens or 0
+            tokens["completion_tokens"] = usage.completion_tokens or 0
+            tokens["cached_tokens"] = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+        how = {"finish_reason": choice.finish_reason, "logprobs": choice.logprobs, "tokens": tokens}
+        return SimpleNamespace(text=text or "", **how)
 
     def body_of(self, params: dict) -> dict[str, Any]:
         """Parameters of vLLM's SamplingParams as the API has them."""
@@ -233,5 +241,6 @@ class Server:
         computed = tokens["prompt_tokens"] - tokens["cached_tokens"] + tokens["completion_tokens"]
         return {**tokens, "computed_tokens": computed}
 
-    def begin_split(self) -> None:
+    def begin_split(self, seen: Seen = None) -> None:
         """The server's prefix cache is its own."""
+        self.seen = seen

@@ -5,11 +5,12 @@ from collections import Counter
 
 import typer
 
-from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, draw_attempt, shares_of
+from gold.attempts import VALIDATION_SHOTS, Attempt, Plan, Pools, attempt_id, draw_attempt, shares_of
 from gold.command import fail, option_name
 from gold.disk import beside
 from gold.examples import example_key
 from gold.feedback import first_half, with_rewrite
+from gold.journal import Journal
 from gold.jsonl import append_records, cut_torn_line, parse_shard, read_records, shard_path
 from gold.labels import draw_label_shots, label_rows
 from gold.near_duplicates import NearDuplicates
@@ -160,6 +161,8 @@ class Split:
         append_records(self.rejected, ({"id": self.draw(n).id, "reason": "removed"} for n in gone))
         self.outcomes |= dict.fromkeys(gone)
         self.reasons["removed"] += len(gone)
+        settled = (attempt_id(self.task, self.iteration, self.name, number) for number in self.outcomes)
+        self.journal = Journal(beside(self.output, ".journal"), self.options["teacher_nll"], settled)
 
 
 def task_in_form(task: Task, form: str, options: dict, has_feedback: bool) -> Task:

@@ -197,6 +197,22 @@ def test_two_engines_write_what_one_writes_and_the_loss_of_one_costs_nothing(
     assert counted["counts"]["completion_tokens"] == record["counts"]["completion_tokens"]
 
 
+def test_two_engines_verify_as_one_does(sample, small_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "CHUNK", 16)
+    some = ["--num-examples", 24, "--max-attempts", 1000, "--verify"]
+    accepted, rejected, record = sample(*some)
+    how = ["--task-file", "prompts/reviews.toml", "--model", small_teacher, "--output-dir", tmp_path / "two", *some]
+    how += ["--num-validation", 0, "--max-tokens", 64, "--data-parallel-size", 2]
+    words = "import generate; generate.CHUNK = 16; generate.run_command(generate.app)"
+    command = [sys.executable, "-c", words, *map(str, how)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "2 engines up in" in done.stderr, done.stderr[-3000:]
+    again = [read_lines(tmp_path / "two" / name) for name in ("train.jsonl", "train.rejected.jsonl")]
+    for mine, theirs in zip(accepted + rejected, sum(again, []), strict=True):  # the last digit depends on the batch
+        assert mine.pop("label_probs", {}) == pytest.approx(theirs.pop("label_probs", {}), abs=1e-4) and mine == theirs
+    assert record["counts"]["rejected"].get("label_disagrees"), "nothing was decided by it"
+
+
 def test_labels_of_two_engines_are_those_of_one_and_a_signal_ends_all(
     sample, llm, small_teacher, tmp_path, monkeypatch
 ):

@@ -368,6 +368,27 @@ def test_killed_at_any_write_and_run_again(generated, command, tmp_path, monkeyp
     assert point > 6  # three writes a chunk
 
 
+def test_what_was_finished_before_a_kill_is_not_asked_for_again(generated, command, tmp_path, monkeypatch):
+    """Not even where no chunk was saved. A torn line counts not, nor what was asked for otherwise."""
+    monkeypatch.setattr(generate, "CHUNK", 8)
+    monkeypatch.setattr(attempts, "WINDOW", 20)
+    how = ("--num-validation", 0, "--num-examples", 30, "--max-attempts", 500, "--teacher-nll")
+    told, *whole = generated(*how, folder="whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(generate, "settle", lambda *of: (_ for _ in ()).throw(Killed))
+        command(*how, folder="cut")
+    journal = tmp_path / "cut/train.jsonl.journal"
+    kept = read_lines(journal)
+    assert len(kept) == 20 and [*kept[0]] == ["id", "text", "finish_reason", "teacher_nll", "tokens", "request"]
+    write_lines(journal, [kept[0] | {"request": "another"}, *kept[1:]])
+    with journal.open("a") as file:
+        file.write('{"id": "torn')
+    sent = []
+    counts, *found = generated(*how, folder="cut", answer=lambda seed: sent.append(seed) or by_seed(seed))
+    assert found == whole and counts == told and len(sent) == counts["attempted"] - 19
+    assert not journal.exists()
+
+
 @pytest.mark.parametrize("name", ["train.jsonl.partial", "train.rejected.jsonl.partial"])
 def test_attempts_run_out_and_go_on(name, command, generated, tmp_path, monkeypatch):
     """The limit is a clear end and can be raised; what somebody threw away meanwhile is generated anew."""

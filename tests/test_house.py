@@ -15,7 +15,7 @@ LAYERS = (  # of gold/, from below: a file imports only from the layers under it
     "attempts encoding engine jsonl metrics prompts runs soft_labels",
     "engines examples gather parsing serve server student",
     "answers cards feedback predict retrieval sections selection teacher",
-    "remote_labels",
+    "journal remote_labels",
     "labels",
     "calibration page split trainer tuning",
 )

@@ -216,10 +216,16 @@ def test_a_server_that_is_gone_ends_the_stage_and_the_next_run_goes_on(
     )
     kept = read_lines(tmp_path / "gone/train.jsonl.partial")
     assert kept and "Traceback" not in done.stderr and "pending" not in done.stderr
-    proxy.fault = lambda number, body: None
+    proxy.fault, answered = lambda number, body: None, seeds_of(proxy.bodies[:20])
+    proxy.bodies.clear()
     done, accepted, _, _ = generated("gone", "--server-url", proxy.url)
     assert done.returncode == 0 and accepted[: len(kept)] == kept
+    assert len(answered) > 15 and not answered & seeds_of(proxy.bodies)
     assert texts_of(tmp_path / "gone") == texts_of(in_process())
+
+
+def seeds_of(bodies: list[dict]) -> set[int]:
+    return {body["seed"] for body in bodies if "Hello" not in body["prompt"]}
 
 
 @pytest.mark.parametrize("status, text", [
