@@ -9,9 +9,10 @@
 A text is two pieces of 15 words of the files, drawn at random; its representation the mean of those that all-MiniLM-L6-v2
 gives the pieces (20,000 of them). Each example is looked for among all, itself left out. Against it stands the code of
 commit ebbda87, taken from git: every pair; of many texts for the first ROWS alone, and linear in them. recall: the share of
-those ROWS whose distance is the one of every pair, within 1e-5. near: texts one after the other, as generate.py has them;
-recall is that of 1,000 copies whose words were changed to an overlap of .8 to .85. A size runs in a process of its own:
-MiB are its peak above what stood before the search.
+those ROWS whose distance is the one of every pair, within 1e-5. --share .05: only that share of the examples is looked for
+among all, and the seconds are taken as linear in them, but for those of the index. near: texts one after the other, as
+generate.py has them; recall is that of 1,000 copies whose words were changed to an overlap of .8 to .85. A size runs in a
+process of its own: MiB are its peak above what stood before the search.
 A line a run in bench/results/selection.jsonl.
 """
 
@@ -23,6 +24,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,18 +115,31 @@ def begin() -> float:
 
 
 def every_pair(points: Any, known: Any, examples: list[dict]) -> tuple[list[float], float]:
-    """The old code's distances of the first ROWS; seconds, as for all of them."""
-    rows = min(ROWS, len(examples))
-    found, seconds = timed(old_functions()["nearest_distances"], points[:rows], known, examples[:rows], examples)
+    """The old code's distances of the first ROWS, a few at a time for the memory; seconds, as for all of them."""
+    look, rows, found, seconds = old_functions()["nearest_distances"], min(ROWS, len(examples)), [], 0.0
+    at_once = max(1, 10**8 // len(examples))
+    for first in range(0, rows, at_once):
+        part = slice(first, min(rows, first + at_once))
+        some, more = timed(look, points[part], known, examples[part], examples)
+        found, seconds = found + list(some), seconds + more
     return found, seconds * len(examples) / rows
 
 
-def measure_words(size: int) -> dict[str, Any]:
+def search(look: Callable[[int], list[float]], size: int, share: float) -> tuple[list[float], float]:
+    """look(n): the distances of the first n examples. Those of a share of them, and the seconds as for all."""
+    if share == 1:
+        return timed(look, size)
+    _, index = timed(look, 1)
+    found, seconds = timed(look, max(ROWS, round(size * share)))
+    return found, index + (seconds - index) * size / len(found)
+
+
+def measure_words(size: int, share: float) -> dict[str, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     examples = draw_texts(size)
     before = begin()
-    found, seconds = timed(tfidf_distances, examples, examples)
+    found, seconds = search(lambda n: tfidf_distances(examples[:n], examples), size, share)
     mib = peak() - before
     (points, known), first = timed(old_functions()["tfidf_vectors"], examples, examples)
     _, old = every_pair(points, known, examples)
@@ -134,12 +149,12 @@ def measure_words(size: int) -> dict[str, Any]:
     return {"seconds": seconds, "old_seconds": first + old, "mib": mib, "recall": same(found, true)}
 
 
-def measure_embedding(size: int) -> dict[str, Any]:
+def measure_embedding(size: int, share: float) -> dict[str, Any]:
     pieces, pairs = np.load(WORK / "points.npy"), draw(size, EMBEDDED)
     points = (pieces[pairs[:, 0]] + pieces[pairs[:, 1]]) / 2
     examples = [{"id": n} for n in range(size)]
     before = begin()
-    found, seconds = timed(embedding_distances, points, points, examples, examples)
+    found, seconds = search(lambda n: embedding_distances(points[:n], points, examples[:n], examples), size, share)
     mib = peak() - before
     units = points / np.linalg.norm(points, axis=1, keepdims=True)
     true, old = every_pair(units, units.T, examples)
@@ -150,7 +165,7 @@ def same(found: list[float], true: list[float]) -> float:
     return float(np.mean(np.abs(np.array(found[: len(true)]) - true) < 1e-5))
 
 
-def measure_near(size: int) -> dict[str, Any]:
+def measure_near(size: int, share: float) -> dict[str, Any]:
     texts, rng = [e["source"] for e in draw_texts(size)], random.Random(size)
     before = begin()
     near, hits, began = NearDuplicates(0.7), 0, time.perf_counter()
@@ -194,6 +209,7 @@ def main(
     files: Annotated[list[Path] | None, typer.Argument(help="For texts.")] = None,
     sizes: Annotated[str, typer.Option(help="Numbers of texts.")] = "1000,10000,100000,1000000",
     repeats: Annotated[int, typer.Option(help="Of each size.")] = 1,
+    share: Annotated[float, typer.Option(help="Of the examples, words and embedding: the seconds are scaled.")] = 1,
     table: Annotated[bool, typer.Option(help="Print what is there.")] = False,
 ) -> None:
     if table or not part:
@@ -203,10 +219,11 @@ def main(
     for size in [int(s) for s in sizes.split(",")]:
         for _ in range(repeats):
             if "," in sizes or repeats > 1:
-                subprocess.run([sys.executable, "-m", "bench.selection", part, "--sizes", str(size)], check=True)
+                command = [sys.executable, "-m", "bench.selection", part, "--sizes", str(size), "--share", str(share)]
+                subprocess.run(command, check=True)
                 continue
-            found = {k: round(x, 4) for k, x in MEASURES[part](size).items()}
-            note(RESULTS, {"part": part, "size": size, **found, **git_state()})
+            found = {k: round(x, 4) for k, x in MEASURES[part](size, share).items()}
+            note(RESULTS, {"part": part, "size": size, "share": share, **found, **git_state()})
             print(part, size, found, flush=True)
 
 

@@ -3,6 +3,7 @@
     python -m data.real_models; python -m data.prepare ag_news
     python -m bench.students train --num-examples 2000 --repeats 5
     python -m bench.students score --num-texts 100000 --repeats 3      # with a student that `train` has left
+    python -m data.prepare sst2; python -m bench.students score --texts sst2 --num-texts 6000
     python -m bench.students train --num-examples 64 --repeats 1 --num-dev 32        # a try
     python -m bench.students score --num-texts 256 --repeats 1                       # a try
     python -m bench.students --table
@@ -11,7 +12,7 @@ train   the same examples (other ones in each repeat), batch 32, rate 1.5e-4, wa
   ours, ours-bf16     train_student.py; no example is held out, so that it measures nothing in the middle; --dtype bfloat16
   checked             the same with its tenth held out beside as many training examples: an evaluation and a checkpoint more
   rival, rival-bf16   bench/run_glue_like.py, transformers' Trainer as its own example script has it, with its best settings
-score   texts of 12 to 20 words, cut out of the news:
+score   texts of 12 to 20 words, cut out of the news; with --texts sst2 whole phrases of film critics, 1 to 50 words:
   ours                score_ood.py with its defaults
   plain               bench/run_glue_like.py score: batches of 32 in the order of the file; its energies must agree to 1e-4
 
@@ -149,9 +150,20 @@ def train(
 # Scoring
 
 
-def short_texts(number: int) -> Path:
-    """A file of windows of WORDS words out of the news, the same ones every time."""
-    task, path = load_task(TASK), WORK / f"texts-{number}.jsonl"
+def short_texts(number: int, other: str | None) -> Path:
+    """A file of windows of WORDS words out of the news, the same ones every time; or of the whole texts of another task."""
+    task, path = load_task(TASK), WORK / f"texts-{other or 'news'}-{number}.jsonl"
+    WORK.mkdir(parents=True, exist_ok=True)
+    if other:
+        field, label = load_task(Path(f"prompts/{other}.toml")).fields[0], next(iter(task.labels))
+        texts = [record[field] for _, record in read_records(Path(f"data/{other}/test.jsonl"))][:number]
+        if len(texts) < number:
+            fail(f"--num-texts {number}: there are {len(texts):,}; give no more")
+        write_file(
+            path,
+            [{"id": f"short-{i:06d}", "text": t, "label": label, "source": f"text: {t}"} for i, t in enumerate(texts)],
+        )
+        return path
     whole = [(e["text"].split(), e["label"]) for e in read_examples(Path("data/ag_news/test.jsonl"), task)]
     whole = [(words, label) for words, label in whole if len(words) >= WORDS[1]]
     draw, rows = random.Random(0), []
@@ -160,7 +172,6 @@ def short_texts(number: int) -> Path:
         begin = draw.randint(0, len(words) - size)
         text = " ".join(words[begin : begin + size])
         rows.append({"id": f"short-{i:06d}", "text": text, "label": label, "source": f"text: {text}"})
-    WORK.mkdir(parents=True, exist_ok=True)
     write_file(path, rows)
     return path
 
@@ -178,14 +189,15 @@ def score(
     num_texts: Annotated[int, typer.Option()] = 100_000,
     model: Annotated[Path, typer.Option(help="A student of the task.")] = WORK / "ours/student",
     repeats: Annotated[int, typer.Option()] = 3,
+    texts: Annotated[str | None, typer.Option(help="A task whose texts they are; none: windows of the news.")] = None,
 ) -> None:
     """Score the texts in both ways in turn, with the same weights."""
     if not model.exists():
         fail(f"--model {model}: no such folder; python -m bench.students train leaves one")
-    run, texts = int(time.time()), short_texts(num_texts)
+    run, whole = int(time.time()), short_texts(num_texts, texts)
     outputs = {way: WORK / f"scored-{way}" / "scored.jsonl" for way in ("ours", "plain")}
     for repeat in range(-1, repeats):
-        input_file = texts if repeat >= 0 else short_texts(BATCH)
+        input_file = whole if repeat >= 0 else short_texts(BATCH, texts)
         found = {}
         for way in turns(list(outputs), repeat):
             shutil.rmtree(outputs[way].parent, ignore_errors=True)
@@ -199,7 +211,14 @@ def score(
         gaps = largest_gaps(outputs["ours"], outputs["plain"])
         assert gaps["energy"] <= CLOSE, gaps
         for way in found if repeat >= 0 else ():
-            about = {"part": "score", "num_texts": num_texts, "way": way, "run": run, "repeat": repeat}
+            about = {
+                "part": "score",
+                "num_texts": num_texts,
+                "texts": texts or "news",
+                "way": way,
+                "run": run,
+                "repeat": repeat,
+            }
             note(RESULTS, about | found[way] | {"gaps": gaps} | git_state())
             say(f"{about} {found[way]} {gaps}")
 
@@ -239,8 +258,9 @@ def main(
         head = [part, "way", "n", "examples/s, loop", "of its rival, loop", "command, s", "of its rival, command"]
         head += ["accuracy"] * (part == "train")
         print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        for number, epochs in dict.fromkeys((line[size], line.get("epochs", 1)) for line in lines):
-            mine = [line for line in lines if (line[size], line.get("epochs", 1)) == (number, epochs)]
+        kinds = [(line[size], line.get("epochs", 1), line.get("texts", "news")) for line in lines]
+        for number, epochs, texts in dict.fromkeys(kinds):
+            mine = [line for line, kind in zip(lines, kinds, strict=True) if kind == (number, epochs, texts)]
             rivals: dict[str, list[float]] = {}
             for line in mine:
                 if line["way"].startswith(("rival", "plain")):

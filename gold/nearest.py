@@ -17,7 +17,9 @@ from gold.text import words
 
 EXACT = 20_000
 CANDIDATES = 30
-KEPT = 0.94, 0.82  # of the squared length of a vector, by its heaviest words: of an example, of a training example
+# Of the squared length of a vector, by its heaviest words: (of an example, of a training example). Among so many training
+# examples the nearest one is nearer, so that fewer words find it
+KEPT, MANY, KEPT_OF_MANY = (0.94, 0.82), 600_000, (0.85, 0.6)
 PARTS, TRAINED = 64, 4_096  # of a representation, each one of 16 values; so many examples tell which
 CHUNK = 2_000  # examples at a time
 
@@ -35,12 +37,13 @@ def tfidf_distances(examples: list[dict], train_examples: list[dict]) -> list[fl
     vectors = TfidfVectorizer(analyzer=words).fit_transform([*texts, *known_texts])
     points, known = vectors[: len(texts)], vectors[len(texts) :]
     own, few = own_places(examples, train_examples), len(known_texts) <= EXACT
-    index = (known if few else heaviest(known, KEPT[1])).T.tocsr()
+    kept, kept_of_known = KEPT if len(known_texts) < MANY else KEPT_OF_MANY
+    index = (known if few else heaviest(known, kept_of_known)).T.tocsr()
     distances = []
     for first in range(0, len(texts), CHUNK):
         rows = points[first : first + CHUNK]
         found = sp_matmul_topn(
-            rows if few else heaviest(rows, KEPT[0]), index, 2 if few else CANDIDATES, n_threads=num_threads()
+            rows if few else heaviest(rows, kept), index, 2 if few else CANDIDATES, n_threads=num_threads()
         ).tocoo()
         cosines = rows[found.row].multiply(known[found.col]).sum(axis=1).A1
         cosines[own[first + found.row] == found.col] = 0
@@ -75,26 +78,37 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
 
     if not (np.isfinite(points).all() and np.isfinite(known).all()):
         return [math.nan] * len(points)
-    points, known = (np.array(array, np.float32, order="C") for array in (points, known))
-    for array in (points, known):
-        faiss.normalize_L2(array)
     own, k = own_places(examples, train_examples), 2 if len(known) <= EXACT else CANDIDATES
+    at_once = max(1, 2**20 // known.shape[1])  # 126 MB of candidates, of any width
+    lengths = np.linalg.norm(known, axis=1)
+    lengths[lengths == 0] = 1
     index = faiss.IndexFlatIP(known.shape[1])
     if len(known) > EXACT:
         parts = max(n for n in range(1, PARTS + 1) if known.shape[1] % n == 0)
         index = faiss.index_factory(known.shape[1], f"PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
     faiss.omp_set_num_threads(1)  # many small clusterings: threads would wait for each other
-    index.train(known[:: -(-len(known) // TRAINED)])
+    index.train(units(known[:: max(1, -(-len(known) // TRAINED))]))
     faiss.omp_set_num_threads(num_threads())
-    index.add(known)
-    nearest, at_once = np.empty(len(points)), max(1, 2**20 // points.shape[1])  # 126 MB of candidates, of any width
+    for first in range(0, len(known), at_once):  # a part at a time: no copy of a million
+        index.add(units(known[first : first + at_once]))
+    nearest = np.empty(len(points))
     for first in range(0, len(points), at_once):
-        rows = points[first : first + at_once]
+        rows = units(points[first : first + at_once])
         places = index.search(rows, k)[1]
-        cosines = np.einsum("nkd,nd->nk", known[places], rows)
+        cosines = np.einsum("nkd,nd->nk", known[places], rows) / lengths[places]
         cosines[(places == own[first : first + at_once, None]) | (places < 0)] = -np.inf
         nearest[first : first + at_once] = cosines.max(axis=1)
     return np.where(np.isinf(nearest), 1.0, np.maximum(0, 1 - nearest)).tolist()
+
+
+def units(vectors: Any) -> Any:
+    """A copy of length 1 each (of 0: left as it is), (n, d) float32."""
+    import faiss
+    import numpy as np
+
+    copy = np.array(vectors, np.float32, order="C")
+    faiss.normalize_L2(copy)
+    return copy
 
 
 def own_places(examples: list[dict], train_examples: list[dict]) -> Any:

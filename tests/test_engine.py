@@ -207,8 +207,8 @@ def test_two_engines_verify_as_one_does(sample, small_teacher, tmp_path, monkeyp
     command = [sys.executable, "-c", words, *map(str, how)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "2 engines up in" in done.stderr, done.stderr[-3000:]
-    again = [read_lines(tmp_path / "two" / name) for name in ("train.jsonl", "train.rejected.jsonl")]
-    for mine, theirs in zip(accepted + rejected, sum(again, []), strict=True):  # the last digit depends on the batch
+    again = read_lines(tmp_path / "two/train.jsonl") + read_lines(tmp_path / "two/train.rejected.jsonl")
+    for mine, theirs in zip(accepted + rejected, again, strict=True):  # the last digit depends on the batch
         assert mine.pop("label_probs", {}) == pytest.approx(theirs.pop("label_probs", {}), abs=1e-4) and mine == theirs
     assert record["counts"]["rejected"].get("label_disagrees"), "nothing was decided by it"
 

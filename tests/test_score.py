@@ -255,7 +255,8 @@ def test_tfidf_in_any_script():
     assert tfidf_distances(examples, twins) == pytest.approx([0] * 6, abs=1e-9)
 
 
-def test_of_many_the_nearest_are_found_by_a_part_of_each_vector(monkeypatch):
+@pytest.mark.parametrize("width, many, by_words", [(16, 600_000, 0.97), (96, 50, 0.7)])
+def test_of_many_the_nearest_are_found_by_a_part_of_each_vector(width, many, by_words, monkeypatch):
     """As of few, where every pair is compared: all distances but one in a hundred or so, and none smaller."""
     import numpy as np
 
@@ -264,14 +265,16 @@ def test_of_many_the_nearest_are_found_by_a_part_of_each_vector(monkeypatch):
     drawn = [rng.choices(vocabulary, weights=[1 / (n + 1) for n in range(3000)], k=20) for _ in range(800)]
     examples = [{"id": n, "source": " ".join(found)} for n, found in enumerate(drawn)]
     places = np.random.default_rng(0)
-    points = (places.normal(size=(40, 1, 16)) + places.normal(size=(40, 20, 16)) / 4).reshape(800, 16).astype("float32")
+    points = places.normal(size=(40, 1, width)) + places.normal(size=(40, 20, width)) / 4
+    points = points.reshape(800, width).astype("float32")
     few = tfidf_distances(examples, examples), embedding_distances(points, points, examples, examples)
     by_hand = 1 - np.max(cosines(points) - 2 * np.eye(800), axis=1)
     assert few[1] == pytest.approx(by_hand.tolist(), abs=1e-5)
     monkeypatch.setattr(nearest, "EXACT", 50)
-    many = tfidf_distances(examples, examples), embedding_distances(points, points, examples, examples)
-    for exact, found, share in zip(few, many, (0.97, 0.9), strict=True):
-        difference = np.array(found) - exact
+    monkeypatch.setattr(nearest, "MANY", many)
+    found = tfidf_distances(examples, examples), embedding_distances(points, points, examples, examples)
+    for exact, values, share in zip(few, found, (by_words, 0.9), strict=True):
+        difference = np.array(values) - exact
         assert difference.min() > -1e-5 and np.mean(difference < 1e-5) > share
     assert all(map(math.isnan, embedding_distances(points * np.nan, points, examples, examples)))
 
