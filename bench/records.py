@@ -107,8 +107,10 @@ def child(way: str, path: Path) -> None:
     """`resume` or `shown` in this process; prints how many records and how many different texts it found."""
     task = load_task(TASK_FILE)
     if way == "resume":
-        options = {"output_dir": path.parent, "temperature": 1.0, "num_examples": 2, "structured": False}
-        options |= dict.fromkeys(["shard", "limit", "max_attempts"])
+        options = {"output_dir": path.parent, "temperature": 1.0, "num_examples": 2}
+        options |= dict.fromkeys(["shard", "limit", "max_attempts"]) | dict.fromkeys(
+            ["structured", "teacher_nll"], False
+        )
         split = Split("train", task, options, Pools([]), set())
         split.rejected = path.with_name("none.jsonl")
         split.run = Mock(partial=path, notes={})

@@ -30,7 +30,7 @@ class Journal:
         cut_torn_line(path)
         records = (record for _, record in read_records(path))
         self.kept = {record["id"]: record for record in records if record["finish_reason"] != "error"}  # of a server
-        for identifier in settled:
+        for identifier in settled if self.kept else ():
             self.kept.pop(identifier, None)
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:
