@@ -16,8 +16,8 @@ validation.jsonl, the rejected completions with their reasons (*.rejected.jsonl)
     python generate.py --task-file prompts/reviews.toml --model data/reviews/models/teacher \
         --output-dir runs/b/iter-00 --num-examples 40 --num-validation 20       # the embedded teacher, on a laptop
 
-Killed? Run the same command again (without --overwrite): what was finished is not asked for again. SIGUSR1 and SIGTERM,
-which batch systems send before a time limit, let it finish its chunk of 512 attempts and end with exit code 75.
+Killed? Run the same command again (without --overwrite): texts that were finished are not asked for again. SIGUSR1 and
+SIGTERM, which batch systems send before a time limit, let it finish its chunk of 512 attempts and end with exit code 75.
 """
 
 import re
@@ -162,10 +162,11 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
     split.read_outcomes()
     if split.outcomes:
         say(f"{run.output}: going on after {len(split.outcomes):,} attempts")
-    earlier, journal = notes.get("generate_seconds", 0.0) - run.seconds, split.journal
+    journal = split.journal
+    earlier = max(notes.get("generate_seconds", 0.0), journal.seconds) - run.seconds
     queue: deque[int] = deque()  # attempts in the order in which they are settled; all of them are under way
     with tqdm(desc=f"{run.output.parent.name} {split.name}", unit=" prompts", total=0, delay=0.2) as bar:
-        engine.begin_split(lambda outputs: bar.update(journal.keep(outputs)))
+        engine.begin_split(lambda outputs: bar.update(journal.keep(outputs, earlier + run.seconds)))
         while (due := plan.next_attempts()) or queue:
             signals.stop_if_any()
             queue += due
@@ -184,7 +185,7 @@ def generate_split(split: Split, encoder: Encoder, engine: Engine, signals: Stop
             journal.save()
             rate = notes.get("completion_tokens", 0) / max(notes["generate_seconds"], 0.01)
             bar.set_postfix_str(f"{sum(plan.accepted):,} of {sum(plan.shares):,} accepted, {rate:,.0f} tokens/s")
-    journal.path.unlink()
+    journal.remove()
     finish(split, encoder)
 
 

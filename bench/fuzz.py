@@ -128,7 +128,7 @@ def mutate(rng: random.Random, path: Path) -> None:
     """Mutate a file in place."""
     data = path.read_bytes()
     lines = [mutate_json, mutate_json, mutate_lines]
-    ways = {".toml": [mutate_toml], ".jsonl": lines, ".partial": lines, ".json": [mutate_json]}
+    ways = {".toml": [mutate_toml], ".jsonl": lines, ".partial": lines, ".journal": lines, ".json": [mutate_json]}
     way = rng.choice([*ways.get(path.suffix, []), None]) if data.strip() else None
     try:
         mutated = way(rng, data.decode()).encode("utf-8", "surrogatepass") if way else mutate_bytes(rng, data)

@@ -14,8 +14,8 @@ server     python -m gold.serve --data-parallel-size 2, and --server-url
 Each repeat takes all ways in turn. Prompts a second: attempts over the seconds from the engines' start to the end of the
 file; of shards those of the slower one. `wall` has the start too, but for that of the server. While several engines of one
 stage are at work, writer_share is the processor time of the stage's own process over the seconds, and of that of the
-whole job; idle_share is how many of all (engine, quarter of a second) saw an engine do nothing. A line a way and repeat
-in bench/results/parallel.jsonl.
+whole job; idle_share is how many of all pairs (engine, two looks) saw an engine do nothing between them. A line a way and
+repeat in bench/results/parallel.jsonl.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def measure(way: str, command: list[str], model: str) -> dict[str, Any]:
     shutil.rmtree(WORK, ignore_errors=True)
     cores, began = sorted(os.sched_getaffinity(0)), time.perf_counter()
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": "PASSIVE"}
-    looks: list[dict[int, float]] = []
+    looks: list = []
     if way == "server":
         with serving(model, env):
             began = time.perf_counter()
@@ -74,28 +74,28 @@ def measure(way: str, command: list[str], model: str) -> dict[str, Any]:
     return {"prompts": prompts, "seconds": seconds, "wall": round(wall, 2), "computed_tokens": computed} | shares(looks)
 
 
-def watch(stage: subprocess.Popen) -> list[dict[int, float]]:
-    """Every quarter of a second, while completions come: processor seconds so far of the stage (first) and of its engines."""
+def watch(stage: subprocess.Popen) -> list[tuple[float, dict[int, float]]]:
+    """Looks, four a second, from the first completion on: (time, processor seconds of the stage, first, and its engines)."""
     looks, first, at_work = [], psutil.Process(stage.pid), WORK / "train.jsonl.journal"
     while stage.poll() is None:
         with contextlib.suppress(psutil.Error, OSError):
-            if at_work.stat().st_size:
+            if looks or at_work.stat().st_size:
                 engines = [p for p in first.children() if "spawn_main" in " ".join(p.cmdline())]
-                looks.append({p.pid: sum(p.cpu_times()[:2]) for p in [first, *engines]})
+                looks.append((time.perf_counter(), {p.pid: sum(p.cpu_times()[:2]) for p in [first, *engines]}))
         time.sleep(0.25)
     return looks
 
 
-def shares(looks: list[dict[int, float]]) -> dict[str, Any]:
-    if len(looks) < 2:
+def shares(looks: list[tuple[float, dict[int, float]]]) -> dict[str, Any]:
+    whole = [look for look in looks if look[1].keys() == looks[0][1].keys()]  # at the end the engines are gone
+    if len(whole) < 2:
         return {}
-    spent = {pid: end - looks[0][pid] for pid, end in looks[-1].items()}
+    (begin, before), (end, after) = whole[0], whole[-1]
+    spent = {pid: after[pid] - before[pid] for pid in after}
     writer, *engines = spent
-    idle = [after[pid] == before[pid] for before, after in pairwise(looks) for pid in engines]
-    seconds = 0.25 * (len(looks) - 1)
-    found = {"writer_share": spent[writer] / seconds, "writer_of_all": spent[writer] / sum(spent.values())}
-    found["idle_share"] = sum(idle) / len(idle)
-    return {name: round(value, 4) for name, value in found.items()}
+    idle = [b[pid] == a[pid] for (_, a), (_, b) in pairwise(whole) for pid in engines]
+    found = {"writer_share": spent[writer] / (end - begin), "writer_of_all": spent[writer] / sum(spent.values())}
+    return {name: round(value, 4) for name, value in (found | {"idle_share": sum(idle) / len(idle)}).items()}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 Attempt a asks for label a mod L. Its sampling seed and what it shows are a function of (seed, iteration, split, a);
 SAME_PROMPT attempts in a row at a label show the same, so that the teacher computes their prompt once (prefix cache).
 Attempts are settled (accepted or rejected) in the order in which they were planned, and the plan follows from these
-outcomes alone, never from timing. So a killed stage plans the same attempts again and makes those in neither file.
+outcomes alone, never from timing. So a killed stage plans the same attempts again and makes those in none of its files.
 """
 
 import functools

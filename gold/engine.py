@@ -40,7 +40,7 @@ class Engine:
     """vLLM's offline engine with requests under way, each with an id of ours; it counts the tokens that it computes.
 
     log_probs: whether it gives them; not_taken: parameters that it refuses (a server may). seen: told of every output
-    when it is finished, while others are waited for. lora: the folder of an adapter, which all requests then have.
+    when it is finished. lora: the folder of an adapter, which all requests then have.
     signals: an error that vLLM raises after a signal to the whole job is not reported as one.
     """
 
@@ -84,14 +84,20 @@ class Engine:
 
     def step(self) -> list[str]:
         """Go on by one step; the ids of the requests that are finished by it."""
-        finished = []
+        finished: dict[str, Output] = {}
         with self.errors("stopped"):
             for output in self.llm.llm_engine.step():
                 if any(one.finish_reason == "abort" for one in output.outputs):  # half a text
                     raise RuntimeError("the engine has given up its requests")
-                self.done[output.request_id] = Output(output.outputs, tokens_of(output))
-                finished.append(output.request_id)
-        return finished
+                finished[output.request_id] = Output(output.outputs, tokens_of(output))
+        self.finish(finished)
+        return [*finished]
+
+    def finish(self, outputs: dict[str, Output]) -> None:
+        """Hold them until they are taken, and tell of them."""
+        self.done |= outputs
+        if self.seen and outputs:
+            self.seen(outputs)
 
     def take(self, identifier: str) -> Output:
         self.sent.discard(identifier)
@@ -101,10 +107,7 @@ class Engine:
         """The outputs of these requests, in this order; those of others stay until they are asked for."""
         missing = {identifier for identifier in ids if identifier not in self.done}
         while missing:
-            finished = self.step()
-            missing.difference_update(finished)
-            if self.seen:
-                self.seen({identifier: self.done[identifier] for identifier in finished})
+            missing.difference_update(self.step())
         outputs = [self.take(identifier) for identifier in ids]
         for output in outputs:
             self.tokens.update(output.tokens)

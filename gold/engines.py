@@ -114,7 +114,7 @@ class Engines(Engine):
             worker = next(one for one in self.workers if one.connection is ready)
             outputs = self.receive(worker)
             worker.held.difference_update(outputs)
-            self.done |= outputs
+            self.finish(outputs)  # at once: another engine may be gone
             finished += outputs
         self.share_out()
         return finished

@@ -76,11 +76,12 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
     import faiss
     import numpy as np
 
-    if not (np.isfinite(points).all() and np.isfinite(known).all()):
+    # By einsum, which makes no copy as numpy's norm does
+    lengths, of_points = (np.sqrt(np.einsum("nd,nd->n", vectors, vectors)) for vectors in (known, points))
+    if not (np.isfinite(lengths).all() and np.isfinite(of_points).all()):
         return [math.nan] * len(points)
     own, k = own_places(examples, train_examples), 2 if len(known) <= EXACT else CANDIDATES
     at_once = max(1, 2**20 // known.shape[1])  # 126 MB of candidates, of any width
-    lengths = np.linalg.norm(known, axis=1)
     lengths[lengths == 0] = 1
     index = faiss.IndexFlatIP(known.shape[1])
     if len(known) > EXACT:

@@ -6,7 +6,7 @@
 Files beside the output tell its state. `<output>.lock` is held while a stage is at work.
 
     whole      <output>.run.json is the run record
-    partial    <output>.partial is where a stage writes, <output>.partial.json its state: options, inputs, notes
+    partial    <output>.partial (and .journal) is where a stage writes, <output>.partial.json its state: options, inputs, notes
     finishing  <output>.run.json.tmp is the record to come: everything is on the disk, the partial files get their names
     reopening  <output>.partial.json is a former run record: the finished files become partial again, to be extended
 

@@ -66,6 +66,7 @@ class Server:
         self.renamed: dict[str, str] = {}
         self.merged, self.failed, self.said, self.log_probs = False, 0, False, True
         self.seen: Seen = None
+        self.fault: Exception | None = None
         self.trying = asyncio.Lock()
         self.check_model()
 
@@ -107,6 +108,8 @@ class Server:
             outputs = self.run(asyncio.gather(*waiting)) if waiting else []
         except (openai.OpenAIError, *NO_ANSWER) as error:
             self.give_up(error)
+        if self.fault:
+            raise self.fault
         for output in outputs:
             self.tokens.update(output.tokens)
         return outputs
@@ -122,8 +125,11 @@ class Server:
             several = [params | {"n": None, "seed": params["seed"] + k} for k in range(n)]
         answers = await asyncio.gather(*(self.ask(prompt, one) for one in several))
         output = Output(answers, sum((one.tokens for one in answers), Counter()))
-        if self.seen:
-            self.seen({identifier: output})
+        try:
+            if self.seen:
+                self.seen({identifier: output})
+        except Exception as error:  # a full disk, a fault of ours: no fault of the server
+            self.fault = self.fault or error
         return output
 
     async def ask(self, prompt: Prompt, params: dict) -> Any:
@@ -156,10 +162,14 @@ class Server:
         return SimpleNamespace(text="", finish_reason="error", logprobs=None, tokens=Counter())
 
     def read(self, answer: Any) -> Any:
+        import openai
+
         choice, usage = answer.choices[0], answer.usage
         text = choice.message.content if self.form == "chat" else choice.text
         if text is None and choice.finish_reason is None:
             raise ValueError("no text and no finish_reason")
+        if choice.finish_reason == "abort":  # half a text, of a vLLM that shuts down
+            raise openai.OpenAIError("the server has given up its requests")
         tokens: Counter[str] = Counter()
         if usage:
             tokens["prompt_tokens"] = usage.prompt_tokens or 0

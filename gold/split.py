@@ -127,7 +127,7 @@ class Split:
         return "near_duplicate" if compared and self.near.overlaps(key) else None
 
     def read_outcomes(self) -> None:
-        """What the partial files hold. What was deleted by hand from a finished file that is extended stays deleted.
+        """What the partial files and the journal hold. What was deleted by hand from a finished file stays deleted.
 
         A text counts as seen when its attempt is settled again; those of a finished file, and the user's own, at once.
         """

@@ -74,7 +74,7 @@ def test_every_attempt_is_one_record_with_its_lineage(sample, tmp_path):
     assert Counter(r["reason"] for r in rejected)["duplicate"] >= 54
 
 
-def test_a_chunk_that_is_cut_off_is_sent_again_and_gives_the_same_files(sample, tmp_path, monkeypatch):
+def test_a_run_that_is_cut_off_goes_on_and_gives_the_same_files(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "CHUNK", 24)  # several chunks
     whole = sample(name="whole")[:2]
     append, calls = generate.append_records, []

@@ -33,6 +33,7 @@ from gold.answers import mean_nll
 from gold.attempts import Pools, draw_attempt, is_fed
 from gold.engine import Engine
 from gold.examples import example_key, read_examples
+from gold.journal import Journal
 from gold.metrics import report_text
 from gold.prompts import Prompt, render_prompt
 from gold.split import longest_need
@@ -359,13 +360,15 @@ def test_killed_at_any_write_and_run_again(generated, command, tmp_path, monkeyp
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             for name in ("append_records", "save_notes"):
                 patch.setattr(generate, name, die(getattr(generate, name), left, -20 if point % 2 else None))
+            for name in ("save", "remove"):
+                patch.setattr(Journal, name, die(getattr(Journal, name), left, None))
             if command(*how, folder=f"cut{point}"):
                 break
         counts, *found = generated(*how, folder=f"cut{point}")
         assert found == whole, f"killed at write {point}"
         assert [counts[k] for k in ("attempted", "rejected")] == [told[k] for k in ("attempted", "rejected")]
         assert counts["completion_tokens"] <= told["completion_tokens"]
-    assert point > 6  # three writes a chunk
+    assert point > 8  # four writes a chunk
 
 
 def test_what_was_finished_before_a_kill_is_not_asked_for_again(generated, command, tmp_path, monkeypatch):
@@ -379,13 +382,23 @@ def test_what_was_finished_before_a_kill_is_not_asked_for_again(generated, comma
         command(*how, folder="cut")
     journal = tmp_path / "cut/train.jsonl.journal"
     kept = read_lines(journal)
-    assert len(kept) == 20 and [*kept[0]] == ["id", "text", "finish_reason", "teacher_nll", "tokens", "request"]
-    write_lines(journal, [kept[0] | {"request": "another"}, *kept[1:]])
+    assert len(kept) == 20 and [*kept[0]] == [
+        "id",
+        "text",
+        "finish_reason",
+        "teacher_nll",
+        "tokens",
+        "seconds",
+        "request",
+    ]
+    foreign = [{"id": 1}, {"id": "a", "text": None}, {name: kept[1][name] for name in kept[1] if name != "tokens"}]
+    failed = kept[2] | {"finish_reason": "error"}  # as an earlier version wrote it
+    write_lines(journal, [kept[0] | {"request": "another"}, *foreign, failed, *kept[3:]])
     with journal.open("a") as file:
-        file.write('{"id": "torn')
+        file.write('[]\n{"torn\n\x00\x00\n{"id": "torn')
     sent = []
     counts, *found = generated(*how, folder="cut", answer=lambda seed: sent.append(seed) or by_seed(seed))
-    assert found == whole and counts == told and len(sent) == counts["attempted"] - 19
+    assert found == whole and counts == told and len(sent) == counts["attempted"] - 17
     assert not journal.exists()
 
 

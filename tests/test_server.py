@@ -242,6 +242,17 @@ def test_a_request_that_fails_or_has_an_answer_in_another_form_is_a_reject(statu
     assert record["counts"]["rejected"]["engine_error"] == 2
 
 
+def test_half_a_text_of_a_server_that_shuts_down_is_not_kept(proxy, generated, tmp_path, monkeypatch):
+    """vLLM ends the requests under way with 200 and finish_reason "abort"."""
+    half = {"choices": [{"index": 0, "text": " Half a", "finish_reason": "abort"}], "id": "x", "object": "text_completion",
+            "created": 0, "model": "m"}  # fmt: skip
+    proxy.fault = lambda number, body: (200, {}, json.dumps(half)) if number >= 9 else None
+    done, *_ = generated("gone", "--server-url", proxy.url)
+    assert done.returncode == STOPPED and "has given up its requests" in done.stderr, done.stderr
+    kept = read_lines(tmp_path / "gone/train.jsonl.journal")
+    assert kept and all(line["finish_reason"] == "stop" for line in kept)
+
+
 def test_a_first_prompt_that_is_refused_is_a_reject_like_any_other(proxy, labelled):
     def fault(number, body):
         return (400, {}, "too long") if "Hello" not in body["prompt"] and len(proxy.bodies) <= 3 else None

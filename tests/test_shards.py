@@ -130,7 +130,7 @@ def test_a_signal_ends_the_chunk_and_the_next_start_goes_on(generated, number):
 
 
 @pytest.mark.parametrize("way", ["add_request", "step", "abort"])
-def test_an_engine_that_dies_of_the_same_signal_costs_only_its_chunk(generated, way):
+def test_an_engine_that_dies_of_the_same_signal_costs_nothing_that_is_saved(generated, way):
     """It may raise, or, as vLLM 0.32 does at a SIGTERM, give back what it has of each text."""
 
     def dies(*args):
