@@ -62,7 +62,8 @@ class Journal:
 
     def keep(self, outputs: Mapping[str, Output], seconds: float) -> int:
         """Note what is finished; how many of these outputs were asked for here (an engine may have other work too)."""
-        mine = [identifier for identifier in outputs if identifier in self.asked]
+        if not (mine := [identifier for identifier in outputs if identifier in self.asked]):
+            return 0
         for identifier in mine:
             [one] = outputs[identifier].outputs
             nll = {"teacher_nll": mean_nll(one)} if self.teacher_nll else {}

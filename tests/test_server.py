@@ -268,6 +268,10 @@ def test_a_server_that_fails_at_everything_is_no_heap_of_rejects(proxy, generate
     done, *_ = generated("broken", "--num-examples", 80, "--server-url", proxy.url)
     assert done.returncode == STOPPED and "broken" in done.stderr
     assert not read_lines(tmp_path / "broken/train.rejected.jsonl.partial")
+    journal = read_lines(tmp_path / "broken/train.jsonl.journal")
+    assert all(
+        line["finish_reason"] != "error" for line in journal
+    )  # so that a job that gets no further is not queued again
 
 
 def test_what_a_server_does_not_take_is_said_once_and_recorded(proxy, generated):
