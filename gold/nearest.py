@@ -80,8 +80,10 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
     lengths, of_points = (np.sqrt(np.einsum("nd,nd->n", vectors, vectors)) for vectors in (known, points))
     if not (np.isfinite(lengths).all() and np.isfinite(of_points).all()):
         return [math.nan] * len(points)
-    own, k = own_places(examples, train_examples), 2 if len(known) <= EXACT else CANDIDATES
-    at_once = max(1, 2**20 // known.shape[1])  # 126 MB of candidates, of any width
+    own, k = own_places(examples, train_examples), 2
+    if len(known) > EXACT:  # of more, more look alike in 4 bits
+        k = min(100, CANDIDATES + len(known) // 10_000)
+    at_once = max(1, 2**25 // (known.shape[1] * k))  # 134 MB of candidates
     lengths[lengths == 0] = 1
     index = faiss.IndexFlatIP(known.shape[1])
     if len(known) > EXACT:
