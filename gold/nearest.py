@@ -82,7 +82,7 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
         return [math.nan] * len(points)
     own, k = own_places(examples, train_examples), 2
     if len(known) > EXACT:  # of more, more look alike in 4 bits
-        k = min(100, CANDIDATES + len(known) // 10_000)
+        k = min(60, CANDIDATES + len(known) // 10_000)
     at_once = max(1, 2**25 // (known.shape[1] * k))  # 134 MB of candidates
     lengths[lengths == 0] = 1
     index = faiss.IndexFlatIP(known.shape[1])
