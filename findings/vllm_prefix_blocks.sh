@@ -3,12 +3,11 @@
 #
 # One would expect: with enable_prefix_caching the second of two equal prompts of 120 tokens is cached but for a few of them,
 #   and where the default is too coarse, block_size=16 (as on GPUs; the log says that other sizes than multiples of 32 are
-#   merely slower on a CPU) or prefix_match_unit=8 ("the finest token boundary a prefix-cache hit can land on") makes it finer.
+#   merely slower on a CPU) or prefix_match_unit=8 (documented as where in a block a hit may end) makes it finer.
 # What happens: by default nothing is cached, as a block has 128 tokens. block_size=16 ends the start with "No common block
 #   size"; prefix_match_unit=8 with "Invalid prefix_match_unit": it is for models of several cache groups alone.
-# Why it matters here: few-shot prompts of 100 to 200 tokens that many requests share. With 32 each request computes up to
-#   32 tokens of its prompt again, a quarter of all tokens of a short text.
-# In the toolkit: gold/engine.py takes blocks of 32. tests/test_engine.py counts the cached tokens.
+# Why it matters here: few-shot prompts of 100 to 200 tokens that many requests share; each computes up to 32 tokens again.
+# In the toolkit: gold/engine.py takes blocks of 32. tests/test_engine.py::test_every_attempt_is_one_record_with_its_lineage.
 # Seen (Linux, a CPU):
 #     {}: 0 of 120 tokens cached
 #     {"block_size": 32}: 96 of 120 tokens cached

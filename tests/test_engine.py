@@ -63,6 +63,8 @@ def test_every_attempt_is_one_record_with_its_lineage(sample, tmp_path):
     assert Counter(r["label"] for r in accepted) == {"positive": 30, "negative": 30}
     assert counts["attempted"] == len(accepted) + len(rejected) == len({r["id"] for r in accepted + rejected})
     assert Counter(r["reason"] for r in rejected) == counts["rejected"] and set(counts["rejected"]) <= set(REASONS)
+    # Four attempts in a row share their prompt, of which whole blocks of 32 tokens are cached
+    assert counts["cached_tokens"] > counts["prompt_tokens"] / 3
     for r in accepted:
         assert re.fullmatch(r"reviews-00-train-\d{6}", r["id"])
         assert r["target"] == r["label"] == list(TASK.labels)[int(r["id"][-6:]) % 2]
