@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from gold.answers import mean_nll
+from gold.command import fail
 from gold.disk import naming, write_text
 from gold.engine import Engine, Output, Request
 from gold.jsonl import dump_line
@@ -41,6 +42,8 @@ class Journal:
         self.path, self.teacher_nll = path, teacher_nll
         self.asked: dict[str, str] = {}  # id: hash of its request
         self.kept: dict[str, Completion] = {}
+        if path.is_dir():
+            fail(f"{path}: is a folder, where finished completions are to be noted; move it away")
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 completion = msgspec.json.decode(line, type=Completion)

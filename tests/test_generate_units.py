@@ -379,6 +379,8 @@ def test_what_was_finished_before_a_kill_is_not_asked_for_again(generated, comma
     told, *whole = generated(*how, folder="whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(generate, "settle", lambda *of: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            command(*how, folder="folder")
         command(*how, folder="cut")
     journal = tmp_path / "cut/train.jsonl.journal"
     kept = read_lines(journal)
@@ -393,6 +395,10 @@ def test_what_was_finished_before_a_kill_is_not_asked_for_again(generated, comma
     assert found == whole and counts == told
     assert len(sent) == counts["attempted"] - 18
     assert not journal.exists()
+    folder = tmp_path / "folder/train.jsonl.journal"
+    folder.unlink()
+    folder.mkdir()
+    assert "train.jsonl.journal: is a folder" in command(*how, folder="folder").stderr
 
 
 @pytest.mark.parametrize("name", ["train.jsonl.partial", "train.rejected.jsonl.partial"])
