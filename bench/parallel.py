@@ -35,7 +35,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from bench.stages import lines_of, note
+from bench.stages import lines_of, note, told
 from gold.runs import git_state
 
 RESULTS, WORK, PORT = Path("bench/results/parallel.jsonl"), Path("runs/parallel"), 8017
@@ -138,10 +138,6 @@ def show_table() -> None:
                 f"| {Path(model).name} | {number:,} | {way} | {statistics.median(rates):,.1f} | {told(gains)} | {told(walls)} "
                 f"| {watched} |"
             )
-
-
-def told(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def main(

@@ -33,7 +33,6 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -47,7 +46,7 @@ import typer
 
 import generate
 from bench.machine import machine
-from bench.stages import lines_of, note
+from bench.stages import lines_of, note, told
 from bench.watched import counter, watch
 from gold import teacher
 from gold.attempts import Pools
@@ -277,11 +276,6 @@ def restart(bench: Bench, way: str) -> dict[str, Any]:
     return found | {name: round(value, 2) for name, value in times.items()} | {"peak_mib": max(peak, peak_again) >> 20}
 
 
-def told(values: list[float], form: str = ",.1f") -> str:
-    middle, low, high = (format(f(values), form) for f in (statistics.median, min, max))
-    return f"{middle} [{low}, {high}]"
-
-
 def show_table() -> None:
     lines = lines_of(RESULTS)
     for part in ("speed", "restart"):
@@ -295,16 +289,19 @@ def show_table() -> None:
             some = [line for line in mine if (line["model"], line["num_prompts"], line["way"]) == key]
             if part == "speed":
                 cells = [told([line["accepted"] for line in some], ",.0f")]
-                cells += [told([line["accepted"] / line[name] for line in some]) for name in ("wall", "work")]
+                cells += [told([line["accepted"] / line[name] for line in some], ",.1f") for name in ("wall", "work")]
                 pairs = [(ours[at], line) for line in some if (at := (line["run"], line["repeat"])) in ours]
                 for name in ("wall", "work"):
                     gains = [a["accepted"] / a[name] * b[name] / b["accepted"] for a, b in pairs]
                     cells.append(told(gains, ".2f") if gains else "-")
-                cells += [told([line["wall"] for line in some])]
+                cells += [told([line["wall"] for line in some], ",.1f")]
             else:
                 cells = [told([line[name] for line in some], ",.0f") for name in ("at_kill", "lost")]
                 back = [line["back"] for line in some if line["back"] is not None]
-                cells += [told(back) if back else "stands still", told([line["whole"] for line in some])]
+                cells += [
+                    told(back, ",.1f") if back else "stands still",
+                    told([line["whole"] for line in some], ",.1f"),
+                ]
             cells += [told([line["peak_mib"] for line in some], ",.0f")]
             way = key[2] + " (extrapolated)" * any("extrapolated_from" in line for line in some)
             print(f"| {Path(key[0]).name} | {key[1]:,} | {way} | {' | '.join(cells)} |")

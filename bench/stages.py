@@ -7,6 +7,7 @@ import io
 import json
 import math
 import signal
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,9 @@ def note(results: Path, line: dict) -> None:
     with results.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(line) + "\n")
+
+
+def told(values: list[float], form: str = ".2f") -> str:
+    """Median [min, max]."""
+    middle, low, high = (format(f(values), form) for f in (statistics.median, min, max))
+    return f"{middle} [{low}, {high}]"

@@ -35,7 +35,7 @@ import typer
 
 from bench import run_glue_like as rival
 from bench.human import BASE, RATE, accuracy, load_human, measured
-from bench.stages import lines_of, note
+from bench.stages import lines_of, note, told
 from gold.command import fail, say
 from gold.examples import read_examples
 from gold.jsonl import read_records, write_file
@@ -225,12 +225,6 @@ def score(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
-
-
-def told(values: list[float], form: str = ".2f") -> str:
-    """Median [min, max]."""
-    middle, low, high = (format(f(values), form) for f in (statistics.median, min, max))
-    return f"{middle} [{low}, {high}]"
 
 
 def table_of(lines: list[dict], number: int, reference: str) -> None:

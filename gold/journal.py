@@ -64,7 +64,8 @@ class Journal:
         return [request for request in requests if request.id not in self.kept]
 
     def keep(self, outputs: Mapping[str, Output], seconds: float) -> int:
-        """Note what is finished; how many of these outputs were asked for here (an engine may have other work too)."""
+        """Note what is finished, after so many seconds of generation; how many of these outputs were asked for here (an engine
+        may have other work too)."""
         if not (mine := [identifier for identifier in outputs if identifier in self.asked]):
             return 0
         for identifier in mine:
@@ -81,6 +82,7 @@ class Journal:
         return len(mine)
 
     def lines_of(self, ids: Iterable[str]) -> Iterable[str]:
+        """Of the file; an error has none."""
         return (f"{dump_line(self.kept[i])}\n" for i in ids if self.kept[i]["finish_reason"] != "error")
 
     def take(self, identifier: str, engine: Engine) -> Completion:

@@ -6,7 +6,8 @@ k_center_distances(points, distances, 100)                        the same, as e
 
 Up to EXACT training examples every pair counts. Of more, CANDIDATES are compared in full: by words those that a part of each
 vector finds, by representations those that faiss finds among vectors of 4 bits a part (product quantisation: Jegou et al.
-2011; in registers: Andre et al. 2017). Of 100,000 texts .996 and more had the true distance (bench/selection.py).
+2011; in registers: Andre et al. 2017), one more for each 10,000 training examples, MOST at most. Of 100,000 texts and of a
+million .994 and more had the true distance (bench/selection.py).
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any
 from gold.text import words
 
 EXACT = 20_000
-CANDIDATES = 30
+CANDIDATES, MOST = 30, 60
 # Of the squared length of a vector, by its heaviest words: (of an example, of a training example). Among so many training
 # examples the nearest one is nearer, so that fewer words find it
 KEPT, MANY, KEPT_OF_MANY = (0.94, 0.82), 600_000, (0.85, 0.6)
@@ -82,7 +83,7 @@ def embedding_distances(points: Any, known: Any, examples: list[dict], train_exa
         return [math.nan] * len(points)
     own, k = own_places(examples, train_examples), 2
     if len(known) > EXACT:  # of more, more look alike in 4 bits
-        k = min(60, CANDIDATES + len(known) // 10_000)
+        k = min(MOST, CANDIDATES + len(known) // 10_000)
     at_once = max(1, 2**25 // (known.shape[1] * k))  # 134 MB of candidates
     lengths[lengths == 0] = 1
     index = faiss.IndexFlatIP(known.shape[1])

@@ -86,7 +86,7 @@ def batches_of(student: Student, features: list[dict], batch_size: int, padded: 
     sizes = [len(f["input_ids"]) + (len(f["labels"]) if fixed is None else fixed) for f in features]
     order = sorted(range(len(features)), key=lambda i: -sizes[i])
     begin, tokens = 0, batch_size * EXAMPLE_TOKENS
-    # The other families also decode in these batches
+    # Encoders alone: the others also decode in these batches, in fewer steps where they are large
     if student.family == "encoder" and student.network.device.type == "cpu":
         tokens = min(tokens, CPU_TOKENS)
     while begin < len(order):

@@ -168,7 +168,7 @@ class Server:
         text = choice.message.content if self.form == "chat" else choice.text
         if text is None and choice.finish_reason is None:
             raise ValueError("no text and no finish_reason")
-        if choice.finish_reason == "abort":  # half a text, of a vLLM that shuts down
+        if choice.finish_reason == "abort":  # half a text: vLLM 0.32 has it for what a shutdown cuts off
             raise openai.OpenAIError("the server has given up its requests")
         tokens: Counter[str] = Counter()
         if usage:
